@@ -1,0 +1,171 @@
+"""How does each strategy hold up with length? Ground-truth scores of tiny-wan's videos, 1x to 16x the trained length.
+
+    python bench/lengths.py                                       # every strategy, 81 to 1281 frames, 4 clips each
+    python bench/lengths.py --strategies direct --frames 81,321   # part of it
+
+Each finished video is one line of a journal, so a run that was killed goes on where it stopped and the same seeds give the
+same figures. Writes results/lengths.json (rows, means with bootstrap intervals), lengths.md and lengths.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, environment, save
+
+from freeloc_fx.generate import apply, generate, load_pipeline
+from freeloc_fx.metrics import score
+from freeloc_fx.tiny_wan.scenes import Scene
+
+STRATEGIES = ("direct", "direct+temp", "vrpr", "vrpr+temp", "tsa", "vrpr+tsa", "profile")
+SCORES = ("composite", "presence", "shape_accuracy", "sharpness", "area", "speed", "motion", "psnr", "foreign", "loop")
+
+
+def prompt_of(seed: int) -> str:
+    """The prompt that a seed stands for: scenes that training never drew (their generator has its own key)."""
+    return Scene.random(np.random.default_rng((seed, 4))).prompt
+
+
+def real_clip(seed: int, frames: int) -> np.ndarray:
+    """The scene of `prompt_of(seed)` itself, float32 (frames, 64, 64, 3)."""
+    return Scene.random(np.random.default_rng((seed, 4))).render(frames)
+
+
+def reconstruct(pipe: Any, video: np.ndarray) -> np.ndarray:
+    """What the VAE makes of a clip: the best that any sampler could score."""
+    import torch
+
+    x = torch.from_numpy(video)[None].permute(0, 4, 1, 2, 3) * 2 - 1
+    with torch.no_grad():
+        y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample
+    return (y[0].permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1).numpy()
+
+
+def interval(values: list[float]) -> list[float | None]:
+    """Mean and the 95% bootstrap interval of the mean over clips, NaN left out; None where nothing was measurable."""
+    data = np.array([v for v in values if v is not None and math.isfinite(v)])
+    if not len(data):
+        return [None, None, None]
+    draws = np.random.default_rng(0).choice(data, (2000, len(data))).mean(1)
+    return [float(data.mean()), *(float(q) for q in np.quantile(draws, [0.025, 0.975]))]
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    args.work.mkdir(parents=True, exist_ok=True)
+    journal = args.work / "lengths.jsonl"
+    rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    done = {(r["strategy"], r["frames"], r["seed"], r["steps"], r["guidance"]) for r in rows}
+    pipe = load_pipeline("tiny-wan")
+
+    def add(strategy: str, frames: int, seed: int, video: np.ndarray, seconds: float) -> None:
+        scores = {k: v for k, v in score(video, prompt_of(seed)).as_dict().items() if k in SCORES}
+        scores = {k: v if math.isfinite(v) else None for k, v in scores.items()}
+        row = {"strategy": strategy, "frames": frames, "seed": seed, "steps": args.steps, "guidance": args.guidance,
+               "seconds": seconds, **scores}  # fmt: skip
+        rows.append(row)
+        with journal.open("a") as file:  # one line at once; a torn last line cannot occur within a page
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if args.keep:
+            np.save(args.work / f"{strategy}-{frames}-{seed}.npy", (video * 255).round().astype(np.uint8))
+        print(strategy, frames, seed, f"{seconds:.1f} s", {k: v and round(v, 3) for k, v in scores.items()}, flush=True)
+
+    for seed in args.seeds:
+        for frames in args.frames:
+            for strategy in ("reconstruction", *args.strategies):
+                if (strategy, frames, seed, args.steps, args.guidance) in done:
+                    continue
+                if strategy == "reconstruction":
+                    if frames == 81:
+                        add(strategy, frames, seed, reconstruct(pipe, real_clip(seed, frames)), 0.0)
+                    continue
+                if frames == 81 and strategy != "direct":
+                    continue  # within the trained length every strategy is direct
+                apply(pipe, strategy=strategy)
+                video = generate(
+                    pipe, prompt_of(seed), frames=frames, steps=args.steps, guidance=args.guidance, seed=seed
+                )
+                add(strategy, frames, seed, video.frames, video.seconds)
+    wanted = set(args.seeds)
+    return [r for r in rows if r["seed"] in wanted and r["steps"] == args.steps and r["guidance"] == args.guidance]
+
+
+def table(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """Means with intervals per strategy and length, as records and as a Markdown table."""
+    columns = ("composite", "presence", "sharpness", "area", "speed", "motion", "psnr", "loop", "seconds")
+    records, lines = [], ["| frames | strategy | clips | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"]
+    order = ["reconstruction", *STRATEGIES]
+    keys = sorted({(r["frames"], r["strategy"]) for r in rows}, key=lambda k: (k[0], order.index(k[1])))
+    for frames, strategy in keys:
+        part = [r for r in rows if (r["frames"], r["strategy"]) == (frames, strategy)]
+        means = {c: interval([r[c] for r in part]) for c in columns}
+        records.append({"frames": frames, "strategy": strategy, "clips": len(part), **means})
+        cells = []
+        for c in columns:
+            mean, low, high = means[c]
+            if mean is None:
+                cells.append("-")
+            elif c == "composite":
+                cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
+            else:
+                cells.append(f"{mean:.1f}" if c in ("psnr", "seconds") else f"{mean:.2f}")
+        lines.append(f"| {frames} | {strategy} | {len(part)} | " + " | ".join(cells) + " |")
+    return records, "\n".join(lines)
+
+
+def plot(records: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = ("composite", "sharpness", "speed", "area")
+    figure, axes = plt.subplots(1, len(names), figsize=(15, 3.6), constrained_layout=True)
+    best = next((r for r in records if r["strategy"] == "reconstruction"), None)
+    for axis, name in zip(axes, names, strict=True):
+        for strategy in STRATEGIES:
+            start = [r for r in records if r["strategy"] == "direct" and r["frames"] == 81]
+            points = start + [r for r in records if r["strategy"] == strategy and r["frames"] > 81]
+            points = [p for p in points if p[name][0] is not None]
+            if len(points) > 1:
+                x = [p["frames"] / 81 for p in points]
+                axis.plot(x, [p[name][0] for p in points], marker="o", ms=3, label=strategy)
+                axis.fill_between(x, [p[name][1] for p in points], [p[name][2] for p in points], alpha=0.12)
+        if best is not None:
+            axis.axhline(best[name][0], color="gray", ls=":", lw=1, label="VAE of real clips")
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("length, multiples of the trained 81 frames")
+        axis.set_title(name)
+    axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--strategies", type=lambda s: s.split(","), default=list(STRATEGIES))
+    parser.add_argument("--frames", type=lambda s: [int(n) for n in s.split(",")], default=[81, 161, 321, 801, 1281])
+    parser.add_argument("--seeds", type=lambda s: [int(n) for n in s.split(",")], default=[0, 1, 2, 3])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--work", type=Path, default=Path("bench-lengths"), help="journal, and videos with --keep")
+    parser.add_argument("--keep", action="store_true", help="keep every video as uint8 .npy")
+    parser.add_argument("--name", default="lengths", help="name of the result files")
+    args = parser.parse_args()
+    rows = run(args)
+    records, markdown = table(rows)
+    save(args.name, {"settings": {"steps": args.steps, "guidance": args.guidance}, "means": records, "clips": rows})
+    (RESULTS / f"{args.name}.md").write_text(markdown + "\n\n" + f"Measured: {json.dumps(environment())}\n")
+    plot(records, RESULTS / f"{args.name}.png")
+    print(markdown)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,394 @@
+"""Train tiny-wan, the embedded model, from nothing: VAE, latents, DiT with its text encoder, then the pipeline folder.
+
+    python bench/train_tiny_wan.py vae      # 1. small AutoencoderKLWan on procedural clips
+    python bench/train_tiny_wan.py latents  # 2. encode the training clips once
+    python bench/train_tiny_wan.py dit      # 3. WanTransformer3DModel and UMT5 encoder together, flow matching
+    python bench/train_tiny_wan.py export   # 4. freeloc_fx/tiny_wan/model, a WanPipeline folder, float16 safetensors
+
+Each stage resumes from its last checkpoint in --work (safetensors, written atomically) and gives the same batches for
+the same --seed wherever it was interrupted: every batch is drawn from a generator seeded by (seed, step).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tiny_wan_vae import decode, encode, forget_history
+from torch import nn
+
+from freeloc_fx.tiny_wan.scenes import (
+    BACKGROUNDS,
+    CAMERAS,
+    COLOURS,
+    SHAPES,
+    SPEEDS,
+    TEXTURES,
+    Scene,
+)
+
+Z_DIM = 12
+FRAMES = 81
+LATENT_FRAMES = 21
+TEXT_LENGTH = 32
+PAD_LENGTH = 512  # WanPipeline zero-pads prompts to 512 tokens and attends to all of them
+
+
+def vae_config() -> dict:
+    return {
+        "base_dim": 16,
+        "z_dim": Z_DIM,
+        "dim_mult": [1, 2, 4],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True, True],
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "scale_factor_spatial": 8,
+        "latents_mean": [0.0] * Z_DIM,
+        "latents_std": [1.0] * Z_DIM,
+    }
+
+
+def dit_config(args: argparse.Namespace) -> dict:
+    return {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": args.heads,
+        "attention_head_dim": 32,
+        "in_channels": Z_DIM,
+        "out_channels": Z_DIM,
+        "text_dim": 128,
+        "freq_dim": 256,
+        "ffn_dim": args.heads * 32 * 3,
+        "num_layers": args.layers,
+        "cross_attn_norm": True,
+        "rope_max_seq_len": 1024,
+    }
+
+
+class Checkpoint:
+    """Model, optimiser moments and the loss curve in one safetensors file, replaced atomically."""
+
+    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, ema: nn.Module | None):
+        self.path, self.model, self.optimizer, self.ema = path, model, optimizer, ema
+
+    def save(self, step: int, curve: list) -> None:
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        if self.optimizer is not None:
+            for i, state in self.optimizer.state_dict()["state"].items():
+                tensors |= {f"optim.{i}.{k}": v for k, v in state.items()}
+        tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+        temporary = self.path.with_suffix(".tmp")
+        save_file(tensors, temporary, metadata={"step": str(step), "curve": json.dumps(curve)})
+        os.replace(temporary, self.path)
+
+    def load(self) -> tuple[int, list]:
+        if not self.path.exists():
+            return 0, []
+        from safetensors import safe_open
+
+        with safe_open(self.path, "pt") as f:
+            meta = f.metadata()
+        tensors = load_file(self.path)
+
+        def part(prefix: str) -> dict:
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        if self.ema is not None:
+            self.ema.load_state_dict(part("ema."))
+        if self.optimizer is not None:
+            state: dict = {}
+            for key, value in part("optim.").items():
+                index, name = key.split(".", 1)
+                state.setdefault(int(index), {})[name] = value
+            self.optimizer.load_state_dict(
+                {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
+            )
+        return int(meta["step"]), json.loads(meta["curve"])
+
+
+def schedule(step: int, total: int, peak: float, warmup: int = 100) -> float:
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))))
+
+
+def make_vae():
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(**vae_config())
+
+
+def train_vae(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    vae = make_vae()
+    forget_history(vae)
+    probe = torch.rand(1, 3, 9, 64, 64) * 2 - 1
+    with torch.no_grad():
+        mean = encode(vae, probe).chunk(2, 1)[0]
+        torch.testing.assert_close(mean, vae.encode(probe).latent_dist.mean, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(decode(vae, mean).clamp(-1, 1), vae.decode(mean).sample, atol=1e-4, rtol=1e-4)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    checkpoint = Checkpoint(args.work / "vae.safetensors", vae, optimizer, None)
+    step, curve = checkpoint.load()
+    if step == 0 and args.vae_init is not None:
+        tensors = load_file(args.vae_init)
+        vae.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        forget_history(vae)
+    started = time.monotonic()
+    while step < args.vae_steps:
+        scenes = [Scene.random(np.random.default_rng((args.seed, 1, step, b))) for b in range(6)]
+        clips = [scene.render(17) for scene in scenes]  # four latent frames after the first: all the history there is
+        x = torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3) * 2 - 1
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(step, args.vae_steps, args.vae_lr)
+        mean, logvar = encode(vae, x).chunk(2, 1)
+        logvar = logvar.clamp(-20, 10)
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        z = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=generator)
+        y = decode(vae, z)
+        l1 = (y - x).abs().mean()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        loss = l1 + F.mse_loss(y, x) + 3e-4 * kl
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % 20 == 0:
+            psnr = -10 * math.log10(F.mse_loss(y.detach().clamp(-1, 1), x).item() / 4)
+            curve.append([step, l1.item(), kl.item(), psnr])
+            print(f"vae {step} l1 {l1:.4f} kl {kl:.3f} psnr {psnr:.2f} {time.monotonic() - started:.0f}s", flush=True)
+        if step % 100 == 0 or step == args.vae_steps:
+            checkpoint.save(step, curve)
+
+
+@torch.no_grad()
+def make_latents(args: argparse.Namespace) -> None:
+    vae = make_vae()
+    Checkpoint(args.work / "vae.safetensors", vae, None, None).load()
+    vae.eval()
+    shard = 100
+    for start in range(0, args.clips, shard):
+        path = args.work / f"latents-{start:06d}.safetensors"
+        if path.exists():
+            continue
+        rows = []
+        for first in range(start, start + shard, 5):
+            scenes = [Scene.random(np.random.default_rng((args.seed, 2, i))) for i in range(first, first + 5)]
+            x = torch.from_numpy(np.stack([s.render(FRAMES) for s in scenes])).permute(0, 4, 1, 2, 3) * 2 - 1
+            rows.append(encode(vae, x).chunk(2, 1)[0])
+        temporary = path.with_suffix(".tmp")
+        save_file({"z": torch.cat(rows).contiguous()}, temporary)
+        os.replace(temporary, path)
+        print(f"latents {start + shard}/{args.clips}", flush=True)
+
+
+def load_latents(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
+    paths = sorted(args.work.glob("latents-*.safetensors"))
+    z = torch.cat([load_file(p)["z"] for p in paths])
+    mean = z.mean((0, 2, 3, 4))
+    std = z.std((0, 2, 3, 4))
+    prompts = [Scene.random(np.random.default_rng((args.seed, 2, i))).prompt for i in range(len(z))]
+    view = (1, -1, 1, 1, 1)
+    return (z - mean.view(view)) / std.view(view), mean, std, prompts
+
+
+def make_tokenizer():
+    """A word-level tokenizer over the prompt grammar, saved and loaded by transformers like any other."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*COLOURS, *SHAPES, *BACKGROUNDS, *TEXTURES, *SPEEDS]
+    words += ["a", "and", "bounce", "over", "the", "camera", ",", "."]
+    words += sorted({w for camera in CAMERAS for w in camera.split()})
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2}
+    for word in words:
+        vocabulary.setdefault(word, len(vocabulary))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=PAD_LENGTH
+    )
+
+
+def make_text_encoder(vocab_size: int):
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=vocab_size, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0,
+            pad_token_id=0, eos_token_id=1,
+        )
+    )  # fmt: skip
+
+
+class CompactCrossAttention:
+    """Cross-attention over the prompt's tokens plus ONE zero token that stands for all the padding.
+
+    WanPipeline pads with zero embeddings, which become identical keys and values; n identical keys are one key whose
+    score is raised by log n. Training this way is exactly the pipeline's attention at a fraction of its cost.
+    """
+
+    def __init__(self) -> None:
+        from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+
+        self.inner = WanAttnProcessor()
+        self.bias: torch.Tensor | None = None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb):
+        return self.inner(attn, hidden_states, encoder_hidden_states, self.bias, rotary_emb)
+
+
+class TextToVideo(nn.Module):
+    def __init__(self, args: argparse.Namespace, vocab_size: int) -> None:
+        super().__init__()
+        from diffusers import WanTransformer3DModel
+
+        self.transformer = WanTransformer3DModel(**dit_config(args))
+        self.text_encoder = make_text_encoder(vocab_size)
+        for block in self.transformer.blocks:  # adaLN-zero: every block starts as the identity
+            nn.init.zeros_(block.attn2.to_out[0].weight)
+            nn.init.zeros_(block.attn2.to_out[0].bias)
+        nn.init.zeros_(self.transformer.proj_out.weight)
+        self.compact = CompactCrossAttention()
+
+    def use_compact_text(self) -> None:
+        for block in self.transformer.blocks:
+            block.attn2.set_processor(self.compact)
+
+    def forward(self, z_t: torch.Tensor, t: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        text = self.text_encoder(ids, mask).last_hidden_state * mask[..., None]
+        text = torch.cat([text, text.new_zeros(len(text), 1, text.shape[-1])], 1)
+        lengths = mask.sum(1)
+        bias = torch.where(mask.bool(), 0.0, float("-inf"))
+        bias = torch.cat([bias, torch.log((PAD_LENGTH - lengths).float())[:, None]], 1)
+        self.compact.bias = bias[:, None, None].to(text.dtype)
+        return self.transformer(z_t, t, text, return_dict=False)[0]
+
+
+def train_dit(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    z, _, _, prompts = load_latents(args)
+    tokenizer = make_tokenizer()
+    tokens = tokenizer(prompts, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
+    empty = tokenizer([""], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
+    model = TextToVideo(args, len(tokenizer))
+    model.use_compact_text()
+    ema = TextToVideo(args, len(tokenizer))
+    ema.load_state_dict(model.state_dict())
+    ema.requires_grad_(False)
+    print(f"parameters {sum(p.numel() for p in model.transformer.parameters()):,}", flush=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    checkpoint = Checkpoint(args.work / "dit.safetensors", model, optimizer, ema)
+    step, curve = checkpoint.load()
+    run = torch.compile(model) if args.compile else model
+    running, started, first = [], time.monotonic(), step
+    while step < args.dit_steps:
+        rng = np.random.default_rng((args.seed, 3, step))
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        index = torch.from_numpy(rng.integers(0, len(z), args.batch))
+        x = z[index]
+        ids, mask = tokens.input_ids[index], tokens.attention_mask[index]
+        drop = torch.from_numpy(rng.random(args.batch) < 0.1)
+        ids = torch.where(drop[:, None], empty.input_ids, ids)
+        mask = torch.where(drop[:, None], empty.attention_mask, mask)
+        # Logit-normal times shifted towards noise, as the sampler spends its steps there (flow shift 3).
+        u = torch.sigmoid(torch.randn(args.batch, generator=generator))
+        sigma = 3.0 * u / (1 + 2.0 * u)
+        noise = torch.randn(x.shape, generator=generator)
+        s = sigma.view(-1, 1, 1, 1, 1)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(step, args.dit_steps, args.dit_lr)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
+            prediction = run((1 - s) * x + s * noise, sigma * 1000, ids, mask)
+        loss = F.mse_loss(prediction.float(), noise - x)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        decay = min(0.998, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        step += 1
+        running.append(loss.item())
+        if step % 25 == 0:
+            rate = (step - first) * args.batch / (time.monotonic() - started)
+            curve.append([step, float(np.mean(running))])
+            print(f"dit {step} loss {np.mean(running):.4f} {rate:.2f} samples/s", flush=True)
+            running = []
+        if step % 100 == 0 or step == args.dit_steps:
+            checkpoint.save(step, curve)
+
+
+def export(args: argparse.Namespace) -> None:
+    from diffusers import UniPCMultistepScheduler, WanPipeline
+
+    _, mean, std, _ = load_latents(args)
+    vae = make_vae()
+    vae_steps, vae_curve = Checkpoint(args.work / "vae.safetensors", vae, None, None).load()
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    tokenizer = make_tokenizer()
+    model = TextToVideo(args, len(tokenizer))
+    ema = TextToVideo(args, len(tokenizer))
+    dit_steps, dit_curve = Checkpoint(args.work / "dit.safetensors", model, None, ema).load()
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+    )
+    pipe = WanPipeline(
+        tokenizer=tokenizer, text_encoder=ema.text_encoder, vae=vae, scheduler=scheduler, transformer=ema.transformer
+    )
+    pipe.to(torch.float16)
+    pipe.save_pretrained(args.out, safe_serialization=True)
+    recipe = {
+        "command": "python bench/train_tiny_wan.py {vae,latents,dit,export}",
+        "seed": args.seed,
+        "torch": torch.__version__,
+        "clips": args.clips,
+        "frames": FRAMES,
+        "vae": {"steps": vae_steps, "learning_rate": args.vae_lr,
+                "curve": {"columns": ["step", "l1", "kl", "psnr"], "rows": vae_curve}},
+        "dit": {"steps": dit_steps, "batch": args.batch, "learning_rate": args.dit_lr,
+                "curve": {"columns": ["step", "loss"], "rows": dit_curve}},
+    }  # fmt: skip
+    Path(args.recipe).write_text(json.dumps(recipe) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["vae", "latents", "dit", "export"])
+    parser.add_argument("--work", type=Path, default=Path("train-tiny-wan"), help="checkpoints and latents")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "freeloc_fx/tiny_wan/model")
+    parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "results/train_tiny_wan.json")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clips", type=int, default=2000)
+    parser.add_argument("--vae-init", type=Path, help="safetensors with the weights of an earlier VAE to start from")
+    parser.add_argument("--vae-steps", type=int, default=1100)
+    parser.add_argument("--vae-lr", type=float, default=2e-3)
+    parser.add_argument("--dit-steps", type=int, default=3600)
+    parser.add_argument("--dit-lr", type=float, default=1e-3)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=10)
+    parser.add_argument("--heads", type=int, default=5)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    {"vae": train_vae, "latents": make_latents, "dit": train_dit, "export": export}[args.stage](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Long attention: one operator, three ways of running it (`reference`, `tiles`, `flex`)."""

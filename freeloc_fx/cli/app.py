@@ -1,0 +1,43 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .compare import compare
+from .generate import generate
+from .inspect import inspect
+from .profiles import profiles
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="freeloc",
+    help="Generate long video from a video diffusion model that was trained on short clips, without training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"freeloc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+app.command()(generate)
+app.command()(compare)
+app.command()(inspect)
+app.add_typer(profiles, name="profiles")

@@ -1,0 +1,242 @@
+"""What the commands share: options, exit codes, the model, the progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .. import generate as library
+from ..errors import FreelocError
+from ..profile import Profile
+from ..strategy import parse
+from ..tiny_wan.scenes import SIZE, parse_prompt
+from ..video import _replacing
+
+__all__ = [
+    "EXAMPLE",
+    "Job",
+    "UsageError",
+    "exits",
+    "load",
+    "out",
+    "prepare",
+    "progress",
+    "scorable",
+    "warn",
+    "write_json",
+]
+
+EXAMPLE = "a red circle and a white square bounce slowly over a navy grid, the camera pans left"
+
+out = Console()
+err = Console(stderr=True)
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Engine = Literal["auto", "eager", "inductor"]
+Attention = Literal["auto", "flex", "tiles", "reference"]
+
+Prompt = Annotated[str, typer.Argument(help=f'What to show, e.g. "{EXAMPLE}".', show_default=False)]
+Model = Annotated[
+    str, typer.Option("--model", help="tiny-wan (embedded), the folder of a diffusers pipeline, or a hub id.")
+]
+ProfileName = Annotated[
+    str | None,
+    typer.Option("--profile", help="A shipped profile or a JSON file.", show_default="the one for the model"),
+]
+Height = Annotated[int | None, typer.Option(min=1, help="Pixels.", show_default="the model's")]
+Width = Annotated[int | None, typer.Option(min=1, help="Pixels.", show_default="the model's")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")]
+Guidance = Annotated[float | None, typer.Option(min=0.0, help="Guidance scale.", show_default="the model's")]
+Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What to avoid.", show_default="none")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Of the weights; auto: bfloat16 on CUDA, float32 elsewhere.")]
+DeviceOption = Annotated[Device, typer.Option(help="auto: CUDA where there is one.")]
+BackendOption = Annotated[Engine, typer.Option(help="auto: inductor on CUDA, eager elsewhere.")]
+AttentionOption = Annotated[
+    Attention, typer.Option(help="How long attention runs; auto: flex on CUDA, tiles elsewhere.")
+]
+Fps = Annotated[float, typer.Option(min=0.1, max=240.0, help="Frames per second of the file.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class UsageError(FreelocError, ValueError):
+    """An option's value makes no sense."""
+
+
+@contextmanager
+def exits(debug: bool = False, interrupted: Callable[[], str] = lambda: "nothing written") -> Iterator[None]:
+    """Turn what ends a command into one line and an exit code: 2 bad input, 1 failure, 130 Ctrl-C.
+
+    Args:
+        debug: print the traceback too. interrupted: what is on disk after Ctrl-C.
+    """
+    code = 1
+    try:
+        yield
+        return
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except KeyboardInterrupt:
+        code, message = 130, f"interrupted, {interrupted()}"
+    except torch.OutOfMemoryError as error:
+        message = (
+            f"error: out of memory on the device ({str(error).splitlines()[0]}); try fewer frames or a smaller size"
+        )
+    except FreelocError as error:
+        code, message = 2 if isinstance(error, ValueError) else 1, f"error: {error}"
+    except Exception as error:
+        message = f"error: {type(error).__name__}: {str(error).strip() or 'no message'}"
+        if not debug:
+            message = "\n".join([message.splitlines()[0], "(--debug shows where)"])
+    if debug:
+        traceback.print_exc()
+    err.print(message, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def warn(message: str) -> None:
+    err.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked request: everything but prompt, seed and strategy."""
+
+    model: str
+    profile: Profile | None
+    frames: int
+    height: int
+    width: int
+    steps: int
+    guidance: float
+    negative_prompt: str | None
+    dtype: torch.dtype
+    device: str
+    backend: str
+    attention: str
+    latent: tuple[int, int, int]
+
+    def run(self, pipe: Any, prompt: str, seed: int, on_step: Callable[[int, int], None]) -> library.Video:
+        return library.generate(
+            pipe,
+            prompt,
+            frames=self.frames,
+            height=self.height,
+            width=self.width,
+            steps=self.steps,
+            guidance=self.guidance,
+            seed=seed,
+            negative_prompt=self.negative_prompt,
+            on_step=on_step,
+        )
+
+
+def prepare(
+    model: str,
+    profile: str | None,
+    strategies: list[str | None],
+    frames: int,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    negative_prompt: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    backend: str = "auto",
+    attention: str = "auto",
+) -> Job:
+    """Check everything that can be checked without the weights: strategies, profile, model, sizes, device.
+
+    Raises:
+        FreelocError: what is wrong with the request.
+    """
+    for name in strategies:
+        if name not in (None, "profile"):
+            parse(name)
+    loaded = Profile.load(profile) if profile is not None else None
+    facts = library.Facts.read(model)
+    if loaded is not None or any(name != "direct" for name in strategies):
+        loaded = library.choose_profile(facts.transformer, loaded)
+    usual = library.defaults(model=model)
+    height, width = height or usual.height, width or usual.width
+    latent = library.check_request(facts, frames, height, width)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device 'cuda': this machine has no CUDA device that torch can use")
+    elif device == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device 'mps': this machine has no MPS device that torch can use")
+    cuda = device == "cuda"
+    return Job(
+        model=model,
+        profile=loaded,
+        frames=frames,
+        height=height,
+        width=width,
+        steps=usual.steps if steps is None else steps,
+        guidance=usual.guidance if guidance is None else guidance,
+        negative_prompt=negative_prompt,
+        dtype=getattr(torch, ("bfloat16" if cuda else "float32") if dtype == "auto" else dtype),
+        device=device,
+        backend=("inductor" if cuda else "eager") if backend == "auto" else backend,
+        attention=attention,
+        latent=latent,
+    )
+
+
+def load(job: Job, transformer_only: bool = False) -> Any:
+    with err.status(f"loading {job.model}"):
+        return library.load_pipeline(job.model, dtype=job.dtype, device=job.device, transformer_only=transformer_only)
+
+
+def progress() -> Progress:
+    """A progress bar with time left, on standard error."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps,"),
+        TimeElapsedColumn(),
+        TextColumn("gone,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=err,
+    )
+
+
+def scorable(job: Job, prompt: str) -> str | None:
+    """None if the video can be scored against the prompt, else the reason why not."""
+    if (job.height, job.width) != (SIZE, SIZE) or job.frames < 2:
+        return f"scores need a video of {SIZE}x{SIZE} pixels"
+    try:
+        parse_prompt(prompt)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def enlargement(height: int, target: int) -> int:
+    """Whole factor that brings a height near `target` pixels; 1 for videos that are large already."""
+    return max(1, round(target / height))
+
+
+def write_json(path: Path | None, data: Any) -> None:
+    """Write JSON to a file, whole or not at all; to standard output where `path` is None."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if path is None:
+        sys.stdout.write(text)
+        return
+    with _replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

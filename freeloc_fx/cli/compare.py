@@ -1,0 +1,206 @@
+"""`freeloc compare`: one prompt and seed, several strategies, side by side."""
+
+from __future__ import annotations
+
+import math
+import platform
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from .. import __version__
+from .. import generate as library
+from ..metrics import score
+from ..video import SHEETS, check_output, comparison_sheet, side_by_side, write_video
+from . import common
+from .common import Job, UsageError, exits, load, out, prepare, progress, scorable, warn, write_json
+from .generate import describe, score_table
+from .parts import Parts
+
+__all__ = ["compare"]
+
+STRATEGIES = "direct,vrpr,vrpr+temp,tsa,vrpr+tsa,profile"
+
+
+def compare(
+    prompt: common.Prompt,
+    frames: Annotated[int, typer.Option(help="Length of the videos; 4n+1 for Wan.")] = 801,
+    strategies: Annotated[
+        str, typer.Option(help="Names separated by commas; profile: the profile's own, layer by layer.")
+    ] = STRATEGIES,
+    seeds: Annotated[
+        str, typer.Option(help="Numbers separated by commas: scores are means, the video is the first's.")
+    ] = "0",
+    model: common.Model = library.TINY_WAN,
+    profile: common.ProfileName = None,
+    steps: common.Steps = None,
+    guidance: common.Guidance = None,
+    height: common.Height = None,
+    width: common.Width = None,
+    negative_prompt: common.Negative = None,
+    dtype: common.DtypeOption = "auto",
+    device: common.DeviceOption = "auto",
+    backend: common.BackendOption = "auto",
+    attention: common.AttentionOption = "auto",
+    fps: common.Fps = 16.0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="A .mp4 or .gif file.")] = Path("compare.mp4"),
+    keep_parts: Annotated[bool, typer.Option("--keep-parts", help="Keep the single videos' frames.")] = False,
+    debug: common.Debug = False,
+) -> None:
+    """Generate one prompt with several strategies from the same noise, side by side in one video.
+
+    Writes a contact sheet (PNG) and the settings and scores (JSON) beside it. Run again after an interruption, it goes
+    on with the first video that is not finished.
+    """
+    folder = output.with_suffix(".parts")
+
+    def left() -> str:
+        kept = len(list(folder.glob("*.json"))) if folder.is_dir() else 0
+        return f"{kept} finished videos are in {folder}, the same command goes on" if kept else "nothing written"
+
+    with exits(debug, left):
+        check_output(output)
+        sheet = check_output(output.with_suffix(".png"), SHEETS)
+        report = check_output(output.with_suffix(".json"), (".json",))
+        names = _names(strategies)
+        numbers = _seeds(seeds)
+        job = prepare(
+            model, profile, [*names], frames, height, width, steps, guidance, negative_prompt,
+            dtype, device, backend, attention,
+        )  # fmt: skip
+        reason = scorable(job, prompt)
+        if model == library.TINY_WAN and reason:
+            warn(f"no scores: {reason}")
+        parts = Parts(folder, job, prompt)
+        _make(parts, job, prompt, names, numbers)
+        found = {name: [_entry(parts, name, seed, prompt, reason) for seed in numbers] for name in names}
+        means = {name: _mean([run["scores"] for run in runs]) for name, runs in found.items()} if reason is None else {}
+        videos = {name: _frames(parts, name, numbers[0]) for name in names}
+        comparison_sheet(
+            sheet,
+            videos,
+            scale=common.enlargement(job.height, 128),
+            scores={name: values["composite"] for name, values in means.items()},
+        )
+        write_json(report, _report(job, prompt, numbers, found, means))
+        write_video(output, side_by_side(videos, common.enlargement(job.height, 192)), fps)
+        del videos
+        if not keep_parts:
+            parts.remove()
+        for name, runs in found.items():
+            out.print(f"{name}: {runs[0]['summary']}, {runs[0]['seconds']:.0f} s", highlight=False, soft_wrap=True)
+        if means:
+            out.print(score_table(means))
+        out.print(f"{output}, {sheet} and {report}", highlight=False, soft_wrap=True)
+
+
+def _names(text: str) -> list[str]:
+    names = list(dict.fromkeys(item.strip() for item in text.split(",") if item.strip()))
+    if not names:
+        raise UsageError(f"--strategies: expected names separated by commas, found {text!r}")
+    return names
+
+
+def _seeds(text: str) -> list[int]:
+    items = [item.strip() for item in text.split(",")]
+    if not all(item.isascii() and item.isdigit() and int(item) < 2**63 for item in items):
+        raise UsageError(f"--seeds: expected numbers from 0 separated by commas, found {text!r}")
+    return list(dict.fromkeys(int(item) for item in items))
+
+
+def _make(parts: Parts, job: Job, prompt: str, names: list[str], seeds: list[int]) -> None:
+    """Generate what is not there yet; the pipeline is loaded only if something is missing."""
+    missing = [(name, seed) for name in names for seed in seeds if parts.get(name, seed) is None]
+    done = len(names) * len(seeds) - len(missing)
+    if done:
+        out.print(f"{done} of {done + len(missing)} videos are there from an earlier run", highlight=False)
+    if not missing:
+        return
+    pipe = load(job)
+    applied = None
+    with progress() as bar:
+        task = bar.add_task("", total=job.steps * len(missing))
+        for index, (name, seed) in enumerate(missing):
+            if name != applied:
+                library.apply(pipe, job.profile, name, backend=job.backend, attention=job.attention)
+                applied = name
+            label = name if len(seeds) == 1 else f"{name}, seed {seed}"
+
+            def on_step(done: int, total: int, index: int = index, label: str = label) -> None:
+                words = label if done < total else f"{label}, decoding"
+                bar.update(task, completed=index * total + done, description=words)
+
+            bar.update(task, description=label)
+            video = job.run(pipe, prompt, seed, on_step)
+            summary = describe(video.plan, name, job.latent[0])
+            plan = video.plan.to_dict() if video.plan is not None else None
+            parts.put(name, seed, video, {"seconds": video.seconds, "summary": summary, "plan": plan})
+        bar.update(task, description="done")
+
+
+def _frames(parts: Parts, name: str, seed: int) -> np.ndarray:
+    part = parts.get(name, seed)
+    assert part is not None  # _make has just made what was missing
+    return part.frames
+
+
+def _entry(parts: Parts, name: str, seed: int, prompt: str, reason: str | None) -> dict[str, Any]:
+    """What one video's report says. Scored from the kept bytes, so a resumed run scores as an uninterrupted one."""
+    part = parts.get(name, seed)
+    assert part is not None
+    scores = score(part.frames.astype(np.float32) / 255, prompt).as_dict() if reason is None else None
+    return {"seed": seed, **part.facts, "scores": scores}
+
+
+def _mean(scores: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean of each number over the seeds that have it; NaN where none has."""
+    result = {}
+    for key, first in scores[0].items():
+        if isinstance(first, (int, float)):
+            known = [s[key] for s in scores if not math.isnan(s[key])]
+            result[key] = sum(known) / len(known) if known else math.nan
+    return result
+
+
+def _report(
+    job: Job, prompt: str, seeds: list[int], found: dict[str, list[dict[str, Any]]], means: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    settings = {
+        "prompt": prompt,
+        "negative_prompt": job.negative_prompt,
+        "model": job.model,
+        "profile": job.profile.name if job.profile is not None else None,
+        "frames": job.frames,
+        "height": job.height,
+        "width": job.width,
+        "steps": job.steps,
+        "guidance": job.guidance,
+        "seeds": seeds,
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "device": job.device,
+        "backend": job.backend,
+        "attention": job.attention,
+    }
+    import diffusers
+
+    versions = {
+        "freeloc_fx": __version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "python": platform.python_version(),
+    }
+    strategies = {name: {"scores": means.get(name), "runs": runs} for name, runs in found.items()}
+    result: dict[str, Any] = _plain({"settings": settings, "versions": versions, "strategies": strategies})
+    return result
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: it becomes null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

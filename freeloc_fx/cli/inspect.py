@@ -1,0 +1,148 @@
+"""`freeloc inspect`: what `transform` would do with a model at one length, as a table, JSON and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .. import generate as library
+from ..plan import Plan, PlannedSite
+from ..transform import plan as make_plan
+from ..video import check_output
+from . import common
+from .common import Job, exits, load, out, prepare, write_json
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    model: common.Model = library.TINY_WAN,
+    profile: common.ProfileName = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="One for every layer.", show_default="the profile's, layer by layer")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Length of the video; 4n+1 for Wan.")] = 321,
+    height: common.Height = None,
+    width: common.Width = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything as JSON; - prints it instead of the table.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of each strategy's position map and mask.")
+    ] = None,
+    debug: common.Debug = False,
+) -> None:
+    """Show the attention sites that were found, their RoPE and token grid, and each layer's strategy and cost."""
+    with exits(debug):
+        to_screen = json_file == Path("-")
+        if json_file is not None and not to_screen:
+            check_output(json_file, (".json",))
+        if pictures is not None and pictures.exists() and not pictures.is_dir():
+            raise common.UsageError(f"--pictures {pictures} is a file; expected a folder")
+        job = prepare(model, profile, [None, strategy], frames, height, width)
+        assert job.profile is not None
+        chosen = job.profile if strategy in (None, "profile") else job.profile.with_layers(str(strategy))
+        pipe = load(job, transformer_only=True)
+        transformer = library.Facts.of(pipe).transformer
+        plan = make_plan(transformer, chosen, frames=job.latent[0], height=job.latent[1], width=job.latent[2])
+        data = _report(job, type(transformer).__name__, plan)
+        if to_screen:
+            write_json(None, data)
+        else:
+            _show(job, type(transformer).__name__, plan)
+        if json_file is not None and not to_screen:
+            write_json(json_file, data)
+            out.print(f"{json_file}", highlight=False, soft_wrap=True)
+        if pictures is not None:
+            from .pictures import draw
+
+            for path in draw(plan, pictures):
+                if not to_screen:
+                    out.print(f"{path}", highlight=False, soft_wrap=True)
+
+
+def _report(job: Job, name: str, plan: Plan) -> dict[str, Any]:
+    totals = {
+        "kept_pairs": sum(s.kept for s in plan.sites) / len(plan.sites),
+        "attention_arithmetic": _attention(plan) / _attention(plan, dense=True),
+    }
+    request = {"frames": job.frames, "height": job.height, "width": job.width, "latent": list(job.latent)}
+    return {"model": job.model, "class": name, "request": request, "totals": totals, **plan.to_dict()}
+
+
+def _attention(plan: Plan, dense: bool = False) -> float:
+    """Multiply-adds of q k and weights v over all video self-attentions, for one forward pass of one sample."""
+    return sum(2.0 * s.heads * s.head_dim * s.grid.sequence**2 * (1.0 if dense else s.arithmetic) for s in plan.sites)
+
+
+def _show(job: Job, name: str, plan: Plan) -> None:
+    def say(text: str) -> None:
+        out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    say(f"{name} of {job.model}: {job.frames} frames of {job.width}x{job.height} pixels")
+    say(str(plan).splitlines()[0])
+    for rope, sites in _distinct(plan, lambda s: s.rope).items():
+        fast, slow = max(map(max, rope.omega)), min(map(min, rope.omega))
+        say(
+            f"RoPE ({_layers(sites)}): {rope.pairing}, {len(rope.first)} of {rope.head_dim // 2} channel pairs "
+            f"turn with the frame, by {fast:.3g} to {slow:.3g} rad per latent frame; measured to {rope.residual:.1g}"
+        )
+    for strategy, sites in _distinct(plan, lambda s: s.strategy).items():
+        settings = {k: v for k, v in strategy.describe().items() if k != "name"}
+        say(f"{strategy.name} ({_layers(sites)}): " + ", ".join(f"{k} {_short(v)}" for k, v in settings.items()))
+    out.print(_table(plan))
+    dense, kept = _attention(plan, dense=True), _attention(plan)
+    say(f"Attention: {kept:.3g} multiply-adds a step and sample against {dense:.3g} dense ({kept / dense:.1%})")
+    for path, reason in plan.skipped:
+        say(f"left alone: {path}: {reason}")
+    for note in plan.notes:
+        say(f"note: {note}")
+
+
+def _table(plan: Plan) -> Table:
+    measured = any(s.position_sensitivity is not None for s in plan.sites)
+    table = Table()
+    columns = ["layer", "site", "heads x channels", "strategy", "temperature", "pairs kept", "arithmetic"]
+    for column in columns + (["position", "context"] if measured else []):
+        table.add_column(column, justify="left" if column in ("site", "strategy") else "right")
+    for s in plan.sites:
+        row = [
+            str(s.layer),
+            s.path,
+            f"{s.heads} x {s.head_dim}",
+            s.strategy.name,
+            f"{s.strategy.temperature:.3f}",
+            f"{s.kept:.1%}",
+            f"{s.arithmetic:.1%}",
+        ]
+        if measured:
+            row += ["-" if v is None else f"{v:.3g}" for v in (s.position_sensitivity, s.context_sensitivity)]
+        table.add_row(*row)
+    return table
+
+
+def _distinct(plan: Plan, of: Any) -> dict[Any, list[PlannedSite]]:
+    groups: dict[Any, list[PlannedSite]] = {}
+    for site in plan.sites:
+        groups.setdefault(of(site), []).append(site)
+    return groups
+
+
+def _layers(sites: list[PlannedSite]) -> str:
+    """Layer numbers with runs shortened: "layers 0-3, 7"."""
+    numbers = sorted({s.layer for s in sites})
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and runs[-1][-1] == n - 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    words = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+    return f"layer{'s' if len(numbers) > 1 else ''} {words}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,51 @@
+"""Every error this library raises on purpose. Each message names the object, what was expected and what was found."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CaptureError",
+    "FreelocError",
+    "LengthError",
+    "PlanError",
+    "ProfileError",
+    "SolveError",
+    "StrategyError",
+    "TransformError",
+    "VerificationError",
+]
+
+
+class FreelocError(Exception):
+    """Base class."""
+
+
+class ProfileError(FreelocError, ValueError):
+    """A profile is malformed; the message begins with the path of the offending field."""
+
+
+class StrategyError(FreelocError, ValueError):
+    """An unknown strategy name, or parts that do not compose."""
+
+
+class SolveError(FreelocError, ValueError):
+    """No settings exist for this trained length and target."""
+
+
+class LengthError(FreelocError, ValueError):
+    """The requested number of frames cannot be run by this model."""
+
+
+class CaptureError(FreelocError, RuntimeError):
+    """The captured graph lacks what a strategy needs (attention sites, temporal RoPE, a token grid)."""
+
+
+class PlanError(FreelocError, ValueError):
+    """Profile and model do not fit together."""
+
+
+class TransformError(FreelocError, RuntimeError):
+    """`transform` or `restore` was called on an object in the wrong state."""
+
+
+class VerificationError(FreelocError, AssertionError):
+    """A pass left the graph inconsistent, or a fast lowering disagrees with the reference."""

@@ -1,0 +1,101 @@
+"""Records that analysis passes leave on graph nodes, all under one meta key.
+
+Passes communicate through these records and nothing else: analysis writes them, planning and rewriting read them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch.fx as fx
+
+if TYPE_CHECKING:
+    from .profile import Sensitivity
+
+__all__ = ["KEY", "AttentionSite", "RopeLayout", "TokenGrid", "record", "sites", "write"]
+
+KEY = "freeloc"
+
+
+@dataclass(frozen=True)
+class RopeLayout:
+    """How temporal RoPE turns a head's channels.
+
+    Channel pair p of head h is (first[p], second[p]); one latent frame turns it by omega[h][p] radians:
+    (x1, x2) -> (x1 cos - x2 sin, x1 sin + x2 cos). `omega` has one row where all heads agree.
+
+    residual: largest deviation of a measured rotation from this description, as a complex modulus.
+    """
+
+    head_dim: int
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+    omega: tuple[tuple[float, ...], ...]
+    residual: float = 0.0
+
+    @property
+    def pairing(self) -> str:
+        """Name of the spelling: "interleaved", "half" or "custom"."""
+        steps = {b - a for a, b in zip(self.first, self.second, strict=True)}
+        if steps == {1}:
+            return "interleaved"
+        return "half" if len(steps) == 1 else "custom"
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """The video tokens of a sequence: frames x height x width in raster order."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in one latent frame."""
+        return self.height * self.width
+
+    @property
+    def sequence(self) -> int:
+        return self.frames * self.tokens
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One softmax attention call in the captured graph.
+
+    path: module path, "blocks.3.attn1". kind: "video" (self-attention over tokens with temporal RoPE), "cross", or
+    "other"; `reason` says why a site is not "video". layer: index among the model's layers. query_shape, key_shape:
+    (batch, heads, tokens, head_dim). scale: factor on q k, None for 1/sqrt(head_dim).
+    """
+
+    path: str
+    layer: int
+    kind: Literal["video", "cross", "other"]
+    query_shape: tuple[int, ...]
+    key_shape: tuple[int, ...]
+    scale: float | None = None
+    reason: str = ""
+    rope: RopeLayout | None = None
+    grid: TokenGrid | None = None
+    sensitivity: Sensitivity | None = None
+
+
+def record(node: fx.Node) -> AttentionSite | None:
+    """The record on a node, or None."""
+    found = node.meta.get(KEY)
+    assert found is None or isinstance(found, AttentionSite)
+    return found
+
+
+def write(node: fx.Node, site: AttentionSite | None = None, **changes: object) -> None:
+    """Put a record on a node, or change fields of the one that is there."""
+    current = site if site is not None else record(node)
+    assert current is not None, f"{node} carries no record to change"
+    node.meta[KEY] = replace(current, **changes)  # type: ignore[arg-type]
+
+
+def sites(graph: fx.Graph) -> list[tuple[fx.Node, AttentionSite]]:
+    """Every node with a record, in execution order."""
+    return [(node, site) for node in graph.nodes if (site := record(node)) is not None]

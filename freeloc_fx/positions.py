@@ -1,0 +1,159 @@
+"""Position maps: where the key of latent frame j stands for a query of latent frame i.
+
+A map turns the relative position d = i - j into a remapped relative position P. Everything downstream needs only the
+table of P over all pairs of frames (`PositionMap.table`) and, for lowerings that want one rotation for many pairs, its
+partition into separable bands (`PositionMap.bands`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from .errors import StrategyError
+
+__all__ = ["VRPR", "Band", "Identity", "PositionMap"]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Pairs of frames on which a map is a difference: P[i, j] = query[i] - key[j] wherever pairs[i, j].
+
+    query, key: float64 (frames,), remapped absolute positions in latent frames. pairs: bool (frames, frames).
+    """
+
+    query: np.ndarray
+    key: np.ndarray
+    pairs: np.ndarray
+
+
+@runtime_checkable
+class PositionMap(Protocol):
+    """What a strategy says about positions."""
+
+    def table(self, frames: int) -> np.ndarray:
+        """P for every pair, float64 of shape (frames, frames), row = query frame i, column = key frame j."""
+        ...
+
+    def bands(self, frames: int) -> list[Band]:
+        """Separable bands that partition all pairs of frames."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-serialisable settings, with the map's name under "map"."""
+        ...
+
+
+def _distances(frames: int) -> np.ndarray:
+    index = np.arange(frames)
+    return index[:, None] - index[None, :]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """P(d) = d: the model's own positions."""
+
+    def table(self, frames: int) -> np.ndarray:
+        return _distances(frames).astype(np.float64)
+
+    def bands(self, frames: int) -> list[Band]:
+        index = np.arange(frames, dtype=np.float64)
+        return [Band(index, index, np.ones((frames, frames), bool))]
+
+    def describe(self) -> dict[str, Any]:
+        return {"map": "identity"}
+
+
+@dataclass(frozen=True)
+class VRPR:
+    """Video-based relative position re-encoding (FreeLOC, CVPR 2026, section "VRPR").
+
+    For d >= 0, and odd in d:
+
+        d <= W1:       P = d
+        W1 < d <= W2:  P = floor(d/G1) + W1 - floor(W1/G1)
+        d > W2:        P = floor(d/G2) + W1 - floor(W1/G1) + floor(W2/G1) - floor(W2/G2)
+
+    The offsets make P continuous at both boundaries for any G1, G2 (the official code's are continuous for G1 = 2
+    only). `quantise="pair"` is that formula on i - j. `quantise="separable"` replaces floor((i-j)/G) by floor(i/G) -
+    floor(j/G) as the official code does; it differs by at most 1 and needs fewer rotations.
+
+    Args: w1, w2 in latent frames (0 <= w1 <= w2); g1, g2 group sizes in latent frames (1 <= g1 <= g2).
+    Raises: StrategyError where those orders do not hold.
+    """
+
+    w1: int
+    w2: int
+    g1: int
+    g2: int
+    quantise: Literal["pair", "separable"] = "pair"
+
+    def __post_init__(self) -> None:
+        for name in ("w1", "w2", "g1", "g2"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise StrategyError(f"vrpr.{name}: expected an integer, found {value!r}")
+        if not 0 <= self.w1 <= self.w2:
+            raise StrategyError(f"vrpr: expected 0 <= w1 <= w2, found w1={self.w1}, w2={self.w2}")
+        if not 1 <= self.g1 <= self.g2:
+            raise StrategyError(f"vrpr: expected 1 <= g1 <= g2, found g1={self.g1}, g2={self.g2}")
+        if self.quantise not in ("pair", "separable"):
+            raise StrategyError(f"vrpr.quantise: expected 'pair' or 'separable', found {self.quantise!r}")
+
+    @property
+    def offsets(self) -> tuple[int, int]:
+        """What the middle and the far tier add to the quantised distance."""
+        middle = self.w1 - self.w1 // self.g1
+        return middle, middle + self.w2 // self.g1 - self.w2 // self.g2
+
+    def of_distance(self, d: np.ndarray | int) -> np.ndarray:
+        """The pair formula on integer distances of any shape; int64."""
+        d = np.asarray(d, dtype=np.int64)
+        a = np.abs(d)
+        middle, far = self.offsets
+        p = np.where(a <= self.w1, a, np.where(a <= self.w2, a // self.g1 + middle, a // self.g2 + far))
+        return np.sign(d) * p
+
+    def reach(self, frames: int) -> int:
+        """Largest |P| over a clip of `frames` latent frames."""
+        return int(np.abs(self.table(frames)).max())
+
+    def table(self, frames: int) -> np.ndarray:
+        d = _distances(frames)
+        if self.quantise == "pair":
+            return self.of_distance(d).astype(np.float64)
+        table = np.zeros((frames, frames))
+        for band in self.bands(frames):
+            table = np.where(band.pairs, band.query[:, None] - band.key[None, :], table)
+        return table
+
+    def bands(self, frames: int) -> list[Band]:
+        index = np.arange(frames)
+        d = _distances(frames)
+        near = np.abs(d) <= self.w1
+        bands = [Band(index.astype(np.float64), index.astype(np.float64), near)]
+        tiers = (
+            ((np.abs(d) > self.w1) & (np.abs(d) <= self.w2), self.g1, self.offsets[0]),
+            (np.abs(d) > self.w2, self.g2, self.offsets[1]),
+        )
+        for tier, group, offset in tiers:
+            for sign in (1, -1):
+                pairs = tier & (np.sign(d) == sign)
+                if self.quantise == "separable" or group == 1:
+                    position = (index // group).astype(np.float64)
+                    bands.append(Band(position + sign * offset, position, pairs))
+                    continue
+                # For i = a*G + r: floor((i-j)/G) = a - ceil((j-r)/G), so the pair formula is a difference within one
+                # residue class r of the query frame; for the future, -floor((j-i)/G) = a - floor((j-r)/G).
+                for r in range(min(group, frames)):
+                    rows = pairs & (index % group == r)[:, None]
+                    key = -((r - index) // group) if sign > 0 else (index - r) // group
+                    bands.append(
+                        Band((index // group + sign * offset).astype(np.float64), key.astype(np.float64), rows)
+                    )
+        return [band for band in bands if band.pairs.any()]
+
+    def describe(self) -> dict[str, Any]:
+        return {"map": "vrpr", **asdict(self)}

@@ -1,0 +1,395 @@
+"""A profile: what one model needs to run beyond its trained length, layer by layer.
+
+A profile says which strategy each layer gets and carries the settings that are known; whatever it leaves out is solved
+for the length and resolution at hand. It is plain data: immutable, hashable, comparable, and written as JSON by
+`profile_json`.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from . import profile_json, solve
+from .errors import PlanError, ProfileError, StrategyError
+from .positions import VRPR
+from .profile_json import FrozenMapping, freeze, integer, known_keys, number, plain, string
+from .strategy import parse
+from .visibility import TSA
+
+__all__ = ["Profile", "Sensitivity", "SizedTSA"]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much one layer reacts, larger = more sensitive; the errors are standard errors of the measurements.
+
+    position: to keys moved outside the trained distances. context: to more visible tokens than in training.
+    """
+
+    position: float
+    context: float
+    position_error: float | None = None
+    context_error: float | None = None
+
+
+@dataclass(frozen=True)
+class SizedTSA:
+    """TSA settings that hold for one number of tokens per frame only; other resolutions are solved."""
+
+    settings: TSA
+    tokens: int
+
+
+VRPRSetting = VRPR | Mapping[str, Any]
+TSASetting = TSA | SizedTSA | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Strategies and settings for the layers of one model.
+
+    Args:
+        trained_frames: latent frames of the training clips, at least 2.
+        layers: one strategy name for all layers, or layer index -> name; layers absent from a mapping are "direct".
+        vrpr: None or "solved"; or settings (a `VRPR` or a mapping of its fields) for every length; or a mapping from
+            target latent frames to those, other lengths being solved.
+        tsa: likewise with `TSA`. A mapping of fields may add "tokens": the settings then hold for that many tokens per
+            frame only (D_s counts tokens) and other resolutions are solved.
+        temperature: what "+temp" multiplies scores by, one number or layer index -> number; solved where absent.
+        quantise: "pair" or "separable", for VRPR settings that are solved or do not say (see `VRPR`).
+        name: shown in plans and errors.
+        model: the model it is for: {"class": class name, "config": {key: value that must match, ...}}; None: any.
+        layer_count: number of layers of the model; None: any.
+        sensitivities: layer index -> `Sensitivity` or a mapping of its fields.
+        provenance: where the numbers come from, any JSON object.
+
+    Raises:
+        ProfileError: a field is malformed; the message begins with the field's path, as in "vrpr.41.w1: ...".
+    """
+
+    trained_frames: int
+    layers: str | Mapping[int, str] = "vrpr+tsa"
+    _: KW_ONLY
+    vrpr: VRPRSetting | Mapping[int, VRPRSetting] | Literal["solved"] | None = None
+    tsa: TSASetting | Mapping[int, TSASetting] | Literal["solved"] | None = None
+    temperature: float | Mapping[int, float] | None = None
+    quantise: Literal["pair", "separable"] = "pair"
+    name: str = "by hand"
+    model: Mapping[str, Any] | None = None
+    layer_count: int | None = None
+    sensitivities: Mapping[int, Sensitivity] | None = None
+    provenance: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        integer("trained_frames", self.trained_frames, 2, " latent frames")
+        if self.layer_count is not None:
+            integer("layer_count", self.layer_count, 1)
+        if self.quantise not in ("pair", "separable"):
+            raise ProfileError(f"quantise: expected 'pair' or 'separable', found {self.quantise!r}")
+        if not string("name", self.name):
+            raise ProfileError("name: expected a non-empty string, found ''")
+        values = {
+            "layers": _per_layer("layers", self.layers, _strategy),
+            "vrpr": self._settings_field("vrpr", self.vrpr),
+            "tsa": self._settings_field("tsa", self.tsa),
+            "temperature": _per_layer("temperature", self.temperature, _factor),
+            "model": _fingerprint(self.model),
+            "sensitivities": _sensitivities(self.sensitivities),
+            "provenance": _json_object("provenance", self.provenance),
+        }
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+        if self.layer_count is not None:
+            self._check_indices(self.layer_count)
+
+    def _settings_field(self, kind: Literal["vrpr", "tsa"], value: Any) -> Any:
+        if value is None or value == "solved" or (isinstance(value, Mapping) and not value):
+            return None
+        if not (isinstance(value, Mapping) and any(isinstance(key, int) for key in value)):
+            return _entry(kind, kind, value, self.quantise)
+        entries = {}
+        for frames, entry in _sorted_items(kind, value, "target latent frames"):
+            if frames <= self.trained_frames:
+                raise ProfileError(
+                    f"{kind}.{frames}: expected target latent frames above the trained {self.trained_frames}"
+                )
+            entries[frames] = _entry(kind, f"{kind}.{frames}", entry, self.quantise)
+        return FrozenMapping(entries)
+
+    def _check_indices(self, count: int) -> None:
+        for field in ("layers", "temperature", "sensitivities"):
+            value = getattr(self, field)
+            for layer in value if isinstance(value, Mapping) else ():
+                if layer >= count:
+                    raise ProfileError(f"{field}.{layer}: expected a layer of 0 to {count - 1}, found {layer}")
+
+    # What a layer gets
+
+    def strategy_name(self, layer: int) -> str:
+        """The strategy of a layer, by index; "direct" where the profile does not mention the layer."""
+        return self.layers if isinstance(self.layers, str) else self.layers.get(layer, "direct")
+
+    def settings(self, layer: int, frames: int, tokens: int | None = None) -> dict[str, Any]:
+        """Settings of a layer for `strategy.build`: {"vrpr": VRPR, "tsa": TSA, "temperature": float}, None = solve.
+
+        Args:
+            frames: latent frames of the target.
+            tokens: tokens per frame; TSA settings that name a number of tokens apply where it is this one.
+
+        Raises:
+            SolveError: separable VRPR settings are to be solved and none exist for this length.
+        """
+        vrpr: VRPR | None = self._entry_for(self.vrpr, frames)
+        solved = vrpr is None and "vrpr" in parse(self.strategy_name(layer)) and frames > self.trained_frames
+        if solved and self.quantise == "separable":
+            vrpr = solve.vrpr(self.trained_frames, frames, "separable")
+        tsa = self._entry_for(self.tsa, frames)
+        if isinstance(tsa, SizedTSA):
+            tsa = tsa.settings if tsa.tokens == tokens else None
+        scale = self.temperature
+        return {"vrpr": vrpr, "tsa": tsa, "temperature": scale.get(layer) if isinstance(scale, Mapping) else scale}
+
+    @staticmethod
+    def _entry_for(value: Any, frames: int) -> Any:
+        return value.get(frames) if isinstance(value, Mapping) else value
+
+    def with_layers(self, layers: str | Mapping[int, str], name: str | None = None) -> Profile:
+        """A copy with other strategies and the same settings; its provenance says so and keeps the original's."""
+        return replace(
+            self,
+            layers=layers,
+            name=name or f"{self.name}, {layers if isinstance(layers, str) else 'other layers'}",
+            provenance={"source": "layers replaced", "base": self.name, "base_provenance": self.provenance},
+        )
+
+    # Whether it fits a model
+
+    def check_layers(self, count: int) -> None:
+        """Raise ProfileError unless the profile can serve a model of `count` layers."""
+        if self.layer_count is not None and self.layer_count != count:
+            raise ProfileError(
+                f"layer_count: profile {self.name!r} is for {self.layer_count} layers, the model has {count}"
+            )
+        self._check_indices(count)
+
+    def check_model(self, model: Any) -> None:
+        """Raise PlanError unless the model's class and config are those the profile is for; a profile for any passes.
+
+        Args:
+            model: a diffusers transformer (or anything with `.config`), compiled or not.
+        """
+        if self.model is None:
+            return
+        model = getattr(model, "_orig_mod", model)
+        expected = self.model["class"]
+        if expected not in {cls.__name__ for cls in type(model).__mro__}:
+            raise PlanError(
+                f"model.class: profile {self.name!r} is for {expected}, the model is a {type(model).__name__}"
+            )
+        config = _config(model)
+        for key, value in self.model["config"].items():
+            found = config.get(key, "no such key")
+            if key not in config or plain(found) != plain(value):
+                raise PlanError(
+                    f"model.config.{key}: profile {self.name!r} expects {plain(value)!r}, the model has {found!r}"
+                )
+
+    # Files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the profile as JSON; a reader sees the old file or the new one, never a part.
+
+        Raises:
+            OSError: the folder is missing or cannot be written.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        profile_json.write(Path(path), {name: _to_json(value) for name, value in values.items() if value is not None})
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike[str]) -> Profile:
+        """A shipped profile by name (see `names`), or one from a file.
+
+        Raises:
+            ProfileError: no such profile or file, or its content is malformed; the message begins with the field's
+                path and ends with the file.
+        """
+        if isinstance(name_or_path, str) and name_or_path in cls.names():
+            data = (importlib.resources.files("freeloc_fx.profiles") / f"{name_or_path}.json").read_bytes()
+            return cls._from_json(data, f"shipped profile {name_or_path!r}")
+        path = Path(name_or_path)
+        try:
+            data = path.read_bytes()
+        except (OSError, ValueError) as error:
+            why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+            shipped = ", ".join(cls.names())
+            raise ProfileError(
+                f"profile {os.fspath(name_or_path)!r}: expected the path of a JSON file ({why}) "
+                f"or the name of a shipped profile ({shipped})"
+            ) from error
+        return cls._from_json(data, str(path))
+
+    @classmethod
+    def _from_json(cls, data: bytes, source: str) -> Profile:
+        try:
+            return cls(**profile_json.read(data, tuple(field.name for field in fields(cls))))
+        except RecursionError:
+            raise ProfileError(f"nested too deeply (in {source})") from None
+        except ProfileError as error:
+            raise ProfileError(f"{error} (in {source})") from error
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """Names of the shipped profiles, sorted."""
+        files = importlib.resources.files("freeloc_fx.profiles").iterdir()
+        return tuple(sorted(file.name.removesuffix(".json") for file in files if file.name.endswith(".json")))
+
+    @classmethod
+    def for_model(cls, model: Any) -> Profile:
+        """The shipped profile made for this model, told by its class and config.
+
+        Raises:
+            ProfileError: none was; the message says how to make one.
+        """
+        fitting = []
+        for name in cls.names():
+            profile = cls.load(name)
+            try:
+                profile.check_model(model)
+            except PlanError:
+                continue
+            if profile.model is not None:
+                fitting.append(profile)
+        if fitting:
+            return max(fitting, key=lambda profile: len(cast("Mapping[str, Any]", profile.model)["config"]))
+        raise ProfileError(
+            f"no shipped profile is for this {type(getattr(model, '_orig_mod', model)).__name__} "
+            f"(shipped: {', '.join(cls.names())}).\nMake one by hand, with the latent frames of the training clips:\n"
+            '    profile = freeloc_fx.Profile(trained_frames=16, layers="vrpr+tsa")\n'
+            "or, with a strategy per layer chosen from what each layer is sensitive to, by freeloc_fx.probe."
+        )
+
+
+def _factor(path: str, value: Any) -> float:
+    if number(path, value) <= 0:
+        raise ProfileError(f"{path}: expected a number above 0, found {value!r}")
+    return value
+
+
+def _strategy(path: str, value: Any) -> str:
+    try:
+        parse(value)
+    except StrategyError as error:
+        raise ProfileError(f"{path}: {error}") from error
+    return value
+
+
+def _sorted_items(path: str, value: Mapping[Any, Any], keys: str = "layer indices") -> list[tuple[int, Any]]:
+    for key in value:
+        if isinstance(key, bool) or not isinstance(key, int) or key < 0:
+            raise ProfileError(f"{path}: expected {keys} (integers from 0) as keys, found {key!r}")
+    return sorted(value.items(), key=lambda item: item[0])
+
+
+def _per_layer(path: str, value: Any, check: Any) -> Any:
+    """One value for all layers, or a mapping from layer index; None stays."""
+    if isinstance(value, Mapping):
+        return FrozenMapping({i: check(f"{path}.{i}", item) for i, item in _sorted_items(path, value)})
+    return None if value is None and path != "layers" else check(path, value)
+
+
+def _entry(kind: Literal["vrpr", "tsa"], path: str, value: Any, quantise: str) -> Any:
+    """One VRPR, TSA or SizedTSA from itself or a mapping of its fields."""
+    cls = VRPR if kind == "vrpr" else TSA
+    if isinstance(value, cls):
+        return value
+    if kind == "tsa" and isinstance(value, SizedTSA):
+        integer(f"{path}.tokens", value.tokens, 1)
+        return value
+    if not isinstance(value, Mapping):
+        raise ProfileError(f"{path}: expected {cls.__name__} or a mapping of its fields, found {value!r}")
+    names = tuple(field.name for field in fields(cls))
+    required = ("w1", "w2", "g1", "g2") if kind == "vrpr" else ("d1", "d2", "ds")
+    known_keys(path, value, names if kind == "vrpr" else (*names, "tokens"), required)
+    given = dict(value)
+    tokens = given.pop("tokens", None)
+    if kind == "vrpr":
+        given.setdefault("quantise", quantise)
+    elif not isinstance(given.get("sink", True), bool):
+        raise ProfileError(f"{path}.sink: expected true or false, found {given['sink']!r}")
+    try:
+        made = cls(**given)
+    except StrategyError as error:  # its message begins with the kind
+        raise ProfileError(path + str(error).removeprefix(kind)) from error
+    except TypeError as error:
+        raise ProfileError(f"{path}: {error}") from error
+    if "tokens" not in value:
+        return made
+    return SizedTSA(cast(TSA, made), integer(f"{path}.tokens", tokens, 1))
+
+
+def _sensitivities(value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ProfileError(f"sensitivities: expected a mapping of layers, found {value!r}")
+    names = tuple(field.name for field in fields(Sensitivity))
+    result = {}
+    for layer, item in _sorted_items("sensitivities", value):
+        path = f"sensitivities.{layer}"
+        if isinstance(item, Sensitivity):
+            item = {name: getattr(item, name) for name in names}
+        if not isinstance(item, Mapping):
+            raise ProfileError(f"{path}: expected Sensitivity or a mapping of its fields, found {item!r}")
+        known_keys(path, item, names, ("position", "context"))
+        for name in item:
+            if item[name] is not None or name in ("position", "context"):
+                number(f"{path}.{name}", item[name])
+        result[layer] = Sensitivity(**item)
+    return FrozenMapping(result)
+
+
+def _fingerprint(value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ProfileError(f"model: expected a mapping with class and config, found {value!r}")
+    known_keys("model", value, ("class", "config"), ("class",))
+    if not string("model.class", value["class"]):
+        raise ProfileError("model.class: expected a class name, found ''")
+    config = _json_object("model.config", value.get("config", {}))
+    return FrozenMapping({"class": value["class"], "config": config})
+
+
+def _json_object(path: str, value: Any) -> Any:
+    if value is None and path == "provenance":
+        return None
+    if not isinstance(value, Mapping):
+        raise ProfileError(f"{path}: expected a JSON object, found {value!r}")
+    return freeze(path, value)
+
+
+def _to_json(value: Any) -> Any:
+    """A field as plain JSON data; integer keys become strings, absent standard errors are left out."""
+    if isinstance(value, SizedTSA):
+        return {**asdict(value.settings), "tokens": value.tokens}
+    if isinstance(value, (VRPR, TSA)):
+        return asdict(value)
+    if isinstance(value, Sensitivity):
+        return {key: item for key, item in asdict(value).items() if item is not None}
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    return plain(value)
+
+
+def _config(model: Any) -> Mapping[str, Any]:
+    config = getattr(model, "config", None)
+    if config is not None and not isinstance(config, Mapping):
+        config = vars(config)
+    if config is None:
+        raise PlanError(f"model.config: expected a model with a config, found {type(model).__name__} without one")
+    return config

@@ -1,0 +1,192 @@
+"""`transform`, `restore` and `plan`: the public way in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
+
+from .attention import op
+from .backend import Backend, PlanReady, compiler, layer_table
+from .errors import CaptureError, FreelocError, TransformError
+from .inputs import check_limits, example_inputs, latent_size
+from .plan import Plan
+from .profile import Profile
+
+__all__ = ["plan", "plans", "restore", "transform"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+RECOMPILE_LIMIT = 256
+"""Input shapes (and adapters) one transformed model may see. Past Dynamo's own limit of 8 it would silently run the
+untransformed model; here the limit is higher and passing it is an error."""
+
+
+class _State:
+    """Kept on a transformed model: the original and the backend. Refuses to be copied or pickled, since a copy would
+    silently lose the rewrite."""
+
+    def __init__(self, original: nn.Module, backend: Backend) -> None:
+        self.original, self.backend = original, backend
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _State:
+        raise TransformError("a transformed model cannot be deep-copied: copy restore(model) and transform the copy")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TransformError("a transformed model cannot be pickled: save restore(model), or use save_pretrained")
+
+
+def _state(model: nn.Module) -> _State | None:
+    found = model.__dict__.get("_freeloc")
+    return found if isinstance(found, _State) else None
+
+
+def _profile(model: nn.Module, profile: Profile | str | Path | None) -> Profile:
+    if profile is None:
+        return Profile.for_model(model)
+    if isinstance(profile, (str, Path)):
+        profile = Profile.load(profile)
+    if not isinstance(profile, Profile):
+        raise TypeError(f"profile: expected a Profile, a shipped name or a path, found {type(profile).__name__}")
+    profile.check_model(model)
+    layers = layer_table(model)
+    if layers:
+        profile.check_layers(len(layers))
+    return profile
+
+
+def transform(
+    model: Model,
+    profile: Profile | str | Path | None = None,
+    *,
+    backend: str | Callable[..., Any] | Mapping[str, Any] = "inductor",
+    attention: str = "auto",
+    verify: bool = False,
+) -> Model:
+    """A model that generates video longer than it was trained on. It shares the weights; the original is untouched.
+
+    Nothing is captured or compiled until the first call; each input shape is captured once. Within the profile's
+    trained length the model runs unchanged, bitwise. For inference only.
+
+    Args:
+        model: a diffusers video transformer (or any module whose self-attention has temporal RoPE).
+        profile: a Profile, a shipped profile's name, a path; default `Profile.for_model(model)`.
+        backend: any torch.compile backend by name or as a callable, a mapping of torch.compile's "backend", "mode" and
+            "options", or "eager" to run the rewritten graph as it is.
+        attention: how long attention runs: "auto" (flex on CUDA, tiles elsewhere), "flex", "tiles", "reference".
+        verify: after each pass also propagate shapes and dtypes again; check each long attention against the
+        reference on
+            sampled frames the first time it runs.
+
+    Returns: a model of the same class.
+
+    Raises:
+        TransformError: the model is already transformed or compiled.
+        ProfileError: the profile is for another model, or names layers that this one does not have.
+        ValueError: unknown backend or attention.
+        On the first call with a shape: CaptureError, LengthError, SolveError.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
+    if _state(model) is not None:
+        raise TransformError(
+            f"this {type(model).__name__} is already transformed; restore(model) gives the original back"
+        )
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise TransformError(
+            f"this {type(model).__name__} is already compiled; "
+            "transform the uncompiled model and choose its backend here"
+        )
+    op.choose(attention, torch.device("cpu"))
+    made = Backend(_profile(model, profile), layer_table(model), compiler(backend), attention, verify)
+    result = copy.copy(model)
+    result.__dict__["_freeloc"] = _State(model, made)
+    compiled = torch.compile(result._call_impl, backend=made, fullgraph=True, dynamic=False)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        size = latent_size({"hidden_states": args[0], **kwargs} if args else kwargs)
+        if size is not None:
+            check_limits(result, *size)
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True):
+            return _unwrapped(compiled, *args, **kwargs)
+
+    result._compiled_call_impl = call
+    return result
+
+
+def _unwrapped(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call, and raise our own errors as themselves rather than inside Dynamo's."""
+    try:
+        return compiled(*args, **kwargs)
+    except BackendCompilerFailed as failure:
+        inner = failure.inner_exception
+        if isinstance(inner, (FreelocError, PlanReady)):
+            raise inner from None
+        raise
+
+
+def restore(model: Model) -> Model:
+    """The original of a transformed model.
+
+    Raises:
+        TransformError: the model is not transformed.
+    """
+    state = _state(model)
+    if state is None:
+        raise TransformError(f"this {type(model).__name__} is not a transformed model")
+    return state.original  # type: ignore[return-value]
+
+
+def plans(model: nn.Module) -> list[Plan]:
+    """The plans that a transformed model has made so far, one for each captured input shape.
+
+    Raises:
+        TransformError: the model is not transformed.
+    """
+    state = _state(model)
+    if state is None:
+        raise TransformError(f"this {type(model).__name__} is not a transformed model")
+    return list(state.backend.plans)
+
+
+def plan(
+    model: nn.Module,
+    profile: Profile | str | Path | None = None,
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    inputs: Mapping[str, Any] | None = None,
+) -> Plan:
+    """What `transform` would do for one input size, without running the model.
+
+    Args:
+        frames, height, width: latent sizes of the model's input.
+        inputs: forward arguments for which no example can be made from the model's configuration.
+
+    Raises: as `transform`, at once.
+    """
+    for name, value in (("frames", frames), ("height", height), ("width", width)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a positive integer, found {value!r}")
+    state = _state(model)
+    if state is not None:
+        model, profile = state.original, profile if profile is not None else state.backend.profile
+    check_limits(model, frames, height, width)
+    made = Backend(_profile(model, profile), layer_table(model), None, plan_only=True)
+    arguments = example_inputs(model, frames, height, width, inputs)
+    compiled = torch.compile(copy.copy(model)._call_impl, backend=made, fullgraph=True, dynamic=False)
+    try:
+        with (
+            torch.no_grad(),
+            torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True),
+        ):
+            _unwrapped(compiled, **arguments)
+    except PlanReady as ready:
+        return ready.plan
+    raise CaptureError(f"{type(model).__name__}: the forward pass ran without anything to capture")

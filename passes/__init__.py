@@ -1,0 +1,1 @@
+"""Graph passes: plain functions that find, annotate and rewrite nodes. They hold no mathematics."""

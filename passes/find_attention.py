@@ -1,0 +1,77 @@
+"""Find every softmax attention call, say what kind it is and which layer it belongs to."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+import torch.fx as fx
+import torch.nn.functional as F
+
+from freeloc_fx.match import shape_of
+from freeloc_fx.meta import AttentionSite, write
+from freeloc_fx.pipeline import PassContext
+
+__all__ = ["find_attention", "module_path"]
+
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+
+
+def module_path(node: fx.Node) -> str:
+    """The module a node came from, "blocks.3.attn1"; empty where Dynamo recorded none."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    spelled = str(list(stack.values())[-1][0])
+    names = re.findall(r"[A-Za-z_]\w*|\d+", spelled)
+    return ".".join(n for n in names if n not in ("L", "self", "__dict__", "_modules", "_orig_mod", "mod"))
+
+
+def arguments(node: fx.Node) -> dict[str, object]:
+    """The call's arguments by name, however they were passed."""
+    return dict(zip(_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
+
+
+def find_attention(graph: fx.Graph, context: PassContext) -> int:
+    """Put an AttentionSite on every scaled_dot_product_attention call.
+
+    A call is "cross" where q and k count different tokens, "other" with a reason where it cannot be a video
+    self-attention; what is left is "video" until infer_rope has looked at it.
+    """
+    found = 0
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target not in (
+            F.scaled_dot_product_attention,
+            torch.ops.aten.scaled_dot_product_attention.default,
+        ):
+            continue
+        found += 1
+        given = arguments(node)
+        query, key, value = (given[name] for name in _ARGUMENTS[:3])
+        assert isinstance(query, fx.Node) and isinstance(key, fx.Node) and isinstance(value, fx.Node)
+        q_shape, k_shape, v_shape = (shape_of(n) or () for n in (query, key, value))
+        kind, reason = "video", ""
+        if len(q_shape) != 4 or len(k_shape) != 4:
+            kind, reason = "other", f"expected 4-D q and k, found {q_shape} and {k_shape}"
+        elif q_shape[2] != k_shape[2]:
+            kind, reason = "cross", f"{q_shape[2]} query tokens attend to {k_shape[2]} other tokens"
+        elif q_shape[1] != k_shape[1] or k_shape != v_shape:
+            kind, reason = "other", f"grouped or unequal heads: q {q_shape}, k {k_shape}, v {v_shape}"
+        elif given.get("attn_mask") is not None:
+            kind, reason = "other", "the model passes an attention mask"
+        elif given.get("is_causal"):
+            kind, reason = "other", "causal attention: the model is autoregressive"
+        scale = given.get("scale")
+        write(
+            node,
+            AttentionSite(
+                path=module_path(node),
+                layer=context.layer_of(module_path(node), found - 1),
+                kind=kind,  # type: ignore[arg-type]
+                query_shape=q_shape,
+                key_shape=k_shape,
+                scale=float(scale) if isinstance(scale, (int, float)) else None,
+                reason=reason,
+            ),
+        )
+    return found

@@ -1,0 +1,158 @@
+"""Strategy names, how parts compose, and the temperature formula."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as options
+from hypothesis import strategies as st
+
+from freeloc_fx import solve, strategy
+from freeloc_fx.errors import SolveError, StrategyError
+from freeloc_fx.positions import VRPR, Identity
+from freeloc_fx.strategy import Geometry, Strategy, build, parse
+from freeloc_fx.visibility import TSA, Everything
+
+WAN = Geometry(21, 81, 30, 52)
+NAMES = ["direct", "vrpr", "tsa", "vrpr+tsa", "tsa+vrpr", "direct+temp", "vrpr+temp", "tsa+temp", "vrpr+tsa+temp"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_parse_and_build(name: str) -> None:
+    assert parse(name) == tuple(name.split("+"))
+    built = build(name, WAN)
+    assert built.name == name
+    assert isinstance(built.positions, VRPR if "vrpr" in name else Identity)
+    assert isinstance(built.visibility, TSA if "tsa" in name else Everything)
+    assert (built.temperature != 1.0) == ("temp" in name)
+    assert built.changes_nothing == (name == "direct")
+    assert hash(built) == hash(build(name, WAN)) and built == build(name, WAN)
+    described = json.loads(json.dumps(built.describe()))
+    assert described["name"] == name and described["temperature"] == built.temperature
+    assert described["map"] == ("vrpr" if "vrpr" in name else "identity")
+    assert described["visibility"] == ("tsa" if "tsa" in name else "everything")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vprp", "unknown strategy 'vprp': 'vprp' is not one of direct, vrpr, tsa, temp"),
+        ("vrpr+", r"unknown strategy 'vrpr\+': '' is not one of"),
+        ("", "unknown strategy '': '' is not one of"),
+        ("VRPR", "'VRPR' is not one of"),
+        ("vrpr + tsa", "'vrpr ' is not one of"),
+        ("vrpr+tsa+vrpr", r"'vrpr\+tsa\+vrpr' names a part twice"),
+        ("direct+vrpr", r"'direct\+vrpr': 'direct' composes with 'temp' only"),
+        ("temp", "'temp' needs something to modify"),
+        (None, "expected a name, found None"),
+        (("vrpr", "tsa"), r"expected a name, found \('vrpr', 'tsa'\)"),
+    ],
+)
+def test_names_refused(name: Any, message: str) -> None:
+    with pytest.raises(StrategyError, match=message):
+        parse(name)
+    with pytest.raises(StrategyError, match=message):
+        build(name, WAN)
+
+
+def test_two_parts_that_set_the_same_do_not_compose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategy, "PARTS", dict(strategy.PARTS))
+    strategy.part("other")(lambda geometry, settings, given: {"positions": Identity()})
+    assert build("other", WAN).positions == Identity()
+    with pytest.raises(StrategyError, match=r"'vrpr\+other': two parts set the positions"):
+        build("vrpr+other", WAN)
+
+
+def test_the_default_changes_nothing() -> None:
+    assert Strategy().changes_nothing
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Strategy().temperature = 2.0  # type: ignore[misc]
+
+
+def test_what_is_absent_is_solved() -> None:
+    for settings in (None, {}, {"vrpr": None, "tsa": None, "temperature": None}):
+        built = build("vrpr+tsa", WAN, settings)
+        assert built.positions == solve.vrpr(21, 81)
+        assert built.visibility == solve.tsa(21, 30, 52)
+
+
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_explicit_settings(as_mapping: bool) -> None:
+    vrpr, tsa = VRPR(10, 14, 2, 8, "separable"), TSA(3, 5, 7, False, "2d")
+    settings: dict[str, Any] = {"vrpr": vrpr, "tsa": tsa, "temperature": 1.25}
+    if as_mapping:
+        settings |= {"vrpr": dataclasses.asdict(vrpr), "tsa": dataclasses.asdict(tsa)}
+    built = build("vrpr+tsa+temp", WAN, settings)
+    assert (built.positions, built.visibility, built.temperature) == (vrpr, tsa, 1.25)
+    assert build("direct", WAN, settings) == Strategy("direct")  # settings of parts that the name lacks
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vrpr": {"w1": 1, "w2": 2, "g1": 1}}, "vrpr: .*missing.*'g2'"),
+        ({"vrpr": {"w1": 1, "w2": 2, "g1": 1, "g2": 1, "g3": 1}}, "vrpr: .*unexpected.*'g3'"),
+        ({"vrpr": (1, 2, 1, 1)}, r"vrpr: expected VRPR or a mapping of its fields, found \(1, 2, 1, 1\)"),
+        ({"vrpr": {"w1": 3, "w2": 2, "g1": 1, "g2": 1}}, "0 <= w1 <= w2"),
+        ({"tsa": {"d1": 1, "d2": 2}}, "tsa: .*missing.*'ds'"),
+        ({"tsa": VRPR(1, 2, 1, 2)}, "tsa: expected TSA or a mapping"),
+        ({"temperature": 0}, "temperature: expected a positive number, found 0"),
+        ({"temperature": -1.0}, "temperature: expected a positive number"),
+        ({"temperature": math.nan}, "temperature: expected a positive number, found nan"),
+        ({"temperature": math.inf}, "temperature: expected a positive number, found inf"),
+        ({"temperature": True}, "temperature: expected a positive number, found True"),
+        ({"temperature": "1.2"}, "temperature: expected a positive number, found '1.2'"),
+    ],
+)
+def test_explicit_settings_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(StrategyError, match=message):
+        build("vrpr+tsa+temp", WAN, settings)
+
+
+def test_temperature_takes_numpy_numbers_and_gives_a_float() -> None:
+    for value in (np.float32(1.5), np.float64(1.5)):
+        found = build("direct+temp", WAN, {"temperature": value}).temperature
+        assert type(found) is float and found == 1.5
+
+
+@given(st.integers(2, 12), st.integers(1, 30), st.integers(1, 4), st.integers(1, 4))
+@options(max_examples=40, deadline=None)
+def test_temperature_is_the_root_of_the_ratio_of_logarithms(trained: int, more: int, height: int, width: int) -> None:
+    geometry = Geometry(trained, trained + more, height, width)
+    tokens = height * width
+    direct = build("direct+temp", geometry).temperature
+    assert direct == pytest.approx(math.sqrt(math.log((trained + more) * tokens) / math.log(trained * tokens)))
+    assert direct > 1
+    # VRPR drops no pair, so it changes nothing about the temperature; TSA does, in whatever order it is named.
+    assert build("vrpr+temp", geometry).temperature == direct
+    rule = TSA(1, 2, 1)
+    levels, stripe = rule.levels(trained + more), rule.stripe(height, width)
+    seen = [sum(tokens if v == 2 else stripe.sum() / tokens if v == 1 else 0 for v in row) for row in levels.tolist()]
+    expected = math.sqrt(math.log(sum(seen) / len(seen)) / math.log(trained * tokens))
+    for name in ("tsa+temp", "temp+tsa"):
+        assert build(name, geometry, {"tsa": rule}).temperature == pytest.approx(expected)
+
+
+def test_temperature_at_the_trained_length_is_one() -> None:
+    assert build("direct+temp", Geometry(21, 21, 30, 52)).temperature == 1.0
+
+
+def test_temperature_needs_two_tokens() -> None:
+    with pytest.raises(StrategyError, match="temp: needs at least two visible tokens, found 1 trained"):
+        build("direct+temp", Geometry(1, 4, 1, 1))
+
+
+def test_a_geometry_that_cannot_be_solved_says_so() -> None:
+    with pytest.raises(SolveError, match=r"solve\.vrpr trained_frames: expected an integer of at least 2, found 1"):
+        build("vrpr", Geometry(1, 9, 2, 2))
+    assert build("vrpr", Geometry(1, 9, 2, 2), {"vrpr": VRPR(0, 0, 1, 9)}).positions == VRPR(0, 0, 1, 9)
+
+
+def test_geometry_counts_tokens() -> None:
+    assert WAN.tokens == 1560
