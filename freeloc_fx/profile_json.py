@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ProfileError
+from .files import replacing
 
 __all__ = ["SCHEMA", "FrozenMapping", "freeze", "integer", "known_keys", "number", "plain", "read", "string", "write"]
 
@@ -184,12 +184,7 @@ def write(path: Path, fields: Mapping[str, Any]) -> None:
     ordered = {name: fields[name] for name in (*HEAD, *fields) if name in fields}
     text = json.dumps({"schema": SCHEMA, **ordered}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -71,7 +71,7 @@ def transform(
     """A model that generates video longer than it was trained on. It shares the weights; the original is untouched.
 
     Nothing is captured or compiled until the first call; each input shape is captured once. Within the profile's
-    trained length the model runs unchanged, bitwise. For inference only.
+    trained length the model runs unchanged, bitwise. For inference only: outputs carry no gradient.
 
     Args:
         model: a diffusers video transformer (or any module whose self-attention has temporal RoPE).
@@ -112,7 +112,10 @@ def transform(
         size = latent_size({"hidden_states": args[0], **kwargs} if args else kwargs)
         if size is not None:
             check_limits(result, *size)
-        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True):
+        with (
+            torch.no_grad(),
+            torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True),
+        ):
             return _unwrapped(compiled, *args, **kwargs)
 
     result._compiled_call_impl = call

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import FreelocError
+from .files import replacing
 
 __all__ = [
     "SHEETS",
@@ -76,7 +75,7 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 1
     clip = _enlarge(_bytes(frames), scale)
     if not 0 < fps <= 240:
         raise VideoError(f"fps={fps} must be above 0 and at most 240")
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         if path.suffix.lower() == ".gif":
             image = _need("PIL.Image")
             images = [image.fromarray(frame) for frame in clip]
@@ -280,25 +279,9 @@ def _stack(rows: list[list[np.ndarray]]) -> np.ndarray:
 
 def _save_png(path: Path, sheet: np.ndarray) -> Path:
     image = _need("PIL.Image").fromarray(sheet)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         image.save(temporary, "PNG", optimize=True)
     return path
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name in the same folder (so that the rename is atomic); gone whatever happens, Ctrl-C included."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_mp4(path: Path, clip: np.ndarray, fps: float) -> None:

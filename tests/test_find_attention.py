@@ -73,7 +73,11 @@ def test_the_models_own_scale_is_kept() -> None:
 
     model = Scaled(layers=1)
     plain = torch.nn.functional.scaled_dot_product_attention
-    model.blocks[0].attention.forward = lambda x, tables, other: plain(  # type: ignore[assignment, union-attr]
-        *(x.unflatten(-1, (2, 16)).transpose(1, 2) for _ in range(3)), scale=0.3
-    ).transpose(1, 2).flatten(2)
+    model.blocks[0].attention.forward = lambda x, tables, other: (
+        plain(  # type: ignore[assignment, union-attr]
+            *(x.unflatten(-1, (2, 16)).transpose(1, 2) for _ in range(3)), scale=0.3
+        )
+        .transpose(1, 2)
+        .flatten(2)
+    )
     assert [s.scale for s in found(model, {"hidden_states": latents(4, 2, 3)})] == [0.3]

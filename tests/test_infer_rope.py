@@ -36,9 +36,7 @@ def wan_omega(head_dim: int, theta: float = 10_000.0) -> np.ndarray:
     ],
 )
 def test_wan(head_dim: int, heads: int, batch: int, size: tuple[int, int, int]) -> None:
-    result = analysed(
-        wan(attention_head_dim=head_dim, num_attention_heads=heads), wan_inputs(*size, batch=batch)
-    )
+    result = analysed(wan(attention_head_dim=head_dim, num_attention_heads=heads), wan_inputs(*size, batch=batch))
     video = [s for s in result if s.kind == "video"]
     assert [s.path for s in video] == ["blocks.0.attn1", "blocks.1.attn1"]
     expected = wan_omega(head_dim)
@@ -206,7 +204,10 @@ def test_latte_is_refused() -> None:
         "return_dict": False,
     }
     changed = transform(model, Profile(trained_frames=2), backend="eager")
-    with torch.no_grad(), pytest.raises(CaptureError, match=r"(?s)temporal_transformer_blocks\.0\.attn1: other: .*RoPE"):
+    with (
+        torch.no_grad(),
+        pytest.raises(CaptureError, match=r"(?s)temporal_transformer_blocks\.0\.attn1: other: .*RoPE"),
+    ):
         changed(**arguments)
 
 

@@ -21,7 +21,7 @@ from ..errors import FreelocError
 from ..profile import Profile
 from ..strategy import parse
 from ..tiny_wan.scenes import SIZE, parse_prompt
-from ..video import _replacing
+from ..files import replacing
 
 __all__ = [
     "EXAMPLE",
@@ -47,7 +47,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Engine = Literal["auto", "eager", "inductor"]
 Attention = Literal["auto", "flex", "tiles", "reference"]
 
-Prompt = Annotated[str, typer.Argument(help=f'What to show, e.g. "{EXAMPLE}".', show_default=False)]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help=f'What to show, e.g. "{EXAMPLE}".', show_default=False)]
 Model = Annotated[
     str, typer.Option("--model", help="tiny-wan (embedded), the folder of a diffusers pipeline, or a hub id.")
 ]
@@ -238,5 +238,5 @@ def write_json(path: Path | None, data: Any) -> None:
     if path is None:
         sys.stdout.write(text)
         return
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -59,7 +59,8 @@ def compare(
 
     def left() -> str:
         kept = len(list(folder.glob("*.json"))) if folder.is_dir() else 0
-        return f"{kept} finished videos are in {folder}, the same command goes on" if kept else "nothing written"
+        words = "1 finished video is" if kept == 1 else f"{kept} finished videos are"
+        return f"{words} in {folder}, the same command goes on" if kept else "nothing written"
 
     with exits(debug, left):
         check_output(output)

@@ -112,7 +112,7 @@ def describe(plan: Plan | None, strategy: str | None, latent_frames: int) -> str
 def score_table(scores: dict[str, dict[str, Any]]) -> Table:
     """Rows: strategies. Columns: the scores of `metrics.GroundTruthScore` that say most."""
     title = "Scores against the prompt (1 is right; loop: 0 is; psnr in dB)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("strategy", no_wrap=True)
     for heading in SHOWN.values():
         table.add_column(heading, justify="right", no_wrap=True)

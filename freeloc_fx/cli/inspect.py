@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.table import Table
 
 from .. import generate as library
@@ -87,8 +88,9 @@ def _show(job: Job, name: str, plan: Plan) -> None:
     for rope, sites in _distinct(plan, lambda s: s.rope).items():
         fast, slow = max(map(max, rope.omega)), min(map(min, rope.omega))
         say(
-            f"RoPE ({_layers(sites)}): {rope.pairing}, {len(rope.first)} of {rope.head_dim // 2} channel pairs "
-            f"turn with the frame, by {fast:.3g} to {slow:.3g} rad per latent frame; measured to {rope.residual:.1g}"
+            f"RoPE ({_layers(sites)}, {sites[0].heads} heads): {rope.pairing}, "
+            f"{len(rope.first)} of {rope.head_dim // 2} channel pairs turn with the frame, "
+            f"by {fast:.3g} to {slow:.3g} rad per latent frame; measured to {rope.residual:.1g}"
         )
     for strategy, sites in _distinct(plan, lambda s: s.strategy).items():
         settings = {k: v for k, v in strategy.describe().items() if k != "name"}
@@ -104,15 +106,14 @@ def _show(job: Job, name: str, plan: Plan) -> None:
 
 def _table(plan: Plan) -> Table:
     measured = any(s.position_sensitivity is not None for s in plan.sites)
-    table = Table()
-    columns = ["layer", "site", "heads x channels", "strategy", "temperature", "pairs kept", "arithmetic"]
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    columns = ["layer", "site", "strategy", "temp.", "pairs kept", "arithmetic"]
     for column in columns + (["position", "context"] if measured else []):
         table.add_column(column, justify="left" if column in ("site", "strategy") else "right")
     for s in plan.sites:
         row = [
             str(s.layer),
             s.path,
-            f"{s.heads} x {s.head_dim}",
             s.strategy.name,
             f"{s.strategy.temperature:.3f}",
             f"{s.kept:.1%}",

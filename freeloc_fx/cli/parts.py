@@ -13,7 +13,7 @@ import numpy as np
 from .. import __version__
 from .. import generate as library
 from ..errors import FreelocError
-from ..video import _replacing
+from ..files import replacing
 from .common import Job, write_json
 
 __all__ = ["Part", "Parts"]
@@ -72,7 +72,7 @@ class Parts:
         key = self.key(strategy, seed)
         self.folder.mkdir(exist_ok=True)
         frames = (np.clip(video.frames, 0, 1) * 255).round().astype(np.uint8)
-        with _replacing(self.folder / f"{key}.npy") as temporary:
+        with replacing(self.folder / f"{key}.npy") as temporary:
             np.save(temporary, frames)
         write_json(self.folder / f"{key}.json", facts)
         part = self.get(strategy, seed)

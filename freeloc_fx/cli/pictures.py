@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..plan import Plan, PlannedSite
-from ..video import _replacing
+from ..files import replacing
 from ..visibility import FULL, STRIPE
 
 __all__ = ["draw"]
@@ -35,7 +35,7 @@ def draw(plan: Plan, folder: Path) -> list[Path]:
         for kind, picture in (("positions", _positions), ("mask", _mask)):
             path = folder / f"{stem}-{kind}.png"
             figure = picture(sites[0], plan.trained_frames, title)
-            with _replacing(path) as temporary:
+            with replacing(path) as temporary:
                 figure.savefig(temporary, dpi=110)
             written.append(path)
     return written
