@@ -3,8 +3,8 @@
     python bench/lengths.py                                       # every strategy, 81 to 1281 frames, 4 clips each
     python bench/lengths.py --strategies direct --frames 81,321   # part of it
 
-Each finished video is one line of a journal, so a run that was killed goes on where it stopped and the same seeds give the
-same figures. Writes results/lengths.json (rows, means with bootstrap intervals), lengths.md and lengths.png.
+Each finished video is one line of a journal, so a run that was killed goes on where it stopped and the same seeds
+give the same figures. Writes results/lengths.json (rows, means with bootstrap intervals), lengths.md and lengths.png.
 """
 
 from __future__ import annotations
@@ -100,7 +100,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     """Means with intervals per strategy and length, as records and as a Markdown table."""
     columns = ("composite", "presence", "sharpness", "area", "speed", "motion", "psnr", "loop", "seconds")
-    records, lines = [], ["| frames | strategy | clips | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"]
+    records, lines = (
+        [],
+        ["| frames | strategy | clips | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"],
+    )
     order = ["reconstruction", *STRATEGIES]
     keys = sorted({(r["frames"], r["strategy"]) for r in rows}, key=lambda k: (k[0], order.index(k[1])))
     for frames, strategy in keys:

@@ -337,7 +337,7 @@ def train_dit(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     from diffusers import UniPCMultistepScheduler, WanPipeline
 
-    _, mean, std, _ = load_latents(args)
+    z, mean, std, _ = load_latents(args)
     vae = make_vae()
     vae_steps, vae_curve = Checkpoint(args.work / "vae.safetensors", vae, None, None).load()
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
@@ -357,7 +357,7 @@ def export(args: argparse.Namespace) -> None:
         "command": "python bench/train_tiny_wan.py {vae,latents,dit,export}",
         "seed": args.seed,
         "torch": torch.__version__,
-        "clips": args.clips,
+        "clips": len(z),
         "frames": FRAMES,
         "vae": {"steps": vae_steps, "learning_rate": args.vae_lr,
                 "curve": {"columns": ["step", "l1", "kl", "psnr"], "rows": vae_curve}},
@@ -378,7 +378,7 @@ def main() -> None:
     parser.add_argument("--vae-init", type=Path, help="safetensors with the weights of an earlier VAE to start from")
     parser.add_argument("--vae-steps", type=int, default=1100)
     parser.add_argument("--vae-lr", type=float, default=2e-3)
-    parser.add_argument("--dit-steps", type=int, default=3600)
+    parser.add_argument("--dit-steps", type=int, default=4300)
     parser.add_argument("--dit-lr", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--layers", type=int, default=10)

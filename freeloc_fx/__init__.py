@@ -12,8 +12,9 @@ if (_checkout / "passes").is_dir() and (_checkout / "pyproject.toml").is_file():
 
 from .errors import FreelocError  # noqa: E402
 from .plan import Plan  # noqa: E402
+from .probe import probe  # noqa: E402
 from .profile import Profile  # noqa: E402
 from .transform import plan, plans, restore, transform  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["FreelocError", "Plan", "Profile", "plan", "plans", "restore", "transform"]
+__all__ = ["FreelocError", "Plan", "Profile", "plan", "plans", "probe", "restore", "transform"]

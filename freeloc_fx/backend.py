@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx as fx
@@ -12,6 +12,9 @@ from torch import nn
 from . import pipeline
 from .plan import Plan
 from .profile import Profile
+
+if TYPE_CHECKING:
+    from .probe.observe import Recorder
 
 __all__ = ["Backend", "PlanReady", "layer_table"]
 
@@ -81,9 +84,10 @@ class Backend:
         attention: str = "auto",
         verify: bool = False,
         plan_only: bool = False,
+        recorder: Recorder | None = None,
     ) -> None:
         self.profile, self.layers, self.inner = profile, layers, inner
-        self.attention, self.verify, self.plan_only = attention, verify, plan_only
+        self.attention, self.verify, self.plan_only, self.recorder = attention, verify, plan_only, recorder
         self.plans: list[Plan] = []
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -104,15 +108,20 @@ class Backend:
             attention=self.attention,
             device=tensors[0].device if tensors else torch.device("cpu"),
             verify=self.verify,
+            recorder=self.recorder.name if self.recorder is not None else None,
         )
         plan = pipeline.analyse(graph, context)
         self.plans.append(plan)
         if self.plan_only:
             raise PlanReady(plan)
-        if not plan.rewritten:
+        if self.recorder is not None:
+            self.recorder.expect(plan)
+            pipeline.observe(graph, context)
+        elif not plan.rewritten:
             # Within the trained length the model runs exactly as it was captured, bitwise, whatever the backend.
             return gm.forward
-        pipeline.rewrite(graph, context)
+        else:
+            pipeline.rewrite(graph, context)
         rewritten = fx.GraphModule(gm, graph)
         rewritten.meta = dict(gm.meta)
         if self.inner is None:

@@ -84,8 +84,9 @@ def _written(node: fx.Node) -> fx.Node | None:
 # projection) ends the search, so a slice is linear in its start.
 _METHODS = {
     "unflatten", "flatten", "view", "reshape", "permute", "transpose", "contiguous", "unbind", "chunk", "split",
-    "float", "to", "type_as", "type", "unsqueeze", "squeeze", "mul", "add", "sub", "neg", "expand", "clone", "new_empty",
-    "select", "movedim", "double", "half", "bfloat16", "mul_", "add_", "sub_", "copy_", "split_with_sizes", "view_as",
+    "float", "to", "type_as", "type", "unsqueeze", "squeeze", "mul", "add", "sub", "neg", "expand", "clone",
+    "new_empty", "select", "movedim", "double", "half", "bfloat16", "mul_", "add_", "sub_", "copy_", "split_with_sizes",
+    "view_as",
 }  # fmt: skip
 _FUNCTIONS: set[Callable[..., Any]] = {
     operator.mul, operator.add, operator.sub, operator.neg, operator.getitem, operator.setitem, operator.imul,

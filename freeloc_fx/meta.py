@@ -5,7 +5,7 @@ Passes communicate through these records and nothing else: analysis writes them,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch.fx as fx
@@ -32,7 +32,7 @@ class RopeLayout:
     first: tuple[int, ...]
     second: tuple[int, ...]
     omega: tuple[tuple[float, ...], ...]
-    residual: float = 0.0
+    residual: float = field(default=0.0, compare=False)
 
     @property
     def pairing(self) -> str:

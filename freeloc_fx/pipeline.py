@@ -23,7 +23,7 @@ from .meta import AttentionSite, record, sites
 from .plan import Plan, make_plan
 from .profile import Profile
 
-__all__ = ["PassContext", "analyse", "rewrite", "verify_graph"]
+__all__ = ["PassContext", "analyse", "observe", "rewrite", "verify_graph"]
 
 log = logging.getLogger("freeloc_fx")
 
@@ -43,6 +43,7 @@ class PassContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     verify: bool = False
     plan: Plan | None = None
+    recorder: str | None = None
     tables: dict[object, dict[fx.Node, Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -96,6 +97,13 @@ def rewrite(graph: fx.Graph, context: PassContext) -> int:
     if count != context.plan.rewritten:
         raise VerificationError(f"rewrite: expected {context.plan.rewritten} sites replaced, found {count}")
     return count
+
+
+def observe(graph: fx.Graph, context: PassContext) -> int:
+    """Watch every video site instead of rewriting it; returns the number of sites."""
+    from .passes.observe_attention import observe_attention
+
+    return _run(graph, [observe_attention], context)
 
 
 def _run(graph: fx.Graph, passes: Iterable[Pass], context: PassContext) -> int:

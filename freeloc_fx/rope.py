@@ -6,6 +6,7 @@ with the frame and the token grid, `rotate` turns those pairs by any number of f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ import torch
 from .match import MatchFailure
 from .meta import RopeLayout, TokenGrid
 
-__all__ = ["PROBES", "Rotations", "Turner", "angles", "measure", "probes", "rotate", "temporal"]
+__all__ = ["PROBES", "Rotations", "Turner", "angles", "measure", "measure_heads", "probes", "rotate", "temporal"]
 
 PROBES = 6
 """Random probes; two coefficients per channel are fitted to them, so four are left to expose a wrong pairing."""
@@ -102,6 +103,33 @@ def measure(inputs: np.ndarray, outputs: np.ndarray, tolerance: float) -> Rotati
     if residual > tolerance:
         return MatchFailure(f"the channel pairs are not rotated rigidly (deviation {residual:.2g} > {tolerance:.2g})")
     return Rotations(first, second, phase / np.abs(phase), residual, tuple(np.flatnonzero(partner < 0).tolist()))
+
+
+def measure_heads(
+    inputs: torch.Tensor, run: Callable[[int], torch.Tensor], tolerance: float
+) -> Rotations | MatchFailure:
+    """`measure` without holding all outputs: every token of the first head, and of the others only a sample of tokens
+    unless they turn differently.
+
+    Args:
+        inputs: (PROBES, heads, head_dim). run: index of a probe -> its output, float32 (heads, tokens, head_dim).
+    """
+    x = inputs.numpy()
+    first, sampled = [], []
+    places = None
+    for index in range(len(inputs)):
+        out = run(index)
+        if places is None:
+            places = np.unique(np.linspace(0, out.shape[1] - 1, min(out.shape[1], 64)).astype(int))
+        first.append(out[:1].numpy().copy())
+        sampled.append(out[:, places].numpy().copy())
+    one = measure(x[:, :1], np.stack(first), tolerance)
+    if isinstance(one, MatchFailure) or len(inputs[0]) == 1:
+        return one
+    some = measure(x, np.stack(sampled), tolerance)
+    if not isinstance(some, MatchFailure) and np.abs(some.phase - some.phase[:1]).max() <= 2 * max(one.residual, 1e-6):
+        return one
+    return measure(x, np.stack([run(index).numpy() for index in range(len(inputs))]), tolerance)
 
 
 def temporal(rotations: Rotations, head_dim: int, tolerance: float) -> tuple[RopeLayout, TokenGrid] | MatchFailure:
@@ -214,6 +242,12 @@ def _channels(index: tuple[int, ...]) -> slice | list[int]:
     return list(index)
 
 
+def _pairs_adjacent(x: torch.Tensor) -> bool:
+    """Whether memory lets channels (0, 1), (2, 3), ... be viewed as complex numbers."""
+    *outer, last = x.stride()
+    return last == 1 and x.storage_offset() % 2 == 0 and all(s % 2 == 0 for s in outer)
+
+
 class Turner:
     """`rotate` for many turns of the same tensors: writes the temporal channels only, tables kept.
 
@@ -241,7 +275,7 @@ class Turner:
         Writes the temporal channels of `out`, whose other channels must already be x's; returns `out`.
         """
         phase = self._phase(turn)
-        if self.complex and x.dtype == torch.float32:
+        if self.complex and x.dtype == torch.float32 and _pairs_adjacent(x) and _pairs_adjacent(out):
             source = torch.view_as_complex(x[..., self.channels].unflatten(-1, (-1, 2)))
             torch.mul(source, phase, out=torch.view_as_complex(out[..., self.channels].unflatten(-1, (-1, 2))))
             return out

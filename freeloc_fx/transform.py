@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,8 +32,9 @@ class _State:
     """Kept on a transformed model: the original and the backend. Refuses to be copied or pickled, since a copy would
     silently lose the rewrite."""
 
-    def __init__(self, original: nn.Module, backend: Backend) -> None:
+    def __init__(self, original: nn.Module, result: nn.Module, backend: Backend) -> None:
         self.original, self.backend = original, backend
+        self.result = weakref.ref(result)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _State:
         raise TransformError("a transformed model cannot be deep-copied: copy restore(model) and transform the copy")
@@ -41,9 +43,13 @@ class _State:
         raise TransformError("a transformed model cannot be pickled: save restore(model), or use save_pretrained")
 
 
-def _state(model: nn.Module) -> _State | None:
+def state_of(model: nn.Module) -> _State | None:
+    """What transform keeps on its result; None for a model that is not transformed.
+
+    A shallow copy of a transformed model carries the record but not the compiled call: it is not transformed.
+    """
     found = model.__dict__.get("_freeloc")
-    return found if isinstance(found, _State) else None
+    return found if isinstance(found, _State) and found.result() is model else None
 
 
 def _profile(model: nn.Module, profile: Profile | str | Path | None) -> Profile:
@@ -79,9 +85,8 @@ def transform(
         backend: any torch.compile backend by name or as a callable, a mapping of torch.compile's "backend", "mode" and
             "options", or "eager" to run the rewritten graph as it is.
         attention: how long attention runs: "auto" (flex on CUDA, tiles elsewhere), "flex", "tiles", "reference".
-        verify: after each pass also propagate shapes and dtypes again; check each long attention against the
-        reference on
-            sampled frames the first time it runs.
+        verify: after each pass also propagate shapes and dtypes again; check each long attention against the reference
+            on sampled frames the first time it runs.
 
     Returns: a model of the same class.
 
@@ -93,7 +98,7 @@ def transform(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
-    if _state(model) is not None:
+    if state_of(model) is not None:
         raise TransformError(
             f"this {type(model).__name__} is already transformed; restore(model) gives the original back"
         )
@@ -104,8 +109,12 @@ def transform(
         )
     op.choose(attention, torch.device("cpu"))
     made = Backend(_profile(model, profile), layer_table(model), compiler(backend), attention, verify)
-    result = copy.copy(model)
-    result.__dict__["_freeloc"] = _State(model, made)
+    return attach(copy.copy(model), model, made)
+
+
+def attach(result: Model, original: Model, made: Backend) -> Model:
+    """Give a shallow copy of a model our backend: its calls are captured and run through it from now on."""
+    result.__dict__["_freeloc"] = _State(original, result, made)
     compiled = torch.compile(result._call_impl, backend=made, fullgraph=True, dynamic=False)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -139,7 +148,7 @@ def restore(model: Model) -> Model:
     Raises:
         TransformError: the model is not transformed.
     """
-    state = _state(model)
+    state = state_of(model)
     if state is None:
         raise TransformError(f"this {type(model).__name__} is not a transformed model")
     return state.original  # type: ignore[return-value]
@@ -151,7 +160,7 @@ def plans(model: nn.Module) -> list[Plan]:
     Raises:
         TransformError: the model is not transformed.
     """
-    state = _state(model)
+    state = state_of(model)
     if state is None:
         raise TransformError(f"this {type(model).__name__} is not a transformed model")
     return list(state.backend.plans)
@@ -177,7 +186,7 @@ def plan(
     for name, value in (("frames", frames), ("height", height), ("width", width)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a positive integer, found {value!r}")
-    state = _state(model)
+    state = state_of(model)
     if state is not None:
         model, profile = state.original, profile if profile is not None else state.backend.profile
     check_limits(model, frames, height, width)

@@ -81,24 +81,25 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, context: PassCo
     layout = [1] * len(shape)
     for axis in channels:
         layout[axis] = shape[axis]
-    outputs = torch.empty(rope.PROBES, heads, tokens, dim)
-    for index, probe in enumerate(inputs):
-        device = next((t.device for t in outside.values() if isinstance(t, torch.Tensor)), torch.device("cpu"))
-        fed = probe.reshape(layout).expand(shape).contiguous().to(device)
-        try:
-            values = run_nodes(part.nodes, {**outside, part.start: fed})
-        except Exception as error:  # any operation of the user's model may fail on a probe; the site is then not usable
-            return MatchFailure(f"running {part.start.name} -> {name} on a probe failed: {error}", name)
-        result = values[part.end]
-        if tuple(result.shape) != site.query_shape:
-            return MatchFailure(f"expected {site.query_shape} at the end, found {tuple(result.shape)}", name)
-        outputs[index] = result[0].float().cpu()
     half = any(
         isinstance(t, torch.Tensor) and t.dtype in (torch.float16, torch.bfloat16) and t.is_floating_point()
         for t in outside.values()
     )
     tolerance = 3e-2 if half else 1e-4
-    rotations = rope.measure(inputs.reshape(rope.PROBES, heads, dim).numpy(), outputs.numpy(), tolerance)
+    device = next((t.device for t in outside.values() if isinstance(t, torch.Tensor)), torch.device("cpu"))
+
+    def run(probe: torch.Tensor) -> torch.Tensor:
+        fed = probe.reshape(layout).expand(shape).contiguous().to(device)
+        result = run_nodes(part.nodes, {**outside, part.start: fed})[part.end]
+        if tuple(result.shape) != site.query_shape:
+            raise ValueError(f"expected {site.query_shape}, found {tuple(result.shape)}")
+        return result[0].float().cpu()
+
+    try:
+        with torch.no_grad():
+            rotations = rope.measure_heads(inputs.reshape(rope.PROBES, heads, dim), lambda i: run(inputs[i]), tolerance)
+    except Exception as error:  # any operation of the user's model may fail on a probe; the site is then not usable
+        return MatchFailure(f"running {part.start.name} -> {name} on a probe failed: {error}", name)
     if isinstance(rotations, MatchFailure):
         return MatchFailure(rotations.reason, name)
     found = rope.temporal(rotations, dim, tolerance)

@@ -1,7 +1,7 @@
 """An oracle written from the formulas alone: pair by pair, float64, from q and k that no RoPE has touched.
 
-Shares no code with freeloc_fx: positions and visibility are written out again, and a key is never turned. The score of a
-pair of tokens is Re(q conj(k) exp(i omega P)) summed over channel pairs.
+Shares no code with freeloc_fx: positions and visibility are written out again, and a key is never turned. The score of
+a pair of tokens is Re(q conj(k) exp(i omega P)) summed over channel pairs.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def attention(
     temperature: float = 1.0,
     scale: float | None = None,
 ) -> np.ndarray:
-    """softmax(temperature * scale * scores) v over the visible pairs; q, k, v: (batch, heads, tokens, head_dim), raw."""
+    """softmax(temperature * scale * scores) v over the visible pairs; q, k, v: (batch, heads, tokens, head_dim)."""
     frames, height, width = grid
     n = height * width
     q, k, v = (x.astype(np.float64) for x in (q, k, v))

@@ -20,8 +20,9 @@ __all__ = ["DiT", "analysed", "captured", "latents", "wan", "wan_inputs"]
 
 def wan(*, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
     """A WanTransformer3DModel with random weights, whose temporal attention has a visible effect on the output."""
-    from diffusers import WanTransformer3DModel
+    import diffusers
 
+    cls: Any = diffusers.WanTransformer3DModel
     torch.manual_seed(seed)
     config: dict[str, Any] = {
         "patch_size": (1, 2, 2),
@@ -37,14 +38,15 @@ def wan(*, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) ->
         "qk_norm": "rms_norm_across_heads",
         "rope_max_seq_len": 64,
     }
-    model = WanTransformer3DModel(**(config | changes)).eval()
+    model = cls(**(config | changes)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "attn1" in name and parameter.ndim == 2:
                 nn.init.normal_(parameter, std=2 / math.sqrt(parameter.shape[1]))
             if "scale_shift_table" in name:
                 parameter.normal_()
-    return model.to(dtype).requires_grad_(False)
+    result: Any = model.to(dtype).requires_grad_(False)
+    return result
 
 
 def latents(frames: int, height: int = 4, width: int = 4, batch: int = 1, channels: int = 4, seed: int = 1) -> Any:

@@ -1,4 +1,4 @@
-"""Every lowering of long attention: the reference against an oracle written from the formulas, the others against it."""
+"""Lowerings of long attention: the reference against an oracle written from the formulas, the others against it."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ def evaluated(levels: np.ndarray, stripe: np.ndarray, n: int, block: int) -> Blo
     def mask(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return visible[q, k]
 
-    return create_block_mask(mask, None, None, *visible.shape, device="cpu", BLOCK_SIZE=block)
+    rows, keys = visible.shape
+    return create_block_mask(mask, None, None, rows, keys, device="cpu", BLOCK_SIZE=block)
 
 
 def blocks(mask: BlockMask, full: bool) -> list[set[int]]:

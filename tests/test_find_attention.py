@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from models import DiT, captured, latents, wan, wan_inputs
 
 from freeloc_fx import Profile, transform
@@ -68,16 +71,11 @@ def test_a_model_without_attention_says_so() -> None:
 
 
 def test_the_models_own_scale_is_kept() -> None:
-    class Scaled(DiT):
-        pass
+    def attend(x: torch.Tensor, tables: Any, other: Any) -> torch.Tensor:
+        q = x.unflatten(-1, (2, 16)).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, q, q, scale=0.3).transpose(1, 2).flatten(2)
 
-    model = Scaled(layers=1)
-    plain = torch.nn.functional.scaled_dot_product_attention
-    model.blocks[0].attention.forward = lambda x, tables, other: (
-        plain(  # type: ignore[assignment, union-attr]
-            *(x.unflatten(-1, (2, 16)).transpose(1, 2) for _ in range(3)), scale=0.3
-        )
-        .transpose(1, 2)
-        .flatten(2)
-    )
+    model = DiT(layers=1)
+    attention: Any = model.blocks[0].attention
+    attention.forward = attend
     assert [s.scale for s in found(model, {"hidden_states": latents(4, 2, 3)})] == [0.3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from models import DiT, analysed, captured, latents, wan, wan_inputs
 
 from freeloc_fx import Profile, transform
 from freeloc_fx.errors import CaptureError
-from freeloc_fx.meta import RopeLayout, sites
+from freeloc_fx.meta import RopeLayout
 from freeloc_fx.passes.find_attention import find_attention
 from freeloc_fx.passes.infer_rope import infer_rope
 from freeloc_fx.rope import angles, measure, probes, rotate
@@ -120,7 +121,12 @@ def test_sites_with_the_same_rope_share_one_measurement(monkeypatch: pytest.Monk
 
     calls = []
     original = module.rope.measure
-    monkeypatch.setattr(module.rope, "measure", lambda *a: (calls.append(1), original(*a))[1])
+
+    def counted(*inputs: Any) -> Any:
+        calls.append(1)
+        return original(*inputs)
+
+    monkeypatch.setattr(module.rope, "measure", counted)
     graph, context = captured(wan(num_layers=3), wan_inputs(5))
     find_attention(graph, context)
     assert infer_rope(graph, context) == 3
@@ -150,9 +156,10 @@ def test_what_has_no_usable_temporal_rope_is_refused(model: DiT, reason: str) ->
 
 
 def test_cogvideox_without_rope_is_refused() -> None:
-    from diffusers import CogVideoXTransformer3DModel
+    import diffusers
 
-    model = CogVideoXTransformer3DModel(
+    cls: Any = diffusers.CogVideoXTransformer3DModel
+    model = cls(
         num_attention_heads=2,
         attention_head_dim=8,
         in_channels=4,
@@ -180,9 +187,10 @@ def test_cogvideox_without_rope_is_refused() -> None:
 
 
 def test_latte_is_refused() -> None:
-    from diffusers import LatteTransformer3DModel
+    import diffusers
 
-    model = LatteTransformer3DModel(
+    cls: Any = diffusers.LatteTransformer3DModel
+    model = cls(
         num_attention_heads=2,
         attention_head_dim=8,
         in_channels=4,
@@ -247,6 +255,4 @@ def test_any_pairing_is_found() -> None:
 def test_what_is_no_rotation_is_refused(change: Any, reason: str) -> None:
     inputs, outputs = turned((0, 2), (1, 3), np.array([[1.0, 0.3]]), 4, 9)
     found = measure(inputs, change(inputs, outputs).copy(), 1e-4)
-    import re
-
     assert re.search(reason, str(getattr(found, "reason", found)))

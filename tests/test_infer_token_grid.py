@@ -8,8 +8,8 @@ import pytest
 import torch
 from models import DiT, analysed, captured, latents, wan, wan_inputs
 
-from freeloc_fx import plan as make_plan
 from freeloc_fx import pipeline
+from freeloc_fx import plan as make_plan
 from freeloc_fx.meta import TokenGrid, sites, write
 from freeloc_fx.passes.infer_token_grid import infer_token_grid
 from freeloc_fx.profile import Profile

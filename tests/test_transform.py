@@ -52,7 +52,9 @@ def test_class_config_and_parameters_stay(model: Any) -> None:
     from diffusers import ModelMixin, WanTransformer3DModel
 
     changed = transform(model, ALL, backend="eager")
-    assert type(changed) is WanTransformer3DModel and isinstance(changed, ModelMixin)
+    assert type(changed) is WanTransformer3DModel
+    kinds: Any = ModelMixin  # typed as a stand-in without attributes
+    assert isinstance(changed, kinds)
     assert changed is not model
     assert changed.config == model.config
     assert (changed.dtype, changed.device) == (model.dtype, model.device)
@@ -172,18 +174,18 @@ def test_what_is_no_module(wrong: Any) -> None:
 
 
 def test_an_unknown_backend_or_attention(model: Any) -> None:
-    with pytest.raises(ValueError, match="backend: expected 'eager' or one of .*inductor.*, found 'fast'"):
+    with pytest.raises(ValueError, match=r"backend: expected 'eager' or one of .*inductor.*, found 'fast'"):
         transform(model, ALL, backend="fast")
     with pytest.raises(ValueError, match=r"expected the keys 'backend', 'mode', 'options', found \['speed'\]"):
         transform(model, ALL, backend={"speed": 11})
-    with pytest.raises(ValueError, match="attention: expected 'auto', .* found 'fast'"):
+    with pytest.raises(ValueError, match=r"attention: expected 'auto', .* found 'fast'"):
         transform(model, ALL, attention="fast")
     with pytest.raises(TypeError, match="profile: expected a Profile, a shipped name or a path, found int"):
         transform(model, 5)  # type: ignore[arg-type]
 
 
 def test_a_profile_that_does_not_fit(model: Any) -> None:
-    with pytest.raises(PlanError, match="wan2.1-t2v-1.3b"):
+    with pytest.raises(PlanError, match=r"wan2\.1-t2v-1\.3b"):
         transform(model, "wan2.1-t2v-1.3b")
     with pytest.raises(ProfileError, match=r"layers\.2: expected a layer of 0 to 1, found 2"):
         transform(model, Profile(trained_frames=5, layers={2: "tsa"}))
@@ -455,11 +457,11 @@ def test_a_record_that_contradicts_its_node_is_an_error(model: Any, monkeypatch:
         run(transform(model, ALL, backend="eager"))
 
 
-@pytest.mark.xfail(strict=True, reason="attention/op.py does not check the lowering under verify=True yet")
 def test_verify_notices_a_wrong_lowering(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """transform promises to check each long attention against the reference the first time it runs."""
     from freeloc_fx.attention import op
 
+    monkeypatch.setattr(op, "_verified", set())
     right = op.LOWERINGS["tiles"]
     monkeypatch.setitem(op.LOWERINGS, "tiles", lambda q, k, v, spec, scale: right(q, k, v, spec, scale) * 1.01)
     with pytest.raises(VerificationError, match="reference"):

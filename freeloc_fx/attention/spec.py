@@ -39,7 +39,7 @@ class AttentionSpec:
 
     @property
     def key(self) -> str:
-        content = [self.strategy.describe(), asdict(self.grid), asdict(self.rope)]
+        content = [self.strategy.describe(), asdict(self.grid), {**asdict(self.rope), "residual": 0.0}]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         grid = self.grid
         return f"{self.strategy.name}@{grid.frames}x{grid.height}x{grid.width}#{digest}"

@@ -9,6 +9,7 @@ import typer
 from .compare import compare
 from .generate import generate
 from .inspect import inspect
+from .probe import probe
 from .profiles import profiles
 
 __all__ = ["app"]
@@ -40,4 +41,5 @@ def _root(
 app.command()(generate)
 app.command()(compare)
 app.command()(inspect)
+app.command()(probe)
 app.add_typer(profiles, name="profiles")

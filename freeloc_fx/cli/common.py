@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import generate as library
 from ..errors import FreelocError
+from ..files import replacing
 from ..profile import Profile
 from ..strategy import parse
 from ..tiny_wan.scenes import SIZE, parse_prompt
-from ..files import replacing
 
 __all__ = [
     "EXAMPLE",

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import Plan, PlannedSite
 from ..files import replacing
+from ..plan import Plan, PlannedSite
 from ..visibility import FULL, STRIPE
 
 __all__ = ["draw"]

@@ -1,0 +1,39 @@
+"""Replace each video self-attention by one that also hands sampled rows to a recorder.
+
+unfused:    scaled_dot_product_attention(query=q, key=k, value=v, scale=s)
+rewritten:  freeloc_fx.observe_attention(q, k, v, "recorder", "blocks.3.attn1", s)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.fx as fx
+
+from freeloc_fx.meta import KEY, sites
+from freeloc_fx.pipeline import PassContext
+from freeloc_fx.probe import observe  # noqa: F401 - defines the operator
+
+from .find_attention import arguments
+
+__all__ = ["observe_attention"]
+
+
+def observe_attention(graph: fx.Graph, context: PassContext) -> int:
+    """Act on every planned site; returns the number of calls replaced."""
+    assert context.plan is not None and context.recorder is not None
+    count = 0
+    for node, site in sites(graph):
+        if context.plan.site(site.path) is None:
+            continue
+        given = arguments(node)
+        with graph.inserting_before(node):
+            new = graph.call_function(
+                torch.ops.freeloc_fx.observe_attention.default,
+                (given["query"], given["key"], given["value"], context.recorder, site.path, site.scale),
+            )
+        new.meta = {k: v for k, v in node.meta.items() if k != KEY}
+        new.meta[KEY] = site
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+        count += 1
+    return count
