@@ -358,13 +358,32 @@ def export(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "torch": torch.__version__,
         "clips": len(z),
+        "notes": args.notes,
         "frames": FRAMES,
         "vae": {"steps": vae_steps, "learning_rate": args.vae_lr,
                 "curve": {"columns": ["step", "l1", "kl", "psnr"], "rows": vae_curve}},
         "dit": {"steps": dit_steps, "batch": args.batch, "learning_rate": args.dit_lr,
                 "curve": {"columns": ["step", "loss"], "rows": dit_curve}},
     }  # fmt: skip
+    Path(args.recipe).parent.mkdir(parents=True, exist_ok=True)
     Path(args.recipe).write_text(json.dumps(recipe) + "\n")
+    draw_curves(recipe, Path(args.recipe).with_suffix(".png"))
+
+
+def draw_curves(recipe: dict, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), constrained_layout=True)
+    vae, dit = (np.array(recipe[name]["curve"]["rows"]) for name in ("vae", "dit"))
+    axes[0].plot(vae[:, 0], vae[:, 3])
+    axes[0].set(title="VAE", xlabel="step", ylabel="PSNR of training clips, dB")
+    axes[1].plot(dit[:, 0], dit[:, 1])
+    axes[1].set(title="DiT", xlabel="step", ylabel="flow matching loss")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -373,6 +392,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("train-tiny-wan"), help="checkpoints and latents")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "freeloc_fx/tiny_wan/model")
     parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "results/train_tiny_wan.json")
+    parser.add_argument("--notes", nargs="*", default=[], help="what a reader of the recipe must know besides")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--vae-init", type=Path, help="safetensors with the weights of an earlier VAE to start from")

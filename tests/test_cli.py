@@ -52,9 +52,10 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seeds: list[int] = []
     original: Callable[..., library.Video] = library.generate
 
-    def watched(*args: Any, on_step: Any, seed: int, **kwargs: Any) -> library.Video:
+    def watched(*args: Any, seed: int, on_step: Any = None, **kwargs: Any) -> library.Video:
         def step(done: int, total: int) -> None:
-            on_step(done, total)
+            if on_step is not None:
+                on_step(done, total)
             if seed == 13:
                 raise KeyboardInterrupt
 
@@ -237,3 +238,27 @@ def test_version_and_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         cli.main()
     assert ended.value.code == 1
     assert 'freeloc needs rich: pip install "freeloc_fx[cli]"' in capsys.readouterr().err
+
+
+def test_probe_writes_a_profile_and_resumes(model: Path, tmp_path: Path, generated: list[int]) -> None:
+    output = tmp_path / "probed.json"
+    arguments = ["probe", f"--model={model}", "--trained=2", "--frames=17", "--steps=2", "--height=32", "--width=32"]
+    result = run(*arguments, "-o", output)
+    assert result.exit_code == 0, result.output
+    profile = Profile.load(output)
+    assert profile.sensitivities is not None
+    assert sorted(profile.sensitivities) == [0, 1]
+    assert profile.name == "probed"
+    first = output.read_bytes()
+    made = len(generated)
+    assert made == 2
+    output.unlink()
+    assert run(*arguments, "-o", output).exit_code == 0
+    assert output.read_bytes() == first
+    assert len(generated) == made  # everything came from the journal
+
+
+def test_probe_refuses_a_bad_length_before_loading(model: Path, tmp_path: Path, no_loading: None) -> None:
+    result = run("probe", f"--model={model}", "--trained=2", "--frames=18", "-o", tmp_path / "p.json")
+    assert result.exit_code == 2
+    assert "frames=18" in result.output

@@ -120,13 +120,13 @@ def test_sites_with_the_same_rope_share_one_measurement(monkeypatch: pytest.Monk
     from freeloc_fx.passes import infer_rope as module
 
     calls = []
-    original = module.rope.measure
+    original = module.rope.measure_heads
 
     def counted(*inputs: Any) -> Any:
         calls.append(1)
         return original(*inputs)
 
-    monkeypatch.setattr(module.rope, "measure", counted)
+    monkeypatch.setattr(module.rope, "measure_heads", counted)
     graph, context = captured(wan(num_layers=3), wan_inputs(5))
     find_attention(graph, context)
     assert infer_rope(graph, context) == 3

@@ -153,9 +153,8 @@ def test_a_probe_gives_a_profile_that_transforms(model: Any, mode: str, tmp_path
 
 
 def test_a_reward_decides_the_position_sensitivity_in_full_mode(model: Any) -> None:
-    base = generate(model, 3, 0)
-
     def reward(video: torch.Tensor, seed: int) -> float:
+        base = generate(model, video.shape[2], seed)
         return 1.0 - float((video - base).norm() / base.norm())
 
     profile = run(model, mode="full", reward=reward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,6 +35,8 @@ def probe(
     ] = None,
     frames: Annotated[int | None, typer.Option(help="Target length in frames.", show_default="four times")] = None,
     steps: common.Steps = None,
+    height: common.Height = None,
+    width: common.Width = None,
     dtype: common.DtypeOption = "auto",
     device: common.DeviceOption = "auto",
     journal: Annotated[
@@ -53,7 +56,7 @@ def probe(
             trained = Profile.for_model(facts.transformer).trained_frames
         target = (trained - 1) * 4 + 1 if frames is None else (frames - 1) // facts.temporal + 1
         wanted = frames if frames is not None else (target - 1) * facts.temporal + 1
-        job = prepare(model, None, ["direct"], wanted, steps=steps, dtype=dtype, device=device)
+        job = prepare(model, None, ["direct"], wanted, height, width, steps, dtype=dtype, device=device)
         texts = prompts or [EXAMPLE]
         scored = mode == "full" and all(scorable(job, text) is None for text in texts)
         pipe = load(job)
@@ -67,10 +70,13 @@ def probe(
                 mode=mode,
                 seeds=range(seeds),
                 steps=job.steps,
+                height=job.height,
+                width=job.width,
                 reward=(lambda video, seed: score(video, texts[seed % len(texts)]).composite) if scored else None,
                 journal=folder,
                 on_unit=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
             )
+        profile = replace(profile, name=output.stem)
         profile.save(output)
         out.print(_table(profile))
         out.print(f"{output}; the measurements are kept in {folder}", highlight=False, soft_wrap=True)

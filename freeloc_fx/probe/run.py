@@ -46,6 +46,8 @@ def probe(
     settings: ProbeSettings | None = None,
     every: int = 4,
     steps: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
     reward: Reward | None = None,
     journal: str | Path | None = None,
     on_unit: Callable[[int, int, str], None] | None = None,
@@ -62,7 +64,7 @@ def probe(
         mode: "observe" or "full".
         seeds: one generation of each kind for each seed; the standard errors are over rows and seeds.
         every: observe each site on every n-th call.
-        steps: denoising steps of a pipeline, default its own.
+        steps, height, width: denoising steps and pixels for a pipeline, default its own.
         reward: for "full", (video, seed) -> quality, larger = better; without one the position sensitivity is ALD.
         journal: folder of finished units; the same call goes on from it after a kill.
         on_unit: called as on_unit(done, total, name) after each unit.
@@ -88,11 +90,11 @@ def probe(
             raise ProfileError("generate: a model without its pipeline needs generate=f(model, frames, seed)")
         if not prompts:
             raise ProfileError("prompts: a pipeline needs at least one prompt")
-        generate = _of_pipeline(pipeline, list(prompts), list(seeds), steps)
+        generate = _of_pipeline(pipeline, list(prompts), list(seeds), steps, height, width)
     settings = settings or ProbeSettings.for_length(trained_frames)
     job = {
         "mode": mode, "trained_frames": trained_frames, "target_frames": target, "seeds": list(seeds),
-        "prompts": list(prompts), "every": every, "steps": steps, "settings": _plain(asdict(settings)),
+        "prompts": list(prompts), "every": every, "steps": steps, "height": height, "width": width, "settings": _plain(asdict(settings)),
         "class": type(model).__name__, "torch": torch.__version__,
     }  # fmt: skip
     kept = Journal(Path(journal) if journal is not None else None, job)
@@ -154,7 +156,9 @@ def observing(model: nn.Module, recorder: Recorder) -> Any:
     yield attach(copy.copy(model), model, backend)
 
 
-def _of_pipeline(pipeline: Any, prompts: list[str], seeds: list[int], steps: int | None) -> Generate:
+def _of_pipeline(
+    pipeline: Any, prompts: list[str], seeds: list[int], steps: int | None, height: int | None, width: int | None
+) -> Generate:
     from ..generate import generate as run
     from ..request import Facts
 
@@ -165,7 +169,8 @@ def _of_pipeline(pipeline: Any, prompts: list[str], seeds: list[int], steps: int
         pipeline.transformer = model
         try:
             prompt = prompts[seeds.index(seed) % len(prompts)]
-            return run(pipeline, prompt, frames=(frames - 1) * facts.temporal + 1, steps=steps, seed=seed).frames
+            length = (frames - 1) * facts.temporal + 1
+            return run(pipeline, prompt, frames=length, height=height, width=width, steps=steps, seed=seed).frames
         finally:
             pipeline.transformer = before
 

@@ -47,8 +47,9 @@ class ProbeSettings:
 def sample_rows(grid: TokenGrid, rows: int, seed: tuple[int, ...]) -> np.ndarray:
     """Token indices, stratified over the clip: one from each of `rows` equal stretches; int64 (rows,)."""
     rng = np.random.default_rng(seed)
-    edges = np.linspace(0, grid.sequence, min(rows, grid.sequence) + 1)
-    return (edges[:-1] + rng.random(len(edges) - 1) * np.diff(edges)).astype(np.int64).clip(0, grid.sequence - 1)
+    count = min(rows, grid.sequence)
+    edges = np.arange(count + 1) * grid.sequence // count
+    return rng.integers(edges[:-1], edges[1:])
 
 
 def _entropy(scores: torch.Tensor) -> torch.Tensor:
