@@ -70,14 +70,19 @@ def main() -> None:
         for seed in args.seeds:
             base = journal.get(f"direct {seed}", lambda seed=seed: composite(None, seed))
             one = Profile(trained_frames=21, layers={layer: strategy})
-            values.append(journal.get(f"{strategy} {layer} {seed}", lambda one=one, seed=seed: composite(one, seed)) - base)
+            values.append(
+                journal.get(f"{strategy} {layer} {seed}", lambda one=one, seed=seed: composite(one, seed)) - base
+            )
         return float(np.mean(values))
 
     for strategy in ("vrpr", "vrpr+tsa"):
         columns[f"gain of {strategy} alone"] = [gain(strategy, layer) for layer in layers]
     names = list(columns)
     table: dict[str, Any] = {a: {b: spearman(columns[a], columns[b]) for b in names} for a in names}
-    save("probe_agreement", {"columns": columns, "spearman": table, "settings": {"seeds": args.seeds, "steps": args.steps}})
+    save(
+        "probe_agreement",
+        {"columns": columns, "spearman": table, "settings": {"seeds": args.seeds, "steps": args.steps}},
+    )
     for a in names:
         print(f"{a:28}", " ".join(f"{table[a][b]:6.2f}" for b in names))
     plot(columns)

@@ -295,6 +295,13 @@ def train_dit(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
     checkpoint = Checkpoint(args.work / "dit.safetensors", model, optimizer, ema)
     step, curve = checkpoint.load()
+    if step == 0 and args.dit_init is not None:
+        for name in ("transformer", "text_encoder"):
+            (weights,) = (args.dit_init / name).glob("*.safetensors")
+            part = {k: v.float() for k, v in load_file(weights).items()}
+            for target in (model, ema):
+                missing, unexpected = getattr(target, name).load_state_dict(part, strict=False)
+                assert not unexpected and all("embed_tokens" in k for k in missing), (missing, unexpected)
     run = torch.compile(model) if args.compile else model
     running, started, first = [], time.monotonic(), step
     while step < args.dit_steps:
@@ -398,6 +405,7 @@ def main() -> None:
     parser.add_argument("--vae-init", type=Path, help="safetensors with the weights of an earlier VAE to start from")
     parser.add_argument("--vae-steps", type=int, default=1100)
     parser.add_argument("--vae-lr", type=float, default=2e-3)
+    parser.add_argument("--dit-init", type=Path, help="pipeline folder (an earlier export) whose weights to start from")
     parser.add_argument("--dit-steps", type=int, default=4300)
     parser.add_argument("--dit-lr", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=8)

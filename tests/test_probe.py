@@ -82,6 +82,7 @@ def test_split_cuts_two_groups_and_refuses_one() -> None:
     assert threshold is not None
     assert 1.1 < threshold < 5.0
     assert split(np.ones(5)) is None
+    assert split(np.exp(np.linspace(0, 1, 20))) is None  # an even spread is one group
 
 
 def test_the_rule_gives_tsa_to_the_sensitive_layers() -> None:

@@ -21,7 +21,7 @@ from ..rope import angles, rotate
 
 __all__ = ["TEMPERATURES", "ProbeSettings", "matching_temperature", "observe_rows", "sample_rows"]
 
-TEMPERATURES = tuple(float(x) for x in np.geomspace(0.8, 2.5, 12))
+TEMPERATURES = tuple(float(x) for x in np.geomspace(0.8, 10.0, 18))
 """Score factors at which a row's entropy is measured; the matching factor is interpolated between them."""
 
 
