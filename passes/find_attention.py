@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -27,7 +28,7 @@ def module_path(node: fx.Node) -> str:
     return ".".join(n for n in names if n not in ("L", "self", "__dict__", "_modules", "_orig_mod", "mod"))
 
 
-def arguments(node: fx.Node) -> dict[str, object]:
+def arguments(node: fx.Node) -> dict[str, Any]:
     """The call's arguments by name, however they were passed."""
     return dict(zip(_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
 

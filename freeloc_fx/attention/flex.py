@@ -165,7 +165,7 @@ def flex(
     compiled = not (merge and q.device.type == "cpu")
     if not compiled:
         _say_uncompiled(spec.strategy.name)
-    call = _compile(merge) if compiled else _call_lse
+    call: Callable[..., Any] = _compile(merge) if compiled else _call_lse
     qf, kf = q.unflatten(2, (frames, n)), k.unflatten(2, (frames, n))
     v = v.contiguous()
     if not merge:

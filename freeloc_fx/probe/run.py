@@ -94,12 +94,14 @@ def probe(
     settings = settings or ProbeSettings.for_length(trained_frames)
     job = {
         "mode": mode, "trained_frames": trained_frames, "target_frames": target, "seeds": list(seeds),
-        "prompts": list(prompts), "every": every, "steps": steps, "height": height, "width": width, "settings": _plain(asdict(settings)),
-        "class": type(model).__name__, "torch": torch.__version__,
+        "prompts": list(prompts), "every": every, "steps": steps, "height": height, "width": width,
+        "settings": _plain(asdict(settings)), "class": type(model).__name__, "torch": torch.__version__,
     }  # fmt: skip
     kept = Journal(Path(journal) if journal is not None else None, job)
     run = _Run(model, generate, settings, every, reward)
-    units = [("observe", seed, frames, None) for seed in seeds for frames in (trained_frames, target)]
+    units: list[tuple[str, int, int, Intervention | None]] = [
+        ("observe", seed, frames, None) for seed in seeds for frames in (trained_frames, target)
+    ]
     layers = None
     if mode == "full":
         first = kept.get(_name(*units[0]), lambda: run.unit(*units[0]))
@@ -208,7 +210,7 @@ def _profile(
         temperature[layer] = matching_temperature(entropies, float(np.mean([o["entropy"]["mean"] for o in at_trained])))
         position = [o["position"] for o in at_target]
         context = [o["context"] for o in at_target]
-        measured = [_mean(position), _mean(context)]
+        measured: list[tuple[float, float | None]] = [_mean(position), _mean(context)]
         if job["mode"] == "full":
             measured = [_full_position(layer, units, results), _full_context(layer, units, results)]
         (p, p_error), (c, c_error) = measured
@@ -236,7 +238,7 @@ def _mean(parts: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return mean, float(np.sqrt(np.sum([p["error"] ** 2 for p in parts])) / len(parts))
 
 
-def _full_position(layer: int, units: Sequence[Any], results: Mapping[str, Any]) -> tuple[float, float]:
+def _full_position(layer: int, units: Sequence[Any], results: Mapping[str, Any]) -> tuple[float, float | None]:
     """Relative loss of reward where there is one, else ALD of the shifted generations; error over shifts and seeds."""
     losses = []
     for unit in units:
@@ -251,7 +253,7 @@ def _full_position(layer: int, units: Sequence[Any], results: Mapping[str, Any])
     return float(np.mean(losses)), _error(losses)
 
 
-def _full_context(layer: int, units: Sequence[Any], results: Mapping[str, Any]) -> tuple[float, float]:
+def _full_context(layer: int, units: Sequence[Any], results: Mapping[str, Any]) -> tuple[float, float | None]:
     """S = |H' - H| / |H| between the generation with a window in this layer and the one without; error over seeds."""
     values = []
     for unit in units:
@@ -264,4 +266,4 @@ def _full_context(layer: int, units: Sequence[Any], results: Mapping[str, Any]) 
 
 
 def _error(values: Sequence[float]) -> float | None:
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None  # type: ignore[return-value]
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
