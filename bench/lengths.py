@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     journal = args.work / "lengths.jsonl"
     rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
     done = {(r["strategy"], r["frames"], r["seed"], r["steps"], r["guidance"]) for r in rows}
-    pipe = load_pipeline("tiny-wan")
+    pipe = load_pipeline("tiny-wan") if not args.report else None
 
     def add(strategy: str, frames: int, seed: int, video: np.ndarray, seconds: float) -> None:
         scores = {k: v for k, v in score(video, prompt_of(seed)).as_dict().items() if k in SCORES}
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             np.save(args.work / f"{strategy}-{frames}-{seed}.npy", (video * 255).round().astype(np.uint8))
         print(strategy, frames, seed, f"{seconds:.1f} s", {k: v and round(v, 3) for k, v in scores.items()}, flush=True)
 
-    for seed in args.seeds:
+    for seed in args.seeds if not args.report else ():
         for frames in args.frames:
             for strategy in ("reconstruction", *args.strategies):
                 if (strategy, frames, seed, args.steps, args.guidance) in done:
@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--work", type=Path, default=Path("bench-lengths"), help="journal, and videos with --keep")
     parser.add_argument("--keep", action="store_true", help="keep every video as uint8 .npy")
+    parser.add_argument("--report", action="store_true", help="no generation: results of what the journal holds")
     parser.add_argument("--name", default="lengths", help="name of the result files")
     args = parser.parse_args()
     rows = run(args)

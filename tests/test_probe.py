@@ -138,13 +138,13 @@ def test_observing_does_not_change_the_generation(model: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["observe", "full"])
 def test_a_probe_gives_a_profile_that_transforms(model: Any, mode: str, tmp_path: Path) -> None:
-    profile = run(model, mode=mode, seeds=(0, 1))
+    profile = run(model, mode=mode, seeds=(0, 1) if mode == "observe" else (0,))
     assert profile.sensitivities is not None
     assert sorted(profile.sensitivities) == [0, 1, 2]
     for sensitivity in profile.sensitivities.values():
         assert sensitivity.position > 0
         assert sensitivity.context > 0
-        assert sensitivity.context_error is not None
+        assert (sensitivity.context_error is not None) == (mode == "observe")
     profile.save(tmp_path / "p.json")
     loaded = Profile.load(tmp_path / "p.json")
     assert loaded == profile
@@ -170,7 +170,7 @@ def test_killed_and_resumed_gives_the_identical_profile(model: Any, tmp_path: Pa
     class Killed(BaseException):
         pass
 
-    for attempt in range(12):
+    for attempt in range(5):
         folder = tmp_path / str(attempt)
         left = int(rng.integers(0, 8))
         units = 0

@@ -163,7 +163,10 @@ def _track(
         rows = (np.nan_to_num(visible) > 0.7) & (kind == index)
         if rows.any():
             ideal = _slope(_cover(name, centre[rows], typical), region[rows])
-            sharpness[rows] = _slope(alpha[rows], region[rows]) / np.maximum(ideal, 1e-6)
+            # Where hardly any outline is in view (a shape behind another, or at the edge) a ratio would say nothing.
+            enough = ideal > 0.25 * ideal.max()
+            slope = _slope(alpha[rows], region[rows])
+            sharpness[rows] = np.divide(slope, ideal, out=np.full(slope.shape, np.nan), where=enough)
             error[rows] = _shape_error(video[rows], name, centre[rows], region[rows], tones, colour)
     return Track(centre, area, _excuse_hidden(visible), kind, clear, sharpness, error)
 
