@@ -33,6 +33,15 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return dict(zip(_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
 
 
+def replace_call(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
+    """Put a call of `target` in place of an attention call; Dynamo's metadata and the site's record move over."""
+    with graph.inserting_before(node):
+        new = graph.call_function(target, args)
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
 def find_attention(graph: fx.Graph, context: PassContext) -> int:
     """Put an AttentionSite on every scaled_dot_product_attention call.
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 import torch.fx as fx
 
-from freeloc_fx.meta import KEY, sites
+from freeloc_fx.meta import sites
 from freeloc_fx.pipeline import PassContext
 from freeloc_fx.probe import observe  # noqa: F401 - defines the operator
 
-from .find_attention import arguments
+from .find_attention import arguments, replace_call
 
 __all__ = ["observe_attention"]
 
@@ -26,14 +26,7 @@ def observe_attention(graph: fx.Graph, context: PassContext) -> int:
         if context.plan.site(site.path) is None:
             continue
         given = arguments(node)
-        with graph.inserting_before(node):
-            new = graph.call_function(
-                torch.ops.freeloc_fx.observe_attention.default,
-                (given["query"], given["key"], given["value"], context.recorder, site.path, site.scale),
-            )
-        new.meta = {k: v for k, v in node.meta.items() if k != KEY}
-        new.meta[KEY] = site
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
+        call = (given["query"], given["key"], given["value"], context.recorder, site.path, site.scale)
+        replace_call(graph, node, torch.ops.freeloc_fx.observe_attention.default, call)
         count += 1
     return count

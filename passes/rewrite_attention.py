@@ -13,10 +13,10 @@ import torch
 import torch.fx as fx
 
 from freeloc_fx.attention import op, spec
-from freeloc_fx.meta import KEY, sites
+from freeloc_fx.meta import sites
 from freeloc_fx.pipeline import PassContext
 
-from .find_attention import arguments
+from .find_attention import arguments, replace_call
 
 __all__ = ["rewrite_attention"]
 
@@ -33,14 +33,7 @@ def rewrite_attention(graph: fx.Graph, context: PassContext) -> int:
         lowering = op.choose(context.attention, context.device) + ("+verify" if context.verify else "")
         key = spec.register(spec.AttentionSpec(planned.strategy, site.grid, site.rope))
         given = arguments(node)
-        with graph.inserting_before(node):
-            new = graph.call_function(
-                torch.ops.freeloc_fx.long_attention.default,
-                (given["query"], given["key"], given["value"], key, lowering, site.scale),
-            )
-        new.meta = {k: v for k, v in node.meta.items() if k != KEY}
-        new.meta[KEY] = site
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
+        call = (given["query"], given["key"], given["value"], key, lowering, site.scale)
+        replace_call(graph, node, torch.ops.freeloc_fx.long_attention.default, call)
         count += 1
     return count
