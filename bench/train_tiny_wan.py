@@ -2,8 +2,10 @@
 
     python bench/train_tiny_wan.py vae      # 1. small AutoencoderKLWan on procedural clips
     python bench/train_tiny_wan.py latents  # 2. encode the training clips once
-    python bench/train_tiny_wan.py dit      # 3. WanTransformer3DModel and UMT5 encoder together, flow matching
-    python bench/train_tiny_wan.py export   # 4. freeloc_fx/tiny_wan/model, a WanPipeline folder, float16 safetensors
+    python bench/train_tiny_wan.py short    # 3. WanTransformer3DModel and UMT5 encoder on three latent frames: what a
+                                            #    prompt's words look like, learned from many prompts a batch
+    python bench/train_tiny_wan.py dit      # 4. then on whole clips of 21 latent frames
+    python bench/train_tiny_wan.py export   # 5. freeloc_fx/tiny_wan/model, a WanPipeline folder, float16 safetensors
 
 Each stage resumes from its last checkpoint in --work (safetensors, written atomically) and gives the same batches for
 the same --seed wherever it was interrupted: every batch is drawn from a generator seeded by (seed, step).
@@ -75,18 +77,24 @@ def dit_config(args: argparse.Namespace) -> dict:
 
 
 class Checkpoint:
-    """Model, optimiser moments and the loss curve in one safetensors file, replaced atomically."""
+    """Model, optimisers' moments and the loss curve in one safetensors file, replaced atomically."""
 
-    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, ema: nn.Module | None):
-        self.path, self.model, self.optimizer, self.ema = path, model, optimizer, ema
+    def __init__(
+        self,
+        path: Path,
+        model: nn.Module,
+        optimizers: tuple[torch.optim.Optimizer, ...] = (),
+        ema: nn.Module | None = None,
+    ):
+        self.path, self.model, self.optimizers, self.ema = path, model, optimizers, ema
 
     def save(self, step: int, curve: list) -> None:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         if self.ema is not None:
             tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        if self.optimizer is not None:
-            for i, state in self.optimizer.state_dict()["state"].items():
-                tensors |= {f"optim.{i}.{k}": v for k, v in state.items()}
+        for n, optimizer in enumerate(self.optimizers):
+            for i, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optim.{n}.{i}.{k}": v for k, v in state.items()}
         tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
         temporary = self.path.with_suffix(".tmp")
         save_file(tensors, temporary, metadata={"step": str(step), "curve": json.dumps(curve)})
@@ -107,14 +115,12 @@ class Checkpoint:
         self.model.load_state_dict(part("model."))
         if self.ema is not None:
             self.ema.load_state_dict(part("ema."))
-        if self.optimizer is not None:
+        for n, optimizer in enumerate(self.optimizers):
             state: dict = {}
-            for key, value in part("optim.").items():
+            for key, value in part(f"optim.{n}.").items():
                 index, name = key.split(".", 1)
                 state.setdefault(int(index), {})[name] = value
-            self.optimizer.load_state_dict(
-                {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
-            )
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return int(meta["step"]), json.loads(meta["curve"])
 
 
@@ -140,7 +146,7 @@ def train_vae(args: argparse.Namespace) -> None:
         torch.testing.assert_close(mean, vae.encode(probe).latent_dist.mean, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(decode(vae, mean).clamp(-1, 1), vae.decode(mean).sample, atol=1e-4, rtol=1e-4)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    checkpoint = Checkpoint(args.work / "vae.safetensors", vae, optimizer, None)
+    checkpoint = Checkpoint(args.work / "vae.safetensors", vae, (optimizer,))
     step, curve = checkpoint.load()
     if step == 0 and args.vae_init is not None:
         tensors = load_file(args.vae_init)
@@ -177,7 +183,7 @@ def train_vae(args: argparse.Namespace) -> None:
 @torch.no_grad()
 def make_latents(args: argparse.Namespace) -> None:
     vae = make_vae()
-    Checkpoint(args.work / "vae.safetensors", vae, None, None).load()
+    Checkpoint(args.work / "vae.safetensors", vae).load()
     vae.eval()
     shard = 100
     for start in range(0, args.clips, shard):
@@ -280,7 +286,31 @@ class TextToVideo(nn.Module):
         return self.transformer(z_t, t, text, return_dict=False)[0]
 
 
+def make_optimizers(model: TextToVideo, args: argparse.Namespace) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices of the blocks, AdamW for everything else."""
+    matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2] if args.muon else []
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    adam = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    if not matrices:
+        return (adam,)
+    # match_rms_adamw gives both optimisers updates of one size, so that one learning rate serves them.
+    return adam, torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+
+
+def read_pipeline(folder: Path, *targets: TextToVideo) -> None:
+    for name in ("transformer", "text_encoder"):
+        (weights,) = (folder / name).glob("*.safetensors")
+        part = {k: v.float() for k, v in load_file(weights).items()}
+        for target in targets:
+            missing, unexpected = getattr(target, name).load_state_dict(part, strict=False)
+            assert not unexpected and all("embed_tokens" in k for k in missing), (missing, unexpected)
+
+
 def train_dit(args: argparse.Namespace) -> None:
+    """Flow matching on windows of `frames` latent frames: three (stage short), or the whole clip (stage dit)."""
+    short = args.stage == "short"
+    frames, batch, steps, shift = (3, 56, args.short_steps, 1.5) if short else (21, args.batch, args.dit_steps, 3.0)
     torch.manual_seed(args.seed)
     z, _, _, prompts = load_latents(args)
     tokenizer = make_tokenizer()
@@ -289,55 +319,57 @@ def train_dit(args: argparse.Namespace) -> None:
     model = TextToVideo(args, len(tokenizer))
     model.use_compact_text()
     ema = TextToVideo(args, len(tokenizer))
-    ema.load_state_dict(model.state_dict())
     ema.requires_grad_(False)
     print(f"parameters {sum(p.numel() for p in model.transformer.parameters()):,}", flush=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    checkpoint = Checkpoint(args.work / "dit.safetensors", model, optimizer, ema)
+    optimizers = make_optimizers(model, args)
+    checkpoint = Checkpoint(args.work / f"{args.stage}.safetensors", model, optimizers, ema)
     step, curve = checkpoint.load()
-    if step == 0 and args.dit_init is not None:
-        for name in ("transformer", "text_encoder"):
-            (weights,) = (args.dit_init / name).glob("*.safetensors")
-            part = {k: v.float() for k, v in load_file(weights).items()}
-            for target in (model, ema):
-                missing, unexpected = getattr(target, name).load_state_dict(part, strict=False)
-                assert not unexpected and all("embed_tokens" in k for k in missing), (missing, unexpected)
+    if step == 0:
+        if not short and (args.work / "short.safetensors").exists():
+            Checkpoint(args.work / "short.safetensors", ema, (), model).load()  # its average starts this one
+        elif args.dit_init is not None:
+            read_pipeline(args.dit_init, model)
+        ema.load_state_dict(model.state_dict())
     run = torch.compile(model) if args.compile else model
     running, started, first = [], time.monotonic(), step
-    while step < args.dit_steps:
-        rng = np.random.default_rng((args.seed, 3, step))
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        index = torch.from_numpy(rng.integers(0, len(z), args.batch))
-        x = z[index]
+    while step < steps:
+        rng = np.random.default_rng((args.seed, 4 if short else 3, step))
+        generator = torch.Generator().manual_seed((args.seed + short) * 1_000_003 + step)
+        index = torch.from_numpy(rng.integers(0, len(z), batch))
+        begin = rng.integers(0, LATENT_FRAMES - frames + 1, batch)
+        x = torch.stack([z[i, :, b : b + frames] for i, b in zip(index.tolist(), begin.tolist(), strict=True)])
         ids, mask = tokens.input_ids[index], tokens.attention_mask[index]
-        drop = torch.from_numpy(rng.random(args.batch) < 0.1)
+        drop = torch.from_numpy(rng.random(batch) < 0.1)
         ids = torch.where(drop[:, None], empty.input_ids, ids)
         mask = torch.where(drop[:, None], empty.attention_mask, mask)
-        # Logit-normal times shifted towards noise, as the sampler spends its steps there (flow shift 3).
-        u = torch.sigmoid(torch.randn(args.batch, generator=generator))
-        sigma = 3.0 * u / (1 + 2.0 * u)
+        # Logit-normal times shifted towards noise, as the sampler spends its steps there (flow shift 3); fewer frames
+        # hide behind less noise.
+        u = torch.sigmoid(torch.randn(batch, generator=generator))
+        sigma = shift * u / (1 + (shift - 1) * u)
         noise = torch.randn(x.shape, generator=generator)
         s = sigma.view(-1, 1, 1, 1, 1)
-        for group in optimizer.param_groups:
-            group["lr"] = schedule(step, args.dit_steps, args.dit_lr)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = schedule(step, steps, args.dit_lr)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
             prediction = run((1 - s) * x + s * noise, sigma * 1000, ids, mask)
         loss = F.mse_loss(prediction.float(), noise - x)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         decay = min(0.998, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
         step += 1
         running.append(loss.item())
         if step % 25 == 0:
-            rate = (step - first) * args.batch / (time.monotonic() - started)
+            rate = (step - first) * batch / (time.monotonic() - started)
             curve.append([step, float(np.mean(running))])
-            print(f"dit {step} loss {np.mean(running):.4f} {rate:.2f} samples/s", flush=True)
+            print(f"{args.stage} {step} loss {np.mean(running):.4f} {rate:.2f} samples/s", flush=True)
             running = []
-        if step % 100 == 0 or step == args.dit_steps:
+        if step % 100 == 0 or step == steps:
             checkpoint.save(step, curve)
 
 
@@ -346,12 +378,12 @@ def export(args: argparse.Namespace) -> None:
 
     z, mean, std, _ = load_latents(args)
     vae = make_vae()
-    vae_steps, vae_curve = Checkpoint(args.work / "vae.safetensors", vae, None, None).load()
+    vae_steps, vae_curve = Checkpoint(args.work / "vae.safetensors", vae).load()
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     tokenizer = make_tokenizer()
     model = TextToVideo(args, len(tokenizer))
     ema = TextToVideo(args, len(tokenizer))
-    dit_steps, dit_curve = Checkpoint(args.work / "dit.safetensors", model, None, ema).load()
+    dit_steps, dit_curve = Checkpoint(args.work / "dit.safetensors", model, (), ema).load()
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
     )
@@ -361,7 +393,7 @@ def export(args: argparse.Namespace) -> None:
     pipe.to(torch.float16)
     pipe.save_pretrained(args.out, safe_serialization=True)
     recipe = {
-        "command": "python bench/train_tiny_wan.py {vae,latents,dit,export}",
+        "command": "python bench/train_tiny_wan.py {vae,latents,short,dit,export}",
         "seed": args.seed,
         "torch": torch.__version__,
         "clips": len(z),
@@ -395,7 +427,7 @@ def draw_curves(recipe: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["vae", "latents", "dit", "export"])
+    parser.add_argument("stage", choices=["vae", "latents", "short", "dit", "export"])
     parser.add_argument("--work", type=Path, default=Path("train-tiny-wan"), help="checkpoints and latents")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "freeloc_fx/tiny_wan/model")
     parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "results/train_tiny_wan.json")
@@ -406,6 +438,8 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=1100)
     parser.add_argument("--vae-lr", type=float, default=2e-3)
     parser.add_argument("--dit-init", type=Path, help="pipeline folder (an earlier export) whose weights to start from")
+    parser.add_argument("--short-steps", type=int, default=1000)
+    parser.add_argument("--muon", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--dit-steps", type=int, default=4300)
     parser.add_argument("--dit-lr", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=8)
@@ -415,7 +449,9 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    {"vae": train_vae, "latents": make_latents, "dit": train_dit, "export": export}[args.stage](args)
+    {"vae": train_vae, "latents": make_latents, "short": train_dit, "dit": train_dit, "export": export}[args.stage](
+        args
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from .profile import Profile
 if TYPE_CHECKING:
     from .probe.observe import Recorder
 
-__all__ = ["Backend", "PlanReady", "layer_table"]
+__all__ = ["Backend", "PlanReady", "blank", "layer_table"]
 
 Compiler = Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
 
@@ -73,8 +73,32 @@ def compiler(backend: str | Callable[..., Any] | Mapping[str, Any]) -> Compiler 
     return torch._TorchCompileWrapper(name, options.get("mode"), options.get("options"), False)
 
 
+def blank(output: Any) -> Callable[..., Any]:
+    """Stands in for a captured part whose numbers nobody wants: zeros of the shapes that it would return.
+
+    Args:
+        output: what the part's output node returns, a structure of nodes.
+    """
+
+    def zeros(node: fx.Node) -> Any:
+        value = node.meta.get("example_value")
+        if not isinstance(value, torch.Tensor):
+            return value
+        shape = [n if isinstance(n, int) else 1 for n in value.shape]
+        return torch.zeros((), dtype=value.dtype, device=value.device).expand(shape)
+
+    def run(*inputs: Any) -> Any:
+        return fx.node.map_arg(output, zeros)
+
+    return run
+
+
 class Backend:
-    """A torch.compile backend for one model and profile. `plans` collects one plan for each captured shape."""
+    """A torch.compile backend for one model and profile. `plans` collects one plan for each captured shape.
+
+    prefix: path of the module that it captures, "" for the whole model; a part may hold no site at all. size, shapes:
+    what the call that is being captured says about its latents, see `pipeline.PassContext`.
+    """
 
     def __init__(
         self,
@@ -85,10 +109,23 @@ class Backend:
         verify: bool = False,
         plan_only: bool = False,
         recorder: Recorder | None = None,
+        prefix: str = "",
     ) -> None:
         self.profile, self.layers, self.inner = profile, layers, inner
         self.attention, self.verify, self.plan_only, self.recorder = attention, verify, plan_only, recorder
+        self.prefix = prefix
         self.plans: list[Plan] = []
+        self.size: tuple[int, int, int] | None = None
+        self.shapes: tuple[tuple[int, ...], ...] = ()
+        self.whole = self
+
+    def part(self, path: str) -> Backend:
+        """A backend that treats one module of the model as this one treats the whole."""
+        made = Backend(
+            self.profile, self.layers, self.inner, self.attention, self.verify, self.plan_only, self.recorder, path
+        )
+        made.whole = self
+        return made
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         # Dynamo looks at its own graph again after we return, so only a copy may change.
@@ -109,9 +146,14 @@ class Backend:
             device=tensors[0].device if tensors else torch.device("cpu"),
             verify=self.verify,
             recorder=self.recorder.name if self.recorder is not None else None,
+            prefix=self.prefix,
+            size=self.whole.size,
+            shapes=self.whole.shapes,
         )
         plan = pipeline.analyse(graph, context)
         self.plans.append(plan)
+        if self.plan_only and self.prefix:
+            return blank(output)
         if self.plan_only:
             raise PlanReady(plan)
         if self.recorder is not None:

@@ -1,9 +1,12 @@
-"""What a model's forward is called with: limits that its configuration states, and example inputs for planning."""
+"""What a model's forward is called with: sizes, and the limits that the model itself sets on them.
+
+Argument and configuration names are diffusers' conventions; no model class is named.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,17 +14,18 @@ from torch import nn
 
 from .errors import CaptureError, LengthError
 
-__all__ = ["check_limits", "example_inputs", "latent_size"]
+__all__ = ["call_arguments", "check_limits", "example_inputs", "integer_size", "latent_size"]
 
 
-def _config(model: nn.Module) -> Mapping[str, Any]:
+def config_of(model: nn.Module) -> Mapping[str, Any]:
+    """The model's configuration, empty where it has none."""
     config = getattr(model, "config", {})
     return config if isinstance(config, Mapping) else {}
 
 
-def _patches(model: nn.Module) -> tuple[int, int, int]:
+def patches(model: nn.Module) -> tuple[int, int, int]:
     """Patch size (frames, height, width) in latent units, 1 where the configuration does not say."""
-    config = _config(model)
+    config = config_of(model)
     size = config.get("patch_size", 1)
     if isinstance(size, (list, tuple)) and len(size) == 3:
         return int(size[0]), int(size[1]), int(size[2])
@@ -29,12 +33,61 @@ def _patches(model: nn.Module) -> tuple[int, int, int]:
     return int(config.get("patch_size_t") or 1), space, space
 
 
-def latent_size(arguments: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """Frames, height and width of the five-dimensional `hidden_states` among forward's arguments, if there is one."""
+def frame_axis(model: nn.Module) -> int:
+    """The axis of a five-dimensional `hidden_states` that counts frames; the two after it (but for channels) are height
+    and width.
+
+    1 where the pipeline makes the rotary tables with the frames first (configurations with
+    `use_rotary_positional_embeddings`) or channels come last (`in_visual_dim`); else 2.
+    """
+    config = config_of(model)
+    return 1 if "use_rotary_positional_embeddings" in config or "in_visual_dim" in config else 2
+
+
+def call_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Forward's arguments by name; without the positional ones where the signature does not tell."""
+    try:
+        return dict(inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments)
+    except (TypeError, ValueError):
+        return dict(kwargs)
+
+
+def integer_size(arguments: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """Latent frames, height and width where a model takes its tokens flat and these as integers beside them."""
+    found = [arguments.get(name) for name in ("num_frames", "height", "width")]
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in found):
+        return None
+    frames, height, width = (int(n) for n in found if n is not None)
+    return frames, height, width
+
+
+def latent_size(arguments: Mapping[str, Any], model: nn.Module | None = None) -> tuple[int, int, int] | None:
+    """Frames, height and width of the latents among forward's arguments, if they say."""
     value = arguments.get("hidden_states")
-    if isinstance(value, torch.Tensor) and value.ndim == 5:
+    if not isinstance(value, torch.Tensor) or value.ndim != 5:
+        return integer_size(arguments)
+    if model is None or frame_axis(model) == 2:
         return int(value.shape[2]), int(value.shape[3]), int(value.shape[4])
-    return None
+    last = 2 if "in_visual_dim" in config_of(model) else 3
+    return int(value.shape[1]), int(value.shape[last]), int(value.shape[last + 1])
+
+
+def _limits(model: nn.Module) -> Iterator[tuple[str, int, int, str]]:
+    """(name of the limit, axis, positions, what to change), as configuration or tables of the model say."""
+    config = config_of(model)
+    if config.get("rope_max_seq_len") is not None:
+        for axis in range(3):
+            name = "rope_max_seq_len"
+            yield name, axis, int(config[name]), "load the model with a larger rope_max_seq_len"
+    if isinstance(config.get("max_size"), (list, tuple)):  # one table of positions serves all axes
+        longest = max(int(n) // p for n, p in zip(config["max_size"], patches(model), strict=True))
+        for axis in range(3):
+            yield "max_size", axis, longest, "load the model with a larger max_size"
+    for path, module in model.named_modules():
+        rows = getattr(module, "max_pos", None)
+        if isinstance(rows, (list, tuple)) and len(rows) == 3:
+            for axis in range(3):
+                yield f"{path}.max_pos", axis, int(rows[axis]), f"give {path} position tables of more rows"
 
 
 def check_limits(model: nn.Module, frames: int, height: int, width: int) -> None:
@@ -43,22 +96,20 @@ def check_limits(model: nn.Module, frames: int, height: int, width: int) -> None
     Raises:
         LengthError: names the limit, what was asked for, and what to change.
     """
-    limit = _config(model).get("rope_max_seq_len")
-    if limit is None:
-        return
-    patches = _patches(model)
-    for name, size, patch in zip(("frames", "height", "width"), (frames, height, width), patches, strict=True):
-        if size // patch > limit:
+    sizes, names, per_token = (frames, height, width), ("frames", "height", "width"), patches(model)
+    for limit, axis, positions, change in _limits(model):
+        needed = sizes[axis] // per_token[axis]
+        if needed > positions:
             raise LengthError(
-                f"{size} latent {name} need {size // patch} positions, the model's rope_max_seq_len is {limit}; "
-                f"ask for fewer {name} or load the model with a larger rope_max_seq_len"
+                f"{sizes[axis]} latent {names[axis]} need {needed} positions, the model's {limit} is {positions}; "
+                f"ask for fewer {names[axis]} or {change}"
             )
 
 
 def example_inputs(
     model: nn.Module, frames: int, height: int, width: int, given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Zeros of the right shape for every required argument of forward, by the conventional argument names.
+    """Zeros of the right shape for every argument that forward needs, by the conventional argument names.
 
     Args:
         frames, height, width: latent sizes of the model's input. given: arguments to use as they are.
@@ -66,34 +117,19 @@ def example_inputs(
     Raises:
         CaptureError: a required argument has no conventional meaning; pass it in `given`.
     """
-    config, given = _config(model), dict(given or {})
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    dtype = getattr(model, "dtype", torch.float32)
-    channels = int(config.get("in_channels", 16))
-    makers: dict[str, Any] = {
-        "hidden_states": lambda: torch.zeros(1, channels, frames, height, width, device=device, dtype=dtype),
-        "timestep": lambda: torch.zeros(1, device=device, dtype=torch.long),
-        "encoder_hidden_states": lambda: torch.zeros(
-            1, 16, int(config.get("text_dim") or config.get("text_embed_dim") or 16), device=device, dtype=dtype
-        ),
-    }
-    if config.get("image_dim"):
-        makers["encoder_hidden_states_image"] = lambda: torch.zeros(
-            1, 257, int(config["image_dim"]), device=device, dtype=dtype
-        )
-        makers["encoder_hidden_states"] = lambda: torch.zeros(
-            1, 512, int(config["text_dim"]), device=device, dtype=dtype
-        )
+    from .examples import makers
+
+    given = dict(given or {})
+    known = makers(model, frames, height, width)
     result: dict[str, Any] = {}
-    for name, parameter_ in inspect.signature(model.forward).parameters.items():
+    for name, parameter in inspect.signature(model.forward).parameters.items():
         if name in given:
             result[name] = given[name]
-        elif name in makers:
-            result[name] = makers[name]()
+        elif name in known:
+            result[name] = known[name]()
         elif name == "return_dict":
             result[name] = False
-        elif parameter_.default is inspect.Parameter.empty and parameter_.kind in (
+        elif parameter.default is inspect.Parameter.empty and parameter.kind in (
             inspect.Parameter.POSITIONAL_ONLY,
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
             inspect.Parameter.KEYWORD_ONLY,

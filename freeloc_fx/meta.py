@@ -45,11 +45,14 @@ class RopeLayout:
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The video tokens of a sequence: frames x height x width in raster order."""
+    """The tokens of a sequence: `text_first` text tokens, frames x height x width of video in raster order, `text_last`
+    text tokens."""
 
     frames: int
     height: int
     width: int
+    text_first: int = 0
+    text_last: int = 0
 
     @property
     def tokens(self) -> int:
@@ -57,8 +60,18 @@ class TokenGrid:
         return self.height * self.width
 
     @property
-    def sequence(self) -> int:
+    def video(self) -> int:
+        """Video tokens."""
         return self.frames * self.tokens
+
+    @property
+    def text(self) -> int:
+        """Text tokens, at either end."""
+        return self.text_first + self.text_last
+
+    @property
+    def sequence(self) -> int:
+        return self.video + self.text
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,9 @@ class AttentionSite:
 
     path: module path, "blocks.3.attn1". kind: "video" (self-attention over tokens with temporal RoPE), "cross", or
     "other"; `reason` says why a site is not "video". layer: index among the model's layers. query_shape, key_shape:
-    (batch, heads, tokens, head_dim). scale: factor on q k, None for 1/sqrt(head_dim).
+    (batch, heads, tokens, head_dim). scale: factor on q k, None for 1/sqrt(head_dim). mask: the node of the model's
+    key-padding mask, None for none. padded: the number of tokens depends on data (padded text is left out by indexing);
+    the shapes count all that there may be.
     """
 
     path: str
@@ -80,6 +95,8 @@ class AttentionSite:
     rope: RopeLayout | None = None
     grid: TokenGrid | None = None
     sensitivity: Sensitivity | None = None
+    mask: fx.Node | None = field(default=None, compare=False)
+    padded: bool = False
 
 
 def record(node: fx.Node) -> AttentionSite | None:

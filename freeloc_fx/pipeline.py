@@ -18,7 +18,7 @@ import torch
 import torch.fx as fx
 
 from .errors import VerificationError
-from .match import shape_of
+from .match import UNKNOWN, shape_of
 from .meta import AttentionSite, record, sites
 from .plan import Plan, make_plan
 from .profile import Profile
@@ -33,7 +33,10 @@ class PassContext:
     """What passes may read beside the graph.
 
     inputs: the value of each placeholder of the capture. layers: module path prefix ("blocks.3") -> layer index.
-    device: where the attention runs. tables: position tables that one site computed and others use again.
+    device: where the attention runs. prefix: path of the module that was captured, where it is not the whole model.
+    size: latent frames, height and width that the model was asked for, where integers among its arguments say. shapes:
+    of the five-dimensional tensors among its arguments. tables: position tables
+    that one site computed and others use again.
     """
 
     profile: Profile
@@ -44,6 +47,9 @@ class PassContext:
     verify: bool = False
     plan: Plan | None = None
     recorder: str | None = None
+    prefix: str = ""
+    size: tuple[int, int, int] | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
     tables: dict[object, dict[fx.Node, Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -64,10 +70,11 @@ def analysis_passes() -> list[Pass]:
     """Passes that only write records, in order."""
     from .passes.annotate_sensitivity import annotate_sensitivity
     from .passes.find_attention import find_attention
+    from .passes.find_key_mask import find_key_mask
     from .passes.infer_rope import infer_rope
     from .passes.infer_token_grid import infer_token_grid
 
-    return [find_attention, infer_rope, infer_token_grid, annotate_sensitivity]
+    return [find_attention, find_key_mask, infer_rope, infer_token_grid, annotate_sensitivity]
 
 
 def rewrite_passes() -> list[Pass]:
@@ -78,10 +85,14 @@ def rewrite_passes() -> list[Pass]:
 
 
 def analyse(graph: fx.Graph, context: PassContext) -> Plan:
-    """Run the analysis passes and decide: returns the plan (also on the context)."""
+    """Run the analysis passes and decide: returns the plan (also on the context).
+
+    Raises:
+        CaptureError: the graph is the whole model and holds no attention that can be planned.
+    """
     _dump(graph, "capture")
     _run(graph, analysis_passes(), context)
-    context.plan = make_plan([site for _, site in sites(graph)], context.profile)
+    context.plan = make_plan([site for _, site in sites(graph)], context.profile, partial=bool(context.prefix))
     log.info("%s", context.plan)
     return context.plan
 
@@ -142,7 +153,7 @@ def verify_graph(graph: fx.Graph, after: str, thorough: bool = False) -> None:
 
 def _check_record(node: fx.Node, site: AttentionSite, after: str) -> None:
     shape = shape_of(node)
-    if shape is not None and shape[:3] != site.query_shape[:3]:
+    if shape is not None and any(n not in (m, UNKNOWN) for n, m in zip(shape[:3], site.query_shape[:3], strict=False)):
         raise VerificationError(f"after {after}: site {site.path}: expected {site.query_shape}, found {shape}")
     if site.kind != "video" and not site.reason:
         raise VerificationError(
@@ -158,11 +169,12 @@ def _check_record(node: fx.Node, site: AttentionSite, after: str) -> None:
 def _propagate(graph: fx.Graph, after: str) -> None:
     """Run the graph on fake tensors and compare every node with what Dynamo recorded at capture."""
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     recorded = {
         n: value for n in graph.nodes if isinstance(value := n.meta.get("example_value"), torch.Tensor)
     }  # fmt: skip
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()), torch.no_grad():
         values: dict[fx.Node, Any] = {}
         for node in graph.nodes:
             if node.op == "placeholder":
@@ -187,6 +199,7 @@ def _propagate(graph: fx.Graph, after: str) -> None:
             if (
                 expected is not None
                 and isinstance(value, torch.Tensor)
+                and UNKNOWN not in (shape_of(node) or ())
                 and (tuple(expected.shape) != tuple(value.shape) or expected.dtype != value.dtype)
             ):
                 raise VerificationError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .attention.spec import AttentionSpec
@@ -14,7 +14,7 @@ from .positions import VRPR
 from .profile import Profile
 from .strategy import Geometry, Strategy, build
 
-__all__ = ["Plan", "PlannedSite", "make_plan"]
+__all__ = ["Plan", "PlannedSite", "make_plan", "merge"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class Plan:
         grid = self.grid
         head = (
             f"Plan of profile {self.profile!r}: {grid.frames} latent frames of {grid.height}x{grid.width} tokens, "
-            f"trained on {self.trained_frames} ({self.extension:.3g}x); "
+            + (f"{grid.text} text tokens, " if grid.text else "")
+            + f"trained on {self.trained_frames} ({self.extension:.3g}x); "
             f"{self.rewritten} of {len(self.sites)} sites rewritten"
         )
         width = max([len(s.path) for s in self.sites], default=4)
@@ -121,10 +122,32 @@ class Plan:
         return "\n".join([head, *rows, *(f"  note: {note}" for note in self.notes)])
 
 
-def make_plan(sites: Sequence[AttentionSite], profile: Profile) -> Plan:
+def merge(plans: Sequence[Plan]) -> Plan:
+    """One plan for one call whose parts were captured one by one.
+
+    Raises:
+        CaptureError: no part holds a video self-attention; the message collects the reasons.
+    """
+    skipped = tuple(item for plan in plans for item in plan.skipped)
+    filled = [plan for plan in plans if plan.sites]
+    if not filled:
+        raise _nothing_found(skipped)
+    sites = tuple(site for plan in filled for site in plan.sites)
+    return replace(filled[0], sites=sites, skipped=skipped, notes=tuple({n: None for p in plans for n in p.notes}))
+
+
+def _nothing_found(skipped: Sequence[tuple[str, str]]) -> CaptureError:
+    reasons = "\n".join(f"  {path}: {reason}" for path, reason in skipped) or "  the graph holds no attention call"
+    return CaptureError(f"no video self-attention with temporal RoPE was found; what was found instead:\n{reasons}")
+
+
+def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool = False) -> Plan:
     """Decide a strategy for each video site.
 
     Within the trained length every site stays as it is.
+
+    Args:
+        partial: the sites are of a part of the model, which may hold none that can be planned.
 
     Raises:
         CaptureError: no video self-attention with temporal RoPE was found; the message collects the reasons.
@@ -134,21 +157,28 @@ def make_plan(sites: Sequence[AttentionSite], profile: Profile) -> Plan:
     video = [site for site in sites if site.kind == "video" and site.rope is not None and site.grid is not None]
     skipped = tuple((site.path, f"{site.kind}: {site.reason}") for site in sites if site not in video)
     if not video:
-        reasons = "\n".join(f"  {path}: {reason}" for path, reason in skipped) or "  the graph holds no attention call"
-        raise CaptureError(f"no video self-attention with temporal RoPE was found; what was found instead:\n{reasons}")
-    profile.check_layers(max(site.layer for site in video) + 1)
+        if partial:
+            return Plan(profile.name, profile.trained_frames, TokenGrid(1, 1, 1), (), skipped)
+        raise _nothing_found(skipped)
+    if not partial:
+        profile.check_layers(max(site.layer for site in video) + 1)
     planned = []
     notes: list[str] = []
     known: dict[object, tuple[Strategy, float]] = {}
     for site in video:
         assert site.grid is not None and site.rope is not None
         grid = site.grid
-        name = profile.strategy_name(site.layer) if grid.frames > profile.trained_frames else "direct"
+        long = grid.frames > profile.trained_frames
+        name = profile.strategy_name(site.layer) if long else "direct"
+        stages = profile.stages(site.layer) if long else ()
         settings = profile.settings(site.layer, grid.frames, grid.tokens)
-        key = (name, str(settings), grid)
+        key = (name, stages, str(settings), grid)
         if key not in known:
             geometry = Geometry(profile.trained_frames, grid.frames, grid.height, grid.width)
-            strategy = build(name, geometry, settings) if grid.frames > profile.trained_frames else Strategy()
+            strategy = build(name, geometry, settings) if long else Strategy()
+            if stages:
+                early = tuple((stop, build(stage, geometry, settings)) for stop, stage in stages)
+                strategy = replace(strategy, stages=early)
             kept = AttentionSpec(strategy, grid, site.rope).kept_pairs()
             known[key] = strategy, kept
             positions = strategy.positions

@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import StrategyError
 
-__all__ = ["VRPR", "Band", "Identity", "PositionMap"]
+__all__ = ["VRPR", "Band", "Identity", "PositionMap", "distances", "two_sided"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,27 @@ class PositionMap(Protocol):
         ...
 
 
-def _distances(frames: int) -> np.ndarray:
+def distances(frames: int) -> np.ndarray:
+    """d = i - j, int64 (frames, frames)."""
     index = np.arange(frames)
     return index[:, None] - index[None, :]
+
+
+def two_sided(query: np.ndarray, key: np.ndarray, offset: float, pairs: np.ndarray) -> list[Band]:
+    """Bands for P[i, j] = query[i] - key[j] + sign(i - j) * offset on `pairs`: one for the past and one for the future,
+    or one for both where no query frame has pairs on both sides.
+
+    Args:
+        query, key: (frames,). pairs: bool (frames, frames), without the diagonal unless offset is 0.
+    """
+    d = distances(len(query))
+    past, future = pairs & (d >= 0), pairs & (d < 0)
+    query, key = query.astype(np.float64), key.astype(np.float64)
+    if offset == 0 or not (past.any(1) & future.any(1)).any():
+        bands = [Band(query + np.where(past.any(1), offset, -offset), key, pairs)]
+    else:
+        bands = [Band(query + offset, key, past), Band(query - offset, key, future)]
+    return [band for band in bands if band.pairs.any()]
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,7 @@ class Identity:
     """P(d) = d: the model's own positions."""
 
     def table(self, frames: int) -> np.ndarray:
-        return _distances(frames).astype(np.float64)
+        return distances(frames).astype(np.float64)
 
     def bands(self, frames: int) -> list[Band]:
         index = np.arange(frames, dtype=np.float64)
@@ -121,7 +139,7 @@ class VRPR:
         return int(np.abs(self.table(frames)).max())
 
     def table(self, frames: int) -> np.ndarray:
-        d = _distances(frames)
+        d = distances(frames)
         if self.quantise == "pair":
             return self.of_distance(d).astype(np.float64)
         table = np.zeros((frames, frames))
@@ -131,7 +149,7 @@ class VRPR:
 
     def bands(self, frames: int) -> list[Band]:
         index = np.arange(frames)
-        d = _distances(frames)
+        d = distances(frames)
         near = np.abs(d) <= self.w1
         bands = [Band(index.astype(np.float64), index.astype(np.float64), near)]
         tiers = (

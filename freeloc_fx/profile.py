@@ -9,40 +9,34 @@ from __future__ import annotations
 
 import importlib.resources
 import os
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from . import profile_json, solve
-from .errors import PlanError, ProfileError, StrategyError
+from .errors import PlanError, ProfileError
 from .positions import VRPR
-from .profile_json import FrozenMapping, freeze, integer, known_keys, number, plain, string
+from .profile_fields import (
+    Sensitivity,
+    SizedTSA,
+    entry,
+    factor,
+    fingerprint,
+    json_object,
+    part_settings,
+    per_layer,
+    sensitivities,
+    sorted_items,
+    stages,
+    strategy,
+    to_json,
+)
+from .profile_json import FrozenMapping, integer, plain, string
 from .strategy import parse
 from .visibility import TSA
 
 __all__ = ["Profile", "Sensitivity", "SizedTSA"]
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """How much one layer reacts, larger = more sensitive; the errors are standard errors of the measurements.
-
-    position: to keys moved outside the trained distances. context: to more visible tokens than in training.
-    """
-
-    position: float
-    context: float
-    position_error: float | None = None
-    context_error: float | None = None
-
-
-@dataclass(frozen=True)
-class SizedTSA:
-    """TSA settings that hold for one number of tokens per frame only; other resolutions are solved."""
-
-    settings: TSA
-    tokens: int
 
 
 VRPRSetting = VRPR | Mapping[str, Any]
@@ -61,6 +55,10 @@ class Profile:
         tsa: likewise with `TSA`. A mapping of fields may add "tokens": the settings then hold for that many tokens per
             frame only (D_s counts tokens) and other resolutions are solved.
         temperature: what "+temp" multiplies scores by, one number or layer index -> number; solved where absent.
+        parts: settings of other parts of strategy names, by the part's name: {"riflex": {"k": 4}}. `strategy.FIELDS`
+            lists what each takes; what is left out is solved or the method's default.
+        schedule: other strategies for the first denoising steps: [{"steps": 5, "layers": "direct"}, ...] runs those
+            layers (as in `layers`) for so many steps, entry after entry, and then `layers`. Nothing recompiles.
         quantise: "pair" or "separable", for VRPR settings that are solved or do not say (see `VRPR`).
         name: shown in plans and errors.
         model: the model it is for: {"class": class name, "config": {key: value that must match, ...}}; None: any.
@@ -78,6 +76,8 @@ class Profile:
     vrpr: VRPRSetting | Mapping[int, VRPRSetting] | Literal["solved"] | None = None
     tsa: TSASetting | Mapping[int, TSASetting] | Literal["solved"] | None = None
     temperature: float | Mapping[int, float] | None = None
+    parts: Mapping[str, Mapping[str, Any]] | None = None
+    schedule: Sequence[Mapping[str, Any]] | None = None
     quantise: Literal["pair", "separable"] = "pair"
     name: str = "by hand"
     model: Mapping[str, Any] | None = None
@@ -94,13 +94,15 @@ class Profile:
         if not string("name", self.name):
             raise ProfileError("name: expected a non-empty string, found ''")
         values = {
-            "layers": _per_layer("layers", self.layers, _strategy),
+            "layers": per_layer("layers", self.layers, strategy),
             "vrpr": self._settings_field("vrpr", self.vrpr),
             "tsa": self._settings_field("tsa", self.tsa),
-            "temperature": _per_layer("temperature", self.temperature, _factor),
-            "model": _fingerprint(self.model),
-            "sensitivities": _sensitivities(self.sensitivities),
-            "provenance": _json_object("provenance", self.provenance),
+            "temperature": per_layer("temperature", self.temperature, factor),
+            "parts": part_settings(self.parts),
+            "schedule": stages(self.schedule),
+            "model": fingerprint(self.model),
+            "sensitivities": sensitivities(self.sensitivities),
+            "provenance": json_object("provenance", self.provenance),
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
@@ -111,14 +113,14 @@ class Profile:
         if value is None or value == "solved" or (isinstance(value, Mapping) and not value):
             return None
         if not (isinstance(value, Mapping) and any(isinstance(key, int) for key in value)):
-            return _entry(kind, kind, value, self.quantise)
+            return entry(kind, kind, value, self.quantise)
         entries = {}
-        for frames, entry in _sorted_items(kind, value, "target latent frames"):
+        for frames, item in sorted_items(kind, value, "target latent frames"):
             if frames <= self.trained_frames:
                 raise ProfileError(
                     f"{kind}.{frames}: expected target latent frames above the trained {self.trained_frames}"
                 )
-            entries[frames] = _entry(kind, f"{kind}.{frames}", entry, self.quantise)
+            entries[frames] = entry(kind, f"{kind}.{frames}", item, self.quantise)
         return FrozenMapping(entries)
 
     def _check_indices(self, count: int) -> None:
@@ -127,6 +129,11 @@ class Profile:
             for layer in value if isinstance(value, Mapping) else ():
                 if layer >= count:
                     raise ProfileError(f"{field}.{layer}: expected a layer of 0 to {count - 1}, found {layer}")
+        for index, stage in enumerate(self.schedule or ()):
+            for layer in stage["layers"] if isinstance(stage["layers"], Mapping) else ():
+                if layer >= count:
+                    path = f"schedule.{index}.layers.{layer}"
+                    raise ProfileError(f"{path}: expected a layer of 0 to {count - 1}, found {layer}")
 
     # What a layer gets
 
@@ -134,8 +141,18 @@ class Profile:
         """The strategy of a layer, by index; "direct" where the profile does not mention the layer."""
         return self.layers if isinstance(self.layers, str) else self.layers.get(layer, "direct")
 
+    def stages(self, layer: int) -> tuple[tuple[int, str], ...]:
+        """((n, strategy name), ...): what a layer runs before denoising step n, in order; empty without a schedule."""
+        result, stop = [], 0
+        for stage in self.schedule or ():
+            stop += stage["steps"]
+            layers = stage["layers"]
+            result.append((stop, layers if isinstance(layers, str) else layers.get(layer, "direct")))
+        return tuple(result)
+
     def settings(self, layer: int, frames: int, tokens: int | None = None) -> dict[str, Any]:
-        """Settings of a layer for `strategy.build`: {"vrpr": VRPR, "tsa": TSA, "temperature": float}, None = solve.
+        """Settings of a layer for `strategy.build`: {"vrpr": VRPR, "tsa": TSA, "temperature": float}, None = solve, and
+        those of `parts` under the parts' names.
 
         Args:
             frames: latent frames of the target.
@@ -152,7 +169,9 @@ class Profile:
         if isinstance(tsa, SizedTSA):
             tsa = tsa.settings if tsa.tokens == tokens else None
         scale = self.temperature
-        return {"vrpr": vrpr, "tsa": tsa, "temperature": scale.get(layer) if isinstance(scale, Mapping) else scale}
+        if isinstance(scale, Mapping):
+            scale = scale.get(layer)
+        return {"vrpr": vrpr, "tsa": tsa, "temperature": scale, **(self.parts or {})}
 
     @staticmethod
     def _entry_for(value: Any, frames: int) -> Any:
@@ -208,7 +227,7 @@ class Profile:
             OSError: the folder is missing or cannot be written.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        profile_json.write(Path(path), {name: _to_json(value) for name, value in values.items() if value is not None})
+        profile_json.write(Path(path), {name: to_json(value) for name, value in values.items() if value is not None})
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str]) -> Profile:
@@ -272,118 +291,6 @@ class Profile:
             '    profile = freeloc_fx.Profile(trained_frames=16, layers="vrpr+tsa")\n'
             "or, with a strategy per layer chosen from what each layer is sensitive to, by freeloc_fx.probe."
         )
-
-
-def _factor(path: str, value: Any) -> float:
-    if number(path, value) <= 0:
-        raise ProfileError(f"{path}: expected a number above 0, found {value!r}")
-    return value
-
-
-def _strategy(path: str, value: Any) -> str:
-    try:
-        parse(value)
-    except StrategyError as error:
-        raise ProfileError(f"{path}: {error}") from error
-    return value
-
-
-def _sorted_items(path: str, value: Mapping[Any, Any], keys: str = "layer indices") -> list[tuple[int, Any]]:
-    for key in value:
-        if isinstance(key, bool) or not isinstance(key, int) or key < 0:
-            raise ProfileError(f"{path}: expected {keys} (integers from 0) as keys, found {key!r}")
-    return sorted(value.items(), key=lambda item: item[0])
-
-
-def _per_layer(path: str, value: Any, check: Any) -> Any:
-    """One value for all layers, or a mapping from layer index; None stays."""
-    if isinstance(value, Mapping):
-        return FrozenMapping({i: check(f"{path}.{i}", item) for i, item in _sorted_items(path, value)})
-    return None if value is None and path != "layers" else check(path, value)
-
-
-def _entry(kind: Literal["vrpr", "tsa"], path: str, value: Any, quantise: str) -> Any:
-    """One VRPR, TSA or SizedTSA from itself or a mapping of its fields."""
-    cls = VRPR if kind == "vrpr" else TSA
-    if isinstance(value, cls):
-        return value
-    if kind == "tsa" and isinstance(value, SizedTSA):
-        integer(f"{path}.tokens", value.tokens, 1)
-        return value
-    if not isinstance(value, Mapping):
-        raise ProfileError(f"{path}: expected {cls.__name__} or a mapping of its fields, found {value!r}")
-    names = tuple(field.name for field in fields(cls))
-    required = ("w1", "w2", "g1", "g2") if kind == "vrpr" else ("d1", "d2", "ds")
-    known_keys(path, value, names if kind == "vrpr" else (*names, "tokens"), required)
-    given = dict(value)
-    tokens = given.pop("tokens", None)
-    if kind == "vrpr":
-        given.setdefault("quantise", quantise)
-    elif not isinstance(given.get("sink", True), bool):
-        raise ProfileError(f"{path}.sink: expected true or false, found {given['sink']!r}")
-    try:
-        made = cls(**given)
-    except StrategyError as error:  # its message begins with the kind
-        raise ProfileError(path + str(error).removeprefix(kind)) from error
-    except TypeError as error:
-        raise ProfileError(f"{path}: {error}") from error
-    if "tokens" not in value:
-        return made
-    return SizedTSA(cast(TSA, made), integer(f"{path}.tokens", tokens, 1))
-
-
-def _sensitivities(value: Any) -> Any:
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
-        raise ProfileError(f"sensitivities: expected a mapping of layers, found {value!r}")
-    names = tuple(field.name for field in fields(Sensitivity))
-    result = {}
-    for layer, item in _sorted_items("sensitivities", value):
-        path = f"sensitivities.{layer}"
-        if isinstance(item, Sensitivity):
-            item = {name: getattr(item, name) for name in names}
-        if not isinstance(item, Mapping):
-            raise ProfileError(f"{path}: expected Sensitivity or a mapping of its fields, found {item!r}")
-        known_keys(path, item, names, ("position", "context"))
-        for name in item:
-            if item[name] is not None or name in ("position", "context"):
-                number(f"{path}.{name}", item[name])
-        result[layer] = Sensitivity(**item)
-    return FrozenMapping(result)
-
-
-def _fingerprint(value: Any) -> Any:
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
-        raise ProfileError(f"model: expected a mapping with class and config, found {value!r}")
-    known_keys("model", value, ("class", "config"), ("class",))
-    if not string("model.class", value["class"]):
-        raise ProfileError("model.class: expected a class name, found ''")
-    config = _json_object("model.config", value.get("config", {}))
-    return FrozenMapping({"class": value["class"], "config": config})
-
-
-def _json_object(path: str, value: Any) -> Any:
-    if value is None and path == "provenance":
-        return None
-    if not isinstance(value, Mapping):
-        raise ProfileError(f"{path}: expected a JSON object, found {value!r}")
-    return freeze(path, value)
-
-
-def _to_json(value: Any) -> Any:
-    """A field as plain JSON data; integer keys become strings, absent standard errors are left out."""
-    if isinstance(value, SizedTSA):
-        return {**asdict(value.settings), "tokens": value.tokens}
-    if isinstance(value, (VRPR, TSA)):
-        return asdict(value)
-    if isinstance(value, Sensitivity):
-        return {key: item for key, item in asdict(value).items() if item is not None}
-    if isinstance(value, Mapping):
-        return {str(key): _to_json(item) for key, item in value.items()}
-    return plain(value)
 
 
 def _config(model: Any) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from .errors import ProfileError
 from .files import replacing
 
-__all__ = ["SCHEMA", "FrozenMapping", "freeze", "integer", "known_keys", "number", "plain", "read", "string", "write"]
+__all__ = ["SCHEMA", "FrozenMapping", "freeze", "integer", "integer_keys", "known_keys", "number", "plain", "read", "string", "write"]
 
 SCHEMA = 1
 HEAD = ("name", "provenance", "model", "layer_count", "trained_frames", "quantise")
@@ -137,9 +137,11 @@ def _refuse_repeated(path: str, value: Any) -> None:
         _refuse_repeated(f"{path}{key}.", item)
 
 
-def _integer_keys(path: str, value: Any) -> Any:
+def integer_keys(path: str, value: Any) -> Any:
     """An object whose keys are all integers, with those integers as keys; anything else as it is."""
-    if not isinstance(value, dict) or not all(key.isascii() and key.isdigit() and len(key) < 10 for key in value):
+    if not isinstance(value, dict) or not all(
+        isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10 for key in value
+    ):
         return value
     for key in value:
         if len(key) > 1 and key[0] == "0":
@@ -176,7 +178,7 @@ def read(data: bytes, fields: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(schema, bool) or schema != SCHEMA:
         raise ProfileError(f"schema: expected version {SCHEMA}, found {'none' if schema is None else repr(schema)}")
     known_keys("", value, fields, ("trained_frames",))
-    return {name: _integer_keys(name, item) if name in INDEXED else item for name, item in value.items()}
+    return {name: integer_keys(name, item) if name in INDEXED else item for name, item in value.items()}
 
 
 def write(path: Path, fields: Mapping[str, Any]) -> None:

@@ -1,13 +1,13 @@
 """Read a rotary embedding off its input-output behaviour, and apply temporal rotations.
 
-No graph here: `measure` takes what went into RoPE and what came out, `temporal` finds the channel pairs that turn
-with the frame and the token grid, `rotate` turns those pairs by any number of frames.
+No graph here: `measure_heads` takes what goes into RoPE and what comes out, `temporal` finds the channel pairs that
+turn with the frame and the token grid, `rotate` turns those pairs by any number of frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +16,18 @@ import torch
 from .match import MatchFailure
 from .meta import RopeLayout, TokenGrid
 
-__all__ = ["PROBES", "Rotations", "Turner", "angles", "measure", "measure_heads", "probes", "rotate", "temporal"]
+__all__ = [
+    "PROBES",
+    "Rotations",
+    "Turner",
+    "alike",
+    "angles",
+    "measure",
+    "measure_heads",
+    "probes",
+    "rotate",
+    "temporal",
+]
 
 PROBES = 6
 """Random probes; two coefficients per channel are fitted to them, so four are left to expose a wrong pairing."""
@@ -30,8 +41,10 @@ _STILL = 2e-5
 class Rotations:
     """Measured rotation of each channel pair at each token.
 
-    first, second: channels of the pairs (pairs,). phase: complex128 (heads, tokens, pairs), modulus 1. residual:
-    largest deviation from a pure rotation. unpaired: channels that pass through unchanged.
+    first, second: channels of the pairs (pairs,). phase: complex128 (heads, tokens, pairs), modulus 1; of the first
+    head only where `others` is given or all heads agree. residual: largest deviation from a pure rotation. unpaired:
+    channels that pass through unchanged. others: tokens (indices) -> phase of every head at those tokens; None where
+    heads agree.
     """
 
     first: np.ndarray
@@ -39,6 +52,7 @@ class Rotations:
     phase: np.ndarray
     residual: float
     unpaired: tuple[int, ...]
+    others: Callable[[np.ndarray], np.ndarray] | None = field(default=None, compare=False)
 
 
 def probes(channels: int, seed: int = 0) -> torch.Tensor:
@@ -54,36 +68,17 @@ def measure(inputs: np.ndarray, outputs: np.ndarray, tolerance: float) -> Rotati
         outputs: (PROBES, heads, tokens, head_dim), what RoPE made of them.
         tolerance: largest accepted deviation from a rotation (float32 tables: 1e-4; bfloat16 tables: 3e-2).
     """
-    count, _, tokens, dim = outputs.shape
-    x = inputs.astype(np.float64)
+    _, heads, tokens, dim = outputs.shape
     sample = np.unique(np.linspace(0, tokens - 1, min(tokens, 24)).astype(int))
-    y = outputs[:, 0, sample].astype(np.float64)  # (probes, sample, channels)
-    # Which partner explains a channel: least squares on (own, partner) for every candidate partner at once.
-    norm = np.sqrt((x[:, 0] ** 2).sum(0))
     partner = np.full(dim, -1)
-    for c in range(dim):
-        target = y[:, :, c]
-        own = x[:, 0, c : c + 1]
-        alone = own * (own * target).sum(0) / (own**2).sum()
-        if np.abs(target - alone).max() <= tolerance * norm[c] * 0.02:
-            if np.abs(target - own).max() > tolerance * norm[c]:
-                return MatchFailure(f"channel {c} is scaled, not rotated")
-            continue
-        errors = np.empty(dim)
-        for p in range(dim):
-            if p == c:
-                errors[p] = np.inf
-                continue
-            basis = np.stack([x[:, 0, c], x[:, 0, p]], 1)
-            solution, *_ = np.linalg.lstsq(basis, target, rcond=None)
-            errors[p] = np.abs(basis @ solution - target).max()
-        best = int(errors.argmin())
-        if errors[best] > tolerance * norm[c]:
-            return MatchFailure(
-                f"channel {c} is no combination of itself and one partner "
-                f"(best partner {best}, error {errors[best]:.2g})"
-            )
-        partner[c] = best
+    for h in range(heads):
+        found = _partners(inputs[:, h].astype(np.float64), outputs[:, h, sample].astype(np.float64), tolerance)
+        if isinstance(found, MatchFailure):
+            return found
+        clash = np.flatnonzero((found >= 0) & (partner >= 0) & (found != partner))
+        if len(clash):
+            return MatchFailure(f"channel {clash[0]} is turned with another partner in head {h} than in those before")
+        partner = np.where(found >= 0, found, partner)
     for c in np.flatnonzero(partner >= 0).tolist():
         # A pair that turns very little shows its sine in one channel only; the other then follows it.
         if partner[partner[c]] == -1:
@@ -94,15 +89,58 @@ def measure(inputs: np.ndarray, outputs: np.ndarray, tolerance: float) -> Rotati
     second = partner[first] if len(first) else first
     if not len(first):
         return MatchFailure("no channel is rotated: there is no RoPE")
+    return _phases(inputs, outputs, first, second, tolerance)
+
+
+def _partners(x: np.ndarray, y: np.ndarray, tolerance: float) -> np.ndarray | MatchFailure:
+    """The channel with which each channel of one head is turned, -1 for none.
+
+    Args:
+        x: (probes, head_dim). y: (probes, tokens, head_dim).
+    """
+    dim = x.shape[1]
+    norm = np.sqrt((x**2).sum(0))
+    partner = np.full(dim, -1)
+    for c in range(dim):
+        target = y[:, :, c]
+        own = x[:, c : c + 1]
+        alone = own * (own * target).sum(0) / (own**2).sum()
+        if np.abs(target - alone).max() <= tolerance * norm[c] * 0.02:
+            if np.abs(target - own).max() > tolerance * norm[c]:
+                return MatchFailure(f"channel {c} is scaled, not rotated")
+            continue
+        # Which partner explains the channel: least squares on (own, partner), by projecting `own` out of both.
+        rest = target - alone
+        others = x - own * (own * x).sum(0) / (own**2).sum()
+        weight = np.maximum((others**2).sum(0), 1e-12)
+        gain = others.T @ rest / weight[:, None]  # (candidates, tokens)
+        errors = np.abs(rest[None] - others.T[:, :, None] * gain[:, None]).max((1, 2))
+        errors[c] = np.inf
+        best = int(errors.argmin())
+        if errors[best] > tolerance * norm[c]:
+            return MatchFailure(
+                f"channel {c} is no combination of itself and one partner "
+                f"(best partner {best}, error {errors[best]:.2g})"
+            )
+        partner[c] = best
+    return partner
+
+
+def _phases(
+    inputs: np.ndarray, outputs: np.ndarray, first: np.ndarray, second: np.ndarray, tolerance: float
+) -> Rotations | MatchFailure:
+    """The rotation of known pairs at every token; arguments as in `measure`."""
+    x = inputs.astype(np.float64)
     z_in = x[:, :, first] + 1j * x[:, :, second]  # (probes, heads, pairs)
     z_out = outputs[..., first] + 1j * outputs[..., second].astype(np.float64)
     weight = (np.abs(z_in) ** 2).sum(0)
     phase = np.einsum("khp,khtp->htp", z_in.conj(), z_out) / weight[:, None]
-    misfit = np.abs(z_in[:, :, None] * phase[None] - z_out).max(initial=0.0) / np.sqrt(weight.mean() / count)
+    misfit = np.abs(z_in[:, :, None] * phase[None] - z_out).max(initial=0.0) / np.sqrt(weight.mean() / len(x))
     residual = max(float(misfit), float(np.abs(np.abs(phase) - 1).max()))
     if residual > tolerance:
         return MatchFailure(f"the channel pairs are not rotated rigidly (deviation {residual:.2g} > {tolerance:.2g})")
-    return Rotations(first, second, phase / np.abs(phase), residual, tuple(np.flatnonzero(partner < 0).tolist()))
+    unpaired = set(range(x.shape[2])) - {*first.tolist(), *second.tolist()}
+    return Rotations(first, second, phase / np.abs(phase), residual, tuple(sorted(unpaired)))
 
 
 def measure_heads(
@@ -115,98 +153,159 @@ def measure_heads(
         inputs: (PROBES, heads, head_dim). run: index of a probe -> its output, float32 (heads, tokens, head_dim).
     """
     x = inputs.numpy()
-    first, sampled = [], []
-    places = None
-    for index in range(len(inputs)):
-        out = run(index)
-        if places is None:
-            places = np.unique(np.linspace(0, out.shape[1] - 1, min(out.shape[1], 64)).astype(int))
-        first.append(out[:1].numpy().copy())
-        sampled.append(out[:, places].numpy().copy())
-    one = measure(x[:, :1], np.stack(first), tolerance)
-    if isinstance(one, MatchFailure) or len(inputs[0]) == 1:
+
+    def at(tokens: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """All tokens of the first head, some of all heads (default a sample over the whole sequence)."""
+        whole, some = [], []
+        for index in range(len(inputs)):
+            out = run(index)
+            places = np.linspace(0, out.shape[1] - 1, min(out.shape[1], 64)) if tokens is None else tokens
+            whole.append(out[:1].numpy().copy())
+            some.append(out[:, np.unique(places.astype(int))].numpy().copy())
+        return np.stack(whole), np.stack(some)
+
+    whole, sampled = at(None)
+    some = measure(x, sampled, tolerance)
+    if isinstance(some, MatchFailure):
+        return some
+    one = _phases(x[:, :1], whole, some.first, some.second, tolerance)
+    if isinstance(one, MatchFailure):
         return one
-    some = measure(x, np.stack(sampled), tolerance)
-    if not isinstance(some, MatchFailure) and np.abs(some.phase - some.phase[:1]).max() <= 2 * max(one.residual, 1e-6):
+    if np.abs(some.phase - some.phase[:1]).max() <= 2 * max(one.residual, some.residual, 1e-6):
         return one
-    return measure(x, np.stack([run(index).numpy() for index in range(len(inputs))]), tolerance)
+
+    def others(tokens: np.ndarray) -> np.ndarray:
+        found = _phases(x, at(tokens)[1], some.first, some.second, tolerance)
+        if isinstance(found, MatchFailure):
+            raise ValueError(found.reason)
+        return found.phase
+
+    return Rotations(one.first, one.second, one.phase, one.residual, one.unpaired, others)
 
 
 def temporal(rotations: Rotations, head_dim: int, tolerance: float) -> tuple[RopeLayout, TokenGrid] | MatchFailure:
-    """Which pairs turn with the frame, how fast, and the frames x height x width behind the token sequence.
+    """Which pairs turn with the frame, how fast, and the text + frames x height x width behind the token sequence.
 
-    A temporal pair holds still for a whole frame of tokens, then turns by the same angle at every frame boundary.
-    Height and width pairs come back at each frame.
+    A frame of tokens is the shortest stretch after which every pair of every token has turned by the same angle as the
+    pairs beside it: omega for a temporal pair, 0 for one of height or width, whatever a learned mixture of the axes
+    says. Tokens at either end that are not turned at all are text. Angles are known up to whole turns per frame. The
+    first frame may stand at another distance than the rest (it is one pixel frame where later latent frames are
+    several); omega is the rate of the others.
     """
-    phase = rotations.phase[0]  # (tokens, pairs); heads share positions
-    tokens, pairs = phase.shape
-    # Tokens of one frame read the same row of a table, so a pair that holds still does so exactly, rounded or not.
-    changed = np.abs(np.diff(phase, axis=0)) > _STILL
-    stride = np.zeros(pairs, dtype=int)  # gcd of the positions where a pair turns; 0: never
-    for p in range(pairs):
-        places = np.flatnonzero(changed[:, p]) + 1
-        stride[p] = np.gcd.reduce(places) if len(places) else 0
-    linear: dict[int, int] = {}
-    for p in range(pairs):
-        n = int(stride[p])
-        if n and tokens % n == 0 and tokens > n:
-            turns = phase[n::n, p] * phase[:-n:n, p].conj()
-            if np.abs(turns - turns[0]).max() <= max(2 * tolerance, 4e-5):
-                linear[p] = n
-    if not linear:
-        return MatchFailure(
-            "no channel pair turns steadily with the frame: the model has no temporal RoPE on this site"
-        )
-    # In rounded tables a slow temporal pair may skip frames, and a slow spatial pair may pass for steady: the fastest
-    # pair tells the frame.
-    fastest = max(linear, key=lambda p: abs(np.angle(phase[linear[p], p] * phase[0, p].conj())))
-    per_frame = linear[fastest]
-    chosen = [p for p in range(pairs) if p in linear and linear[p] % per_frame == 0]
-    frames = tokens // per_frame
-    spatial = [p for p in range(pairs) if stride[p] and stride[p] % per_frame]
-    width = _width(phase[:per_frame][:, spatial])
-    index = np.arange(frames)
-    heads = rotations.phase.shape[0]
-    omega = np.empty((heads, len(chosen)))
-    worst = rotations.residual
-    for h in range(heads):
-        series = rotations.phase[h, ::per_frame][:, chosen]
-        steps = series[1:] * series[:-1].conj()
-        rate = np.angle(steps.mean(0))
-        drift = np.unwrap(np.angle(series * np.exp(-1j * rate * index[:, None])), axis=0)
-        rate = rate + np.polyfit(index, drift, 1)[0]
-        omega[h] = rate
-        fitted = series[0] * np.exp(1j * rate * index[:, None])
-        worst = max(worst, float(np.abs(fitted - series).max()))
-    if worst > 4 * tolerance:
+    whole = rotations.phase[0]
+    tokens = len(whole)
+    moved = np.flatnonzero((np.abs(whole - 1) > _STILL).any(1))
+    if not len(moved):
+        return MatchFailure("no channel is rotated: there is no RoPE")
+    before, after = int(moved[0]), tokens - 1 - int(moved[-1])
+    # Position (0, 0, 0) of the grid is not turned either, so one token more belongs to the video; a whole row or frame
+    # of tokens, where columns or rows are not told apart.
+    firsts = dict.fromkeys([max(before - 1, 0), 0, before, *range(before - 2, 0, -1)])
+    spans = [(first, last) for last in dict.fromkeys([after, max(after - 1, 0)]) for first in firsts]
+    steady = (max(2 * tolerance, 4e-5), max(4 * tolerance, 2e-2))  # large angles are known to 1e-3 in float32
+    choices = [(first, last, limit, late) for limit in steady for late in (False, True) for first, last in spans]
+    for first, last, limit, late in choices:
+        video = whole[first : tokens - last]
+        per_frame = _per_frame(video, limit, late)
+        if per_frame is not None:
+            grid = _grid(video, per_frame, limit, first, last)
+            return _layout(rotations, head_dim, grid, steady[-1], late)
+    return MatchFailure(
+        "no channel pair turns steadily with the frame: the model has no temporal RoPE on this site, or its tokens are "
+        "no grid of frames (an autoregressive model with a history)"
+    )
+
+
+def _turns(phase: np.ndarray, stride: int) -> np.ndarray:
+    """By how much each token is turned beyond the one `stride` before it: (rows - 1, stride, pairs)."""
+    return (phase[stride:] * phase[:-stride].conj()).reshape(-1, stride, phase.shape[1])
+
+
+def _steady(turns: np.ndarray, limit: float, late: bool) -> bool:
+    """Whether all tokens of a row turn alike and every row as the last; `late`: the first row may be another."""
+    rows = turns[1:] if late else turns
+    last = turns[-1, 0]
+    if len(rows) < 1 or np.abs(rows - last).max() > limit:
+        return False
+    return not late or bool(np.abs(turns[0] - turns[0, 0]).max() <= limit)
+
+
+def _per_frame(video: np.ndarray, limit: float, late: bool) -> int | None:
+    """Tokens of a frame; None where nothing turns with it."""
+    tokens = len(video)
+    for n in range(1, tokens // 2 + 1):
+        if tokens % n or (late and tokens < 3 * n):
+            continue
+        # A few tokens dismiss most candidates; the frame's end is where spatial pairs jump back.
+        few = np.unique(np.linspace(n if late else 0, tokens - n - 1, 40).astype(int))
+        some = video[few + n] * video[few].conj()
+        if np.abs(some - some[-1]).max() > 2 * limit:
+            continue
+        turns = _turns(video, n)
+        if _steady(turns, limit, late) and np.abs(video[::n] - video[0]).max() > _STILL:
+            return n
+    return None
+
+
+def _grid(video: np.ndarray, per_frame: int, limit: float, first: int, last: int) -> TokenGrid:
+    """Height and width of a frame: a row is the shortest stretch after which every token has turned alike."""
+    frame = video[:per_frame]
+    # Tokens of a single line turn alike from each to the next, whichever axis it lies along.
+    line = per_frame < 3 or _steady(_turns(frame, 1), limit, False)
+    widths = [n for n in range(2, per_frame) if per_frame % n == 0 and _steady(_turns(frame, n), limit, False)]
+    width = per_frame if line or not widths else widths[0]
+    return TokenGrid(len(video) // per_frame, per_frame // width, width, first, last)
+
+
+def _layout(
+    rotations: Rotations, head_dim: int, grid: TokenGrid, limit: float, late: bool
+) -> tuple[RopeLayout, TokenGrid] | MatchFailure:
+    """Rates of the temporal pairs of every head, from a few tokens of each frame."""
+    n = grid.tokens
+    inside = np.unique(np.linspace(0, n - 1, min(n, 8)).astype(int))
+    places = grid.text_first + (np.arange(grid.frames)[:, None] * n + inside).ravel()
+    phase = rotations.phase[:, places] if rotations.others is None else rotations.others(places)
+    phase = phase.reshape(len(phase), grid.frames, len(inside), -1)
+    # Tokens of a frame agree on how far it is turned from the first (second) one.
+    begin = 1 if late else 0
+    series = (phase * phase[:, begin : begin + 1].conj()).mean(2)  # (heads, frames, pairs)
+    spread = np.abs(phase * phase[:, begin : begin + 1].conj() - series[:, :, None])[:, begin:].max()
+    if spread > 2 * limit:
+        return MatchFailure(f"tokens of one frame are turned differently from frame to frame (by {spread:.2g})")
+    series = series[:, begin:] / np.abs(series[:, begin:])
+    chosen = np.flatnonzero((np.abs(series - 1) > _STILL).any((0, 1)))
+    if not len(chosen):
+        return MatchFailure("no channel pair turns steadily with the frame: the model has no temporal RoPE")
+    series = series[:, :, chosen]
+    index = np.arange(series.shape[1])
+    rate = np.angle((series[:, 1:] * series[:, :-1].conj()).mean(1))  # (heads, pairs)
+    drift = np.unwrap(np.angle(series * np.exp(-1j * rate[:, None] * index[:, None])), axis=1)
+    centred = index - index.mean()
+    omega = rate + (drift * centred[:, None]).sum(1) / (centred**2).sum()
+    still = (np.abs(series - 1) <= _STILL).all(1)
+    omega[still] = 0.0
+    fitted = np.exp(1j * omega[:, None] * index[:, None]) * np.exp(
+        1j * (drift - (omega - rate)[:, None] * index[:, None]).mean(1)[:, None]
+    )
+    worst = max(rotations.residual, float(np.abs(fitted - series).max()))
+    if worst > 2 * limit:
         return MatchFailure(f"temporal angles are not linear in the frame (deviation {worst:.2g})")
     rows = omega if np.abs(omega - omega[0]).max() > 1e-6 else omega[:1]
-    layout = RopeLayout(
+    return RopeLayout(
         head_dim,
         tuple(int(c) for c in rotations.first[chosen]),
         tuple(int(c) for c in rotations.second[chosen]),
         tuple(tuple(float(w) for w in row) for row in rows),
         worst,
-    )
-    return layout, TokenGrid(frames, per_frame // width, width)
+    ), grid
 
 
-def _width(frame: np.ndarray) -> int:
-    """Tokens in a row of one frame, from its spatial pairs (tokens, pairs): each is constant along rows or repeats in
-    every row."""
-    tokens, pairs = frame.shape
-    fits, repeats = [], []
-    for width in range(2, tokens):
-        if not pairs or tokens % width:
-            continue
-        rows = frame.reshape(-1, width, pairs)
-        along = (np.abs(rows - rows[:, :1]) <= _STILL).all((0, 1))
-        down = (np.abs(rows - rows[:1]) <= _STILL).all((0, 1))
-        if (along | down).all():
-            fits.append(width)
-            if not along.all():
-                repeats.append(width)
-    return min(repeats) if repeats else max(fits, default=tokens)
+def alike(one: RopeLayout, other: RopeLayout) -> bool:
+    """Whether two measurements describe the same rotation."""
+    same = (one.head_dim, one.first, one.second) == (other.head_dim, other.first, other.second)
+    if not same or len(one.omega) != len(other.omega):
+        return False
+    return bool(np.abs(np.asarray(one.omega) - np.asarray(other.omega)).max() <= 1e-6)
 
 
 def angles(layout: RopeLayout, frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -260,19 +359,22 @@ class Turner:
         first, second = np.array(layout.first), np.array(layout.second)
         self.complex = bool((second == first + 1).all() and (np.diff(first) == 2).all() and first[0] % 2 == 0)
         self.channels = slice(int(first[0]), int(second[-1]) + 1)
-        self._tables: dict[bytes, torch.Tensor] = {}
+        self._tables: dict[tuple[tuple[int, ...], bytes], torch.Tensor] = {}
 
     def _phase(self, turn: np.ndarray) -> torch.Tensor:
-        key = turn.tobytes()
+        key = (turn.shape, turn.tobytes())
         if key not in self._tables:
-            cos, sin = angles(self.layout, turn)
-            self._tables[key] = torch.complex(cos, sin).to(torch.complex64)[:, :, None].to(self.device)
+            cos, sin = angles(self.layout, turn)  # (heads or 1, *turn.shape, pairs)
+            phase = torch.complex(cos, sin).to(torch.complex64).movedim(0, -3)
+            self._tables[key] = phase.unsqueeze(-2).to(self.device)
         return self._tables[key]
 
     def __call__(self, x: torch.Tensor, turn: np.ndarray, out: torch.Tensor) -> torch.Tensor:
-        """Turn x (heads, frames, tokens, head_dim) by `turn` (frames,) latent frames.
+        """Turn x (heads, frames, tokens, head_dim) by `turn` latent frames: (frames,), or (copies, frames) for several
+        versions at once.
 
-        Writes the temporal channels of `out`, whose other channels must already be x's; returns `out`.
+        Writes the temporal channels of `out` (heads, frames, tokens, head_dim), or (copies, ...), whose other channels
+        must already be x's; returns `out`.
         """
         phase = self._phase(turn)
         if self.complex and x.dtype == torch.float32 and _pairs_adjacent(x) and _pairs_adjacent(out):

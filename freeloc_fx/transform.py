@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,15 +14,20 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from .attention import op
+from .attention.spec import denoising_step
 from .backend import Backend, PlanReady, compiler, layer_table
 from .errors import CaptureError, FreelocError, TransformError
-from .inputs import check_limits, example_inputs, latent_size
+from .inputs import call_arguments, check_limits, example_inputs, integer_size, latent_size
 from .plan import Plan
 from .profile import Profile
+from .regions import NO_SINGLE_GRAPH, Regions
+from .steps import StepCounter, follows_steps
 
 __all__ = ["plan", "plans", "restore", "transform"]
 
 Model = TypeVar("Model", bound=nn.Module)
+
+log = logging.getLogger("freeloc_fx")
 
 RECOMPILE_LIMIT = 256
 """Input shapes (and adapters) one transformed model may see. Past Dynamo's own limit of 8 it would silently run the
@@ -35,6 +41,7 @@ class _State:
     def __init__(self, original: nn.Module, result: nn.Module, backend: Backend) -> None:
         self.original, self.backend = original, backend
         self.result = weakref.ref(result)
+        self.regions: Regions | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _State:
         raise TransformError("a transformed model cannot be deep-copied: copy restore(model) and transform the copy")
@@ -108,27 +115,68 @@ def transform(
             "transform the uncompiled model and choose its backend here"
         )
     op.choose(attention, torch.device("cpu"))
-    made = Backend(_profile(model, profile), layer_table(model), compiler(backend), attention, verify)
+    chosen = _profile(model, profile)
+    mode = backend.get("mode") if isinstance(backend, Mapping) else backend
+    if mode in ("reduce-overhead", "max-autotune", "cudagraphs") and follows_steps(chosen):
+        raise ValueError(
+            f"backend: {mode!r} records CUDA graphs, which would repeat the first step's attention; profile "
+            f"{chosen.name!r} follows denoising steps: expected another mode, e.g. 'max-autotune-no-cudagraphs'"
+        )
+    made = Backend(chosen, layer_table(model), compiler(backend), attention, verify)
     return attach(copy.copy(model), model, made)
 
 
 def attach(result: Model, original: Model, made: Backend) -> Model:
     """Give a shallow copy of a model our backend: its calls are captured and run through it from now on."""
-    result.__dict__["_freeloc"] = _State(original, result, made)
+    state = _State(original, result, made)
+    result.__dict__["_freeloc"] = state
     compiled = torch.compile(result._call_impl, backend=made, fullgraph=True, dynamic=False)
 
+    counter = StepCounter() if follows_steps(made.profile) else None
+
     def call(*args: Any, **kwargs: Any) -> Any:
-        size = latent_size({"hidden_states": args[0], **kwargs} if args else kwargs)
-        if size is not None:
-            check_limits(result, *size)
-        with (
-            torch.no_grad(),
-            torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True),
-        ):
-            return _unwrapped(compiled, *args, **kwargs)
+        _describe(result, made, args, kwargs)
+        step = 0 if counter is None else counter.see(call_arguments(result, args, kwargs))
+        with torch.no_grad(), _capturing(made), denoising_step(step):
+            if state.regions is None:
+                try:
+                    return _unwrapped(compiled, *args, **kwargs)
+                except NO_SINGLE_GRAPH as why:
+                    state.regions = Regions(result, made, why)
+                    log.info("%s: captured block by block: %s", type(result).__name__, why)
+            output, found = state.regions.run(*args, **kwargs)
+        if found is not None:
+            made.plans.append(found)
+        return output
 
     result._compiled_call_impl = call
     return result
+
+
+def _describe(model: nn.Module, made: Backend, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Tell the backend what a call says about its latents; refuse sizes that the model cannot hold.
+
+    Raises:
+        LengthError: the model's own position tables end before.
+    """
+    given = call_arguments(model, args, kwargs)
+    size = latent_size(given, model)
+    if size is not None:
+        check_limits(model, *size)
+    made.size = integer_size(given)
+    made.shapes = tuple(tuple(v.shape) for v in given.values() if isinstance(v, torch.Tensor) and v.ndim == 5)
+
+
+def _capturing(made: Backend) -> Any:
+    """Dynamo's settings for a capture: enough entries for every shape (and block), an error past them, sizes that
+    depend on data as symbols."""
+    limit = RECOMPILE_LIMIT * (1 + len(made.layers))
+    return torch._dynamo.config.patch(
+        recompile_limit=limit,
+        accumulated_recompile_limit=limit,
+        fail_on_recompile_limit_hit=True,
+        capture_dynamic_output_shape_ops=True,
+    )
 
 
 def _unwrapped(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -192,13 +240,16 @@ def plan(
     check_limits(model, frames, height, width)
     made = Backend(_profile(model, profile), layer_table(model), None, plan_only=True)
     arguments = example_inputs(model, frames, height, width, inputs)
+    _describe(model, made, (), arguments)
     compiled = torch.compile(copy.copy(model)._call_impl, backend=made, fullgraph=True, dynamic=False)
     try:
-        with (
-            torch.no_grad(),
-            torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True),
-        ):
+        with torch.no_grad(), _capturing(made):
             _unwrapped(compiled, **arguments)
     except PlanReady as ready:
         return ready.plan
+    except NO_SINGLE_GRAPH as why:
+        with torch.no_grad(), _capturing(made):
+            _, found = Regions(model, made, why).run(**arguments)
+        if found is not None:
+            return found
     raise CaptureError(f"{type(model).__name__}: the forward pass ran without anything to capture")

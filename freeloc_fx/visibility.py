@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import StrategyError
 
-__all__ = ["FULL", "NONE", "STRIPE", "TSA", "Everything", "Visibility", "visible_tokens"]
+__all__ = ["FULL", "NONE", "STRIPE", "TSA", "Everything", "Rotating", "Visibility", "visible_tokens"]
 
 NONE, STRIPE, FULL = 0, 1, 2
 
@@ -33,6 +33,20 @@ class Visibility(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """JSON-serialisable settings, with the rule's name under "visibility"."""
+        ...
+
+
+@runtime_checkable
+class Rotating(Protocol):
+    """A visibility that depends on the denoising step."""
+
+    @property
+    def period(self) -> int:
+        """Number of steps after which the rules repeat, at least 1."""
+        ...
+
+    def at(self, step: int) -> Visibility:
+        """The rule at a step from 0; the same for step and step + period, whatever step this rule is itself at."""
         ...
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.fx as fx
 import torch.nn.functional as F
 
-from freeloc_fx.match import shape_of
+from freeloc_fx.match import UNKNOWN, bounded_shape, shape_of
 from freeloc_fx.meta import AttentionSite, write
 from freeloc_fx.pipeline import PassContext
 
@@ -33,20 +33,21 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return dict(zip(_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
 
 
-def replace_call(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
+def replace_call(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
     """Put a call of `target` in place of an attention call; Dynamo's metadata and the site's record move over."""
     with graph.inserting_before(node):
         new = graph.call_function(target, args)
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
+    return new
 
 
 def find_attention(graph: fx.Graph, context: PassContext) -> int:
     """Put an AttentionSite on every scaled_dot_product_attention call.
 
     A call is "cross" where q and k count different tokens, "other" with a reason where it cannot be a video
-    self-attention; what is left is "video" until infer_rope has looked at it.
+    self-attention; what is left is "video" until later passes have looked at its mask, its RoPE and its token grid.
     """
     found = 0
     for node in graph.nodes:
@@ -59,29 +60,31 @@ def find_attention(graph: fx.Graph, context: PassContext) -> int:
         given = arguments(node)
         query, key, value = (given[name] for name in _ARGUMENTS[:3])
         assert isinstance(query, fx.Node) and isinstance(key, fx.Node) and isinstance(value, fx.Node)
-        q_shape, k_shape, v_shape = (shape_of(n) or () for n in (query, key, value))
+        q_shape, k_shape, v_shape = (bounded_shape(n) or () for n in (query, key, value))
+        path = ".".join(p for p in (context.prefix, module_path(node)) if p)
         kind, reason = "video", ""
         if len(q_shape) != 4 or len(k_shape) != 4:
             kind, reason = "other", f"expected 4-D q and k, found {q_shape} and {k_shape}"
+        elif UNKNOWN in (*q_shape, *k_shape):
+            kind, reason = "other", f"the sizes depend on data: q {q_shape}, k {k_shape}, {UNKNOWN} for unknown"
         elif q_shape[2] != k_shape[2]:
             kind, reason = "cross", f"{q_shape[2]} query tokens attend to {k_shape[2]} other tokens"
         elif q_shape[1] != k_shape[1] or k_shape != v_shape:
             kind, reason = "other", f"grouped or unequal heads: q {q_shape}, k {k_shape}, v {v_shape}"
-        elif given.get("attn_mask") is not None:
-            kind, reason = "other", "the model passes an attention mask"
         elif given.get("is_causal"):
             kind, reason = "other", "causal attention: the model is autoregressive"
         scale = given.get("scale")
         write(
             node,
             AttentionSite(
-                path=module_path(node),
-                layer=context.layer_of(module_path(node), found - 1),
+                path=path,
+                layer=context.layer_of(path, found - 1),
                 kind=kind,  # type: ignore[arg-type]
                 query_shape=q_shape,
                 key_shape=k_shape,
                 scale=float(scale) if isinstance(scale, (int, float)) else None,
                 reason=reason,
+                padded=shape_of(query) != q_shape,
             ),
         )
     return found

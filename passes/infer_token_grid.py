@@ -5,19 +5,22 @@ from __future__ import annotations
 import torch
 import torch.fx as fx
 
-from freeloc_fx.meta import TokenGrid, sites, write
+from freeloc_fx.meta import AttentionSite, TokenGrid, sites, write
 from freeloc_fx.pipeline import PassContext
 
 __all__ = ["infer_token_grid"]
 
+Shapes = list[tuple[int, ...]]
+
 
 def infer_token_grid(graph: fx.Graph, context: PassContext) -> int:
-    """Every video site ends with a grid of its sequence's length; a five-dimensional input must agree with it.
+    """Every video site ends with a grid of its sequence's length; the model's input must agree with it.
 
     The frames of a grid come from RoPE alone. They must divide the input's frame axis (by the temporal patch size);
-    for an image, whose rows would look like frames, the input says so.
+    for an image, whose rows would look like frames, the input says so. Where a model also attends within another
+    stream (sound), the largest grid is the video.
     """
-    shapes = [
+    shapes = [*context.shapes] or [
         tuple(int(n) for n in value.shape)
         for value in context.inputs.values()
         if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter) and value.ndim == 5
@@ -27,18 +30,43 @@ def infer_token_grid(graph: fx.Graph, context: PassContext) -> int:
         if site.kind != "video" or site.grid is None:
             continue
         grid = site.grid
-        if grid.sequence != site.query_shape[2]:
-            write(node, kind="other", reason=f"RoPE covers {grid.sequence} of {site.query_shape[2]} tokens")
-            continue
-        # One frame, rather than one channel: a frame of the input then holds at least one latent a token.
-        if shapes and all(1 in s[1:3] and s[3] * s[4] % grid.sequence == 0 for s in shapes):
-            write(node, grid=TokenGrid(1, 1, grid.sequence))
-        elif shapes and not any(n % grid.frames == 0 for shape in shapes for n in shape[1:3]):
-            write(
-                node,
-                kind="other",
-                reason=f"RoPE implies {grid.frames} latent frames, the inputs {shapes} hold no such axis",
-            )
+        if _is_image(grid, shapes, context.size):
+            write(node, grid=TokenGrid(1, 1, grid.video, grid.text_first, grid.text_last))
+        elif reason := _contradiction(site, grid, shapes, context.size):
+            write(node, kind="other", reason=reason)
             continue
         checked += 1
-    return checked
+    return checked - _other_streams(graph)
+
+
+def _is_image(grid: TokenGrid, shapes: Shapes, size: tuple[int, int, int] | None) -> bool:
+    # One frame, rather than one channel: a frame of the input then holds at least one latent a token.
+    if shapes:
+        return all(1 in s[1:3] and s[3] * s[4] % grid.video == 0 for s in shapes)
+    return size is not None and size[0] == 1
+
+
+def _contradiction(site: AttentionSite, grid: TokenGrid, shapes: Shapes, size: tuple[int, int, int] | None) -> str:
+    if grid.sequence != site.query_shape[2]:
+        return f"RoPE covers {grid.sequence} of {site.query_shape[2]} tokens"
+    frames = [n for shape in shapes for n in shape[1:3]] + ([size[0]] if size else [])
+    if frames and not any(n % grid.frames == 0 for n in frames):
+        found = f"the inputs {shapes} hold" if shapes else f"the input of {size[0] if size else 0} frames holds"
+        return f"RoPE implies {grid.frames} latent frames, {found} no such axis"
+    return ""
+
+
+def _other_streams(graph: fx.Graph) -> int:
+    """Demote sites whose frames are not those of the largest grid; returns how many."""
+    found = [(node, site.grid) for node, site in sites(graph) if site.kind == "video" and site.grid is not None]
+    if not found:
+        return 0
+    largest = max((grid for _, grid in found), key=lambda grid: grid.video)
+    others = [(node, grid) for node, grid in found if (grid.frames, grid.tokens) != (largest.frames, largest.tokens)]
+    for node, grid in others:
+        write(
+            node,
+            kind="other",
+            reason=f"{grid.frames} x {grid.tokens} tokens are not the video's {largest.frames} x {largest.tokens}",
+        )
+    return len(others)

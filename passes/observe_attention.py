@@ -1,7 +1,7 @@
 """Replace each video self-attention by one that also hands sampled rows to a recorder.
 
-unfused:    scaled_dot_product_attention(query=q, key=k, value=v, scale=s)
-rewritten:  freeloc_fx.observe_attention(q, k, v, "recorder", "blocks.3.attn1", s)
+unfused:    scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=m, scale=s)
+rewritten:  freeloc_fx.observe_attention(q, k, v, "recorder", "blocks.3.attn1", s, m, key_mask)
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.fx as fx
 
+from freeloc_fx.errors import CaptureError
 from freeloc_fx.meta import sites
 from freeloc_fx.pipeline import PassContext
 from freeloc_fx.probe import observe  # noqa: F401 - defines the operator
@@ -25,8 +26,13 @@ def observe_attention(graph: fx.Graph, context: PassContext) -> int:
     for node, site in sites(graph):
         if context.plan.site(site.path) is None:
             continue
+        if site.mask is not None or site.padded:
+            raise CaptureError(
+                f"probe: site {site.path} hides padded text, which observing would not; probe without it"
+            )
         given = arguments(node)
         call = (given["query"], given["key"], given["value"], context.recorder, site.path, site.scale)
+        call += (given.get("attn_mask"), site.mask)
         replace_call(graph, node, torch.ops.freeloc_fx.observe_attention.default, call)
         count += 1
     return count

@@ -1,19 +1,25 @@
 """Replace each planned attention call by the long attention of its strategy.
 
-    unfused:    scaled_dot_product_attention(query=q, key=k, value=v, scale=s)
-    rewritten:  freeloc_fx.long_attention(q, k, v, "vrpr+tsa@81x30x52#3f2a...", "tiles", s)
+    unfused:    scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=m, scale=s)
+    rewritten:  freeloc_fx.long_attention(q, k, v, "vrpr+tsa@81x30x52#3f2a...", "tiles", s, key_mask)
 
 q and k arrive rotated by the model's own RoPE; the operator turns them from there, so the RoPE nodes stay as they are
-whatever their spelling.
+whatever their spelling. Where the number of text tokens depends on data, q, k and v are padded to all that there may
+be, the padding is hidden by a key mask, and its rows are dropped again.
 """
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 import torch
 import torch.fx as fx
+import torch.nn.functional as F
 
 from freeloc_fx.attention import op, spec
-from freeloc_fx.meta import sites
+from freeloc_fx.match import is_write
+from freeloc_fx.meta import AttentionSite, sites
 from freeloc_fx.pipeline import PassContext
 
 from .find_attention import arguments, replace_call
@@ -26,14 +32,50 @@ def rewrite_attention(graph: fx.Graph, context: PassContext) -> int:
     assert context.plan is not None, "rewrite_attention runs after planning"
     count = 0
     for node, site in sites(graph):
-        planned = context.plan.site(site.path)
+        planned = context.plan.site(site.path) if site.kind == "video" else None
         if planned is None or planned.strategy.changes_nothing:
             continue
         assert site.rope is not None and site.grid is not None
         lowering = op.choose(context.attention, context.device) + ("+verify" if context.verify else "")
         key = spec.register(spec.AttentionSpec(planned.strategy, site.grid, site.rope))
         given = arguments(node)
-        call = (given["query"], given["key"], given["value"], key, lowering, site.scale)
-        replace_call(graph, node, torch.ops.freeloc_fx.long_attention.default, call)
+        q, k, v = given["query"], given["key"], given["value"]
+        target = torch.ops.freeloc_fx.long_attention.default
+        if site.padded:
+            _replace_padded(graph, node, site, (q, k, v), (key, lowering, site.scale), context)
+        elif site.mask is not None:
+            replace_call(graph, node, target, (q, k, v, key, lowering, site.scale, site.mask))
+        else:
+            replace_call(graph, node, target, (q, k, v, key, lowering, site.scale))
+        _erase_unused(graph, given.get("attn_mask"))
         count += 1
     return count
+
+
+def _replace_padded(
+    graph: fx.Graph,
+    node: fx.Node,
+    site: AttentionSite,
+    qkv: tuple[Any, ...],
+    rest: tuple[Any, ...],
+    context: PassContext,
+) -> None:
+    tokens = site.query_shape[2]
+    with graph.inserting_before(node):
+        length = graph.call_method("size", (qkv[0], 2))
+        missing = graph.call_function(operator.sub, (tokens, length))
+        padded = [graph.call_function(F.pad, (x, (0, 0, 0, missing))) for x in qkv]
+        places = graph.call_function(torch.arange, (tokens,), {"device": context.device})
+        mask = graph.call_method("view", (graph.call_function(operator.lt, (places, length)), 1, 1, 1, tokens))
+        out = graph.call_function(torch.ops.freeloc_fx.long_attention.default, (*padded, *rest, mask))
+    replace_call(graph, node, torch.narrow, (out, 2, 0, length))
+
+
+def _erase_unused(graph: fx.Graph, node: Any) -> None:
+    """Take out a mask that nobody reads any more, and what only it read: it may be tokens x tokens large."""
+    if not isinstance(node, fx.Node) or node.users or node.op not in ("call_function", "call_method") or is_write(node):
+        return
+    read = node.all_input_nodes
+    graph.erase_node(node)
+    for source in read:
+        _erase_unused(graph, source)

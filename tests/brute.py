@@ -1,13 +1,14 @@
 """An oracle written from the formulas alone: pair by pair, float64, from q and k that no RoPE has touched.
 
 Shares no code with freeloc_fx: positions and visibility are written out again, and a key is never turned. The score of
-a pair of tokens is Re(q conj(k) exp(i omega P)) summed over channel pairs.
+a pair of tokens is Re(q conj(k) exp(i omega P)) summed over channel pairs. Other strategies are given as plain
+functions of two frames.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +85,17 @@ def attention(
     tsa: Mapping[str, Any] | None = None,
     temperature: float = 1.0,
     scale: float | None = None,
+    *,
+    position: Callable[[int, int], float] | None = None,
+    visible: Callable[[int, int], bool] | None = None,
+    omega: np.ndarray | None = None,
+    decay: Callable[[int, int], float] | None = None,
 ) -> np.ndarray:
-    """softmax(temperature * scale * scores) v over the visible pairs; q, k, v: (batch, heads, tokens, head_dim)."""
+    """softmax(temperature * scale * scores) v over the visible pairs; q, k, v: (batch, heads, tokens, head_dim).
+
+    position, visible, decay: of query frame i and key frame j; position replaces `vrpr`, visible the frames of `tsa`,
+    and decay multiplies the scores above 0. omega: (heads, pairs) to use instead of the model's over time.
+    """
     frames, height, width = grid
     n = height * width
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
@@ -96,18 +106,26 @@ def attention(
         q, k = rope.turn(q, axis, place), rope.turn(k, axis, place)
     first, second = [a for a, _ in rope.t], [b for _, b in rope.t]
     still = [c for c in range(dim) if c not in {*first, *second}]
+    omega = rope.omega_t if omega is None else omega
     scores = np.full((*q.shape[:2], frames * n, frames * n), -np.inf)
     for i in range(frames):
         for j in range(frames):
-            mask = np.array([[sees(i, j, a, b, width, tsa) for b in range(n)] for a in range(n)])
+            if visible is not None:
+                mask = np.full((n, n), visible(i, j))
+            else:
+                mask = np.array([[sees(i, j, a, b, width, tsa) for b in range(n)] for a in range(n)])
             if not mask.any():
                 continue
             qi, kj = q[:, :, i * n : (i + 1) * n], k[:, :, j * n : (j + 1) * n]
-            phase = np.exp(1j * rope.omega_t * remapped(i, j, vrpr))[None, :, None]  # (1, heads, 1, pairs)
+            p = remapped(i, j, vrpr) if position is None else position(i, j)
+            phase = np.exp(1j * omega * p)[None, :, None]  # (1, heads, 1, pairs)
             zq = (qi[..., first] + 1j * qi[..., second]) * phase
             zk = kj[..., first] + 1j * kj[..., second]
             score = (zq @ zk.conj().swapaxes(-1, -2)).real + qi[..., still] @ kj[..., still].swapaxes(-1, -2)
-            scores[:, :, i * n : (i + 1) * n, j * n : (j + 1) * n] = np.where(mask, score * scale, -np.inf)
+            score = score * scale
+            if decay is not None:
+                score = np.where(score > 0, score * decay(i, j), score)
+            scores[:, :, i * n : (i + 1) * n, j * n : (j + 1) * n] = np.where(mask, score, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     result: np.ndarray = (weights / weights.sum(-1, keepdims=True)) @ v
     return result

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from freeloc_fx.attention.bands import spec_bands
 from freeloc_fx.attention.flex import block_mask
+from freeloc_fx.attention.spec import AttentionSpec
+from freeloc_fx.meta import RopeLayout, TokenGrid
+from freeloc_fx.strategy import Geometry, build
 from freeloc_fx.visibility import FULL, NONE, STRIPE, TSA
 
 
-def evaluated(levels: np.ndarray, stripe: np.ndarray, n: int, block: int) -> BlockMask:
+def evaluated(levels: np.ndarray, stripe: np.ndarray, n: int, block: int | tuple[int, int]) -> BlockMask:
     table = np.repeat(np.repeat(levels, n, 0), n, 1)
     tiled = np.tile(stripe, levels.shape)
     visible = torch.from_numpy((table == FULL) | ((table == STRIPE) & tiled))
@@ -41,13 +48,16 @@ def columns(mask: BlockMask, full: bool) -> list[set[int]]:
     return [set(row[:c].tolist()) for row, c in zip(index[0, 0], count[0, 0], strict=True)]
 
 
-def check(levels: np.ndarray, stripe: np.ndarray, n: int, block: int) -> None:
+def check(levels: np.ndarray, stripe: np.ndarray, n: int, block: int | tuple[int, int]) -> None:
     found, expected = block_mask(levels, stripe, n, block=block), evaluated(levels, stripe, n, block)
     assert found.shape == expected.shape
     assert found.BLOCK_SIZE == expected.BLOCK_SIZE
     for full in (False, True):
         assert blocks(found, full) == blocks(expected, full)
         assert columns(found, full) == columns(expected, full)
+        for name in ("kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices"):
+            name = f"full_{name}" if full else name
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert torch.equal(found.to_dense(), expected.to_dense())
     rows, keys = (torch.arange(size * n) for size in levels.shape)
     zero = torch.zeros((), dtype=torch.long)
@@ -63,7 +73,7 @@ def test_any_levels(data: st.DataObject) -> None:
     seed = np.random.default_rng(data.draw(st.integers(0, 10_000)))
     levels = seed.choice([NONE, STRIPE, FULL], (rows, keys)).astype(np.int8)
     stripe = seed.random((n, n)) < data.draw(st.sampled_from([0.1, 0.5, 0.95, 1.0]))
-    check(levels, stripe, n, data.draw(st.sampled_from([4, 8, 16, 32])))
+    check(levels, stripe, n, data.draw(st.sampled_from([4, 8, 16, 32, (8, 4), (16, 32)])))
 
 
 @settings(max_examples=25)
@@ -98,3 +108,30 @@ def test_full_blocks_are_told_apart_from_partial_ones() -> None:
     assert int(mask.kv_num_blocks.sum()) == 0
     assert mask.full_kv_num_blocks is not None
     assert mask.full_kv_num_blocks[0, 0].tolist() == [2, 3, 3, 3, 3, 2]
+
+
+@pytest.mark.parametrize("name", ["tsa", "vrpr+tsa"])
+def test_a_long_clip_takes_little_time_and_memory(name: str) -> None:
+    """81 latent frames of 832x480: 126,360 tokens, whose dense mask would be 16 GB. All bands of a layer together."""
+    frames, height, width = 81, 30, 52
+    spec = AttentionSpec(
+        build(name, Geometry(21, frames, height, width)),
+        TokenGrid(frames, height, width),
+        RopeLayout(4, (0,), (1,), ((1.0,),)),
+    )
+    bands, stripe = spec_bands(spec), spec.strategy.visibility.stripe(height, width)
+    seconds = []
+    for _ in range(3):
+        started = time.thread_time()
+        for band in bands:
+            block_mask(band.levels, stripe, spec.grid.tokens)
+        seconds.append(time.thread_time() - started)
+    assert min(seconds) <= 0.2, seconds
+    tracemalloc.start()
+    try:
+        kept = [block_mask(band.levels, stripe, spec.grid.tokens) for band in bands]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(kept) == len(bands)
+    assert peak <= 100e6, peak

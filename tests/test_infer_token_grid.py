@@ -70,7 +70,7 @@ def test_one_channel_is_not_one_frame() -> None:
 
 def test_a_grid_that_the_input_contradicts_is_refused() -> None:
     graph, context = captured(wan(num_layers=1), wan_inputs(6, 4, 4))
-    for run in pipeline.analysis_passes()[:2]:
+    for run in pipeline.analysis_passes()[:3]:
         run(graph, context)
     (node,) = [n for n, s in sites(graph) if s.kind == "video"]
     write(node, grid=TokenGrid(8, 1, 3))
@@ -82,7 +82,7 @@ def test_a_grid_that_the_input_contradicts_is_refused() -> None:
 
 def test_rope_over_a_part_of_the_tokens_is_refused() -> None:
     graph, context = captured(wan(num_layers=1), wan_inputs(6, 4, 4))
-    for run in pipeline.analysis_passes()[:2]:
+    for run in pipeline.analysis_passes()[:3]:
         run(graph, context)
     (node, site) = next((n, s) for n, s in sites(graph) if s.kind == "video")
     assert site.grid is not None

@@ -11,7 +11,7 @@ import torch.fx as fx
 import torch.nn.functional as F
 from models import captured, wan, wan_inputs
 
-from freeloc_fx.match import MatchFailure, ancestors, flow, linear_slice, run_nodes, shape_of
+from freeloc_fx.match import MatchFailure, ancestors, between, flow, linear_slice, run_nodes, shape_of
 from freeloc_fx.meta import sites
 from freeloc_fx.passes.find_attention import arguments, find_attention
 
@@ -151,3 +151,71 @@ def test_what_is_read_before_and_after_a_write_differs() -> None:
 def test_a_failure_names_the_node() -> None:
     assert str(MatchFailure("no such axis", "mul_3")) == "mul_3: no such axis"
     assert str(MatchFailure("no such axis")) == "no such axis"
+
+
+# Streams that are joined, views that are written
+
+
+def test_streams_that_are_joined_have_a_source_each() -> None:
+    def function(x: torch.Tensor, y: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        video, text = F.silu(x), F.gelu(y)
+        return torch.cat([video * table, text], dim=0)
+
+    graph, names = traced(function, torch.randn(5, 4), torch.randn(2, 4), torch.randn(5, 1))
+    part = linear_slice(flow(graph), names["cat"])
+    assert part.starts == (names["video"], names["text"]), "the larger first"
+    assert part.outside == (names["table"],)
+
+
+def test_a_write_through_a_view_reaches_the_tensor() -> None:
+    def function(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        out = F.silu(x) * table
+        half = out[..., :4]
+        half.addcmul_(table[:4], table[:4])
+        return out.reshape(-1)
+
+    graph, names = traced(function, X, torch.randn(8))
+    part = linear_slice(flow(graph), names["reshape"])
+    assert names["addcmul_"] in part.nodes
+    ones = {node: torch.ones(shape_of(node) or ()) for node in part.outside}
+    values = run_nodes(part.nodes, {part.start: F.silu(X), **ones})
+    assert values[part.end].reshape(3, 8)[:, :4].allclose(F.silu(X)[:, :4] + 1)
+
+
+def test_a_norm_written_out_ends_the_search() -> None:
+    def function(x: torch.Tensor, w: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        y = F.linear(x, w)
+        normed = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True))
+        return normed * table
+
+    graph, names = traced(function, X, torch.randn(8, 8), torch.randn(8))
+    part = linear_slice(flow(graph), names["mul_1"])
+    assert part.starts == (names["normed"],)
+
+
+def test_a_piece_of_a_fused_projection_is_a_source() -> None:
+    def function(x: torch.Tensor, w: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        q, _, _ = F.linear(x, w).chunk(3, dim=-1)
+        first, second = q.chunk(2, dim=-1)
+        return torch.cat([first * table, second * table], -1)
+
+    graph, names = traced(function, X, torch.randn(24, 8), torch.randn(4))
+    part = linear_slice(flow(graph), names["cat"])
+    assert [shape_of(n) for n in part.starts] == [(3, 8)]
+
+
+def test_values_that_nobody_reads_again_are_dropped() -> None:
+    graph, names = traced(writes_in_place, X, TABLE)
+    part = linear_slice(flow(graph), names["mul_1"])
+    given = {part.start: F.silu(X), names["table"]: TABLE}
+    values = run_nodes(part.nodes, given, keep=(part.end,))
+    assert names["out"] not in values
+    assert torch.equal(values[part.end], run_nodes(part.nodes, given)[part.end])
+
+
+def test_casts_to_half_precision_can_be_widened() -> None:
+    graph, names = traced(lambda x: F.silu(x).to(torch.bfloat16) * 3, X)
+    nodes = between(flow(graph), names["silu"], names["mul"])
+    assert run_nodes(nodes, {names["silu"]: X})[names["mul"]].dtype == torch.bfloat16
+    wide = run_nodes(nodes, {names["silu"]: X}, widen=True)[names["mul"]]
+    assert torch.equal(wide, X * 3)

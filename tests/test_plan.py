@@ -76,7 +76,7 @@ def test_json_holds_everything(made: Plan) -> None:
     data = json.loads(made.to_json())
     assert data == json.loads(json.dumps(made.to_dict()))
     assert data["profile"] == "three layers"
-    assert data["grid"] == {"frames": 9, "height": 2, "width": 3}
+    assert data["grid"] == {"frames": 9, "height": 2, "width": 3, "text_first": 0, "text_last": 0}
     assert [s["strategy"]["name"] for s in data["sites"]] == ["vrpr+tsa", "direct", "tsa+temp"]
     first = data["sites"][0]
     assert first["rope"]["temporal_pairs"] == [[0, 1], [2, 3]]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from freeloc_fx import solve
 from freeloc_fx.errors import PlanError, ProfileError
+from freeloc_fx.peers import RIFLEx, Window
 from freeloc_fx.positions import VRPR
 from freeloc_fx.profile import Profile, Sensitivity, SizedTSA
 from freeloc_fx.strategy import Geometry, build
@@ -41,6 +42,7 @@ def full() -> Profile:
         vrpr={41: FIELDS, 81: VRPR(10, 14, 2, 8, "separable")},
         tsa={41: {"d1": 8, "d2": 24, "ds": 195, "tokens": 1560}, 81: TSA(8, 24, 100, False, "2d")},
         temperature={3: 1.25},
+        parts={"riflex": {"k": 4}, "freelong++": {"windows": [81, 41, 21], "cutoff": 0.5}},
         quantise="separable",
         name="full",
         model={"class": "Some", "config": {"patch_size": [1, 2, 2], "eps": 1e-6, "flag": True, "none": None}},
@@ -109,6 +111,18 @@ def test_settings_build_a_strategy() -> None:
     strategy = build(profile.strategy_name(0), Geometry(21, 41, 3, 4), profile.settings(0, 41, 12))
     assert (strategy.positions, strategy.visibility) == (VRPR(12, 20, 2, 8), TSA(8, 24, 2))
     assert strategy.temperature == 1.5
+
+
+def test_settings_of_parts_reach_the_strategy() -> None:
+    profile = Profile(21, "riflex+window", parts={"riflex": {"k": 4}, "window": {"window": 3}, "clip": {"bound": 9}})
+    found = profile.settings(0, 81)
+    assert found == {"vrpr": None, "tsa": None, "temperature": None, **profile.parts}  # type: ignore[dict-item]
+    strategy = build(profile.strategy_name(0), Geometry(21, 81, 3, 4), found)
+    assert (strategy.frequencies, strategy.visibility) == (RIFLEx(21, k=4), Window(3))
+    assert Profile(21, parts={}) == Profile(21)
+    assert profile.with_layers("clip").parts == profile.parts
+    with pytest.raises(TypeError):
+        profile.parts["riflex"]["k"] = 5  # type: ignore[index]
 
 
 def test_with_layers_changes_the_strategies_only() -> None:
@@ -189,6 +203,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"temperature": float("nan")}, "temperature: expected a finite number, found nan"),
     ({"temperature": {2: "hot"}}, "temperature.2: expected a finite number, found 'hot'"),
     ({"temperature": {2: None}}, "temperature.2: expected a finite number, found None"),
+    ({"parts": "riflex"}, "parts: expected a mapping from parts of strategy names to their settings, found 'riflex'"),
+    ({"parts": {"rubbish": {}}}, "parts.rubbish: unknown key; expected"),
+    ({"parts": {"vrpr": FIELDS}}, "parts.vrpr: unknown key; expected"),
+    ({"parts": {3: {}}}, "parts.3: unknown key; expected"),
+    ({"parts": {"riflex": 4}}, "parts.riflex: expected a mapping of k, repeats, found 4"),
+    ({"parts": {"riflex": {"K": 4}}}, "parts.riflex.K: unknown key; expected k, repeats"),
+    ({"parts": {"riflex": {"k": 0}}}, "parts.riflex.k: expected an integer of at least 1, found 0"),
+    ({"parts": {"riflex": {"k": None}}}, "parts.riflex.k: expected an integer of at least 1, found None"),
+    ({"parts": {"ultravico": {"alpha": 1.5}}}, "parts.ultravico.alpha: expected a number above 0 and at most 1"),
+    ({"parts": {"window": {"sink": 1}}}, "parts.window.sink: expected true or false, found 1"),
+    ({"parts": {"freelong++": {"windows": [21, 0]}}}, "parts.freelong++.windows.1: expected an integer of at least 1"),
     ({"quantise": "both"}, "quantise: expected 'pair' or 'separable', found 'both'"),
     ({"name": ""}, "name: expected a non-empty string, found ''"),
     ({"name": 3}, "name: expected a string, found 3"),
@@ -229,6 +254,15 @@ def test_round_trip(tmp_path: Path) -> None:
     assert data["vrpr"]["41"] == FIELDS | {"quantise": "separable"}
     assert data["tsa"]["41"]["tokens"] == 1560
     assert data["layers"] == {"0": "vrpr+tsa", "3": "direct+temp"}
+    assert data["parts"] == {"riflex": {"k": 4}, "freelong++": {"windows": [81, 41, 21], "cutoff": 0.5}}
+
+
+def test_a_file_from_before_parts_loads(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text(document(layers="vrpr+tsa", vrpr={"41": FIELDS}), encoding="utf-8")
+    loaded = Profile.load(tmp_path / "old.json")
+    assert loaded.parts is None and loaded == Profile(21, vrpr={41: FIELDS})
+    loaded.save(tmp_path / "new.json")
+    assert "parts" not in json.loads((tmp_path / "new.json").read_text(encoding="utf-8"))
 
 
 NAMES = st.sampled_from([name + temp for name in ("direct", "vrpr", "tsa", "vrpr+tsa") for temp in ("", "+temp")])
@@ -262,6 +296,15 @@ JSON = st.recursive(
 )
 OBJECTS = st.dictionaries(st.text(), JSON, max_size=3)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
+PARTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "riflex": st.fixed_dictionaries({}, optional={"k": st.integers(1, 9)}),
+        "window": st.fixed_dictionaries({}, optional={"window": st.integers(0, 99), "sink": st.booleans()}),
+        "ultravico": st.fixed_dictionaries({}, optional={"alpha": st.floats(1e-300, 1)}),
+        "freelong++": st.fixed_dictionaries({"windows": st.lists(st.integers(1, 99), min_size=1, max_size=3)}),
+    },
+)
 PROFILES = st.builds(
     Profile,
     st.integers(2, 99),
@@ -269,6 +312,7 @@ PROFILES = st.builds(
     vrpr=by_frames(vrprs()),
     tsa=by_frames(tsas()),
     temperature=st.none() | NUMBERS | st.dictionaries(LAYERS, NUMBERS, max_size=3),
+    parts=st.none() | PARTS,
     quantise=QUANTISE,
     name=st.text(min_size=1),
     model=st.none() | st.fixed_dictionaries({"class": st.text(min_size=1), "config": OBJECTS}),

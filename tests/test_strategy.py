@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from freeloc_fx import solve, strategy
 from freeloc_fx.errors import SolveError, StrategyError
+from freeloc_fx.solve_sparse import vrpr_sparse
 from freeloc_fx.positions import VRPR, Identity
 from freeloc_fx.strategy import Geometry, Strategy, build, parse
 from freeloc_fx.visibility import TSA, Everything
@@ -69,8 +70,105 @@ def test_two_parts_that_set_the_same_do_not_compose(monkeypatch: pytest.MonkeyPa
         build("vrpr+other", WAN)
 
 
+PEERS = ["window", "riflex", "pi", "ntk", "yarn", "clip", "group", "longdiff", "ultravico", "anchors", "freelong"]
+PEERS += ["freelong++"]
+GIVES = {"freelong": "mixture", "freelong++": "mixture", "longdiff": "mixture", "ultravico": "decay"}
+GIVES |= dict.fromkeys(("window", "anchors", "tsa"), "visibility")
+GIVES |= dict.fromkeys(("clip", "group", "vrpr"), "positions")
+GIVES |= dict.fromkeys(("riflex", "pi", "ntk", "yarn"), "frequencies")
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_peer_sets_its_field_and_nothing_else(name: str) -> None:
+    assert parse(name) == (name,) and parse(f"{name}+temp") == (name, "temp")
+    built = build(name, WAN)
+    assert built.name == name and not built.changes_nothing
+    for item in dataclasses.fields(Strategy):
+        if item.name not in ("name", GIVES[name]):
+            assert getattr(built, item.name) == getattr(Strategy(), item.name)
+    assert getattr(built, GIVES[name]) != getattr(Strategy(), GIVES[name])
+    assert built == build(name, WAN) and hash(built) == hash(build(name, WAN))
+    assert json.loads(json.dumps(built.describe()))["name"] == name
+    with pytest.raises(StrategyError, match="'direct' composes with 'temp' only"):
+        build(f"direct+{name}", WAN)
+
+
+@pytest.mark.parametrize("one", sorted(GIVES))
+@pytest.mark.parametrize("two", sorted(GIVES))
+def test_parts_compose_unless_they_set_the_same(one: str, two: str) -> None:
+    name = f"{one}+{two}"
+    mixed = "mixture" in (GIVES[one], GIVES[two])
+    taken = {"longdiff": {"positions"}, "freelong": {"visibility"}, "freelong++": {"visibility"}}
+    inner = taken.get(one, set()) & {GIVES[two]} | taken.get(two, set()) & {GIVES[one]}
+    if one == two:
+        with pytest.raises(StrategyError, match="names a part twice"):
+            build(name, WAN)
+    elif GIVES[one] == GIVES[two] or inner:
+        with pytest.raises(StrategyError, match="two parts set the"):
+            build(name, WAN)
+    else:
+        built = build(name, WAN)
+        for item in (one, two):
+            for member in built.members:
+                if item == "vrpr":  # solved for what the other part lets be seen
+                    solved = vrpr_sparse(21, member.visibility, WAN.frames, WAN.height, WAN.width)
+                    assert member.positions == (solve.vrpr(21, 81) if mixed else solved)
+                elif GIVES[item] != "mixture":
+                    assert getattr(member, GIVES[item]) == getattr(build(item, WAN), GIVES[item])
+        assert (built.mixture is not None) == mixed
+        # Composed in either order it is the same, but for its name.
+        assert dataclasses.replace(build(f"{two}+{one}", WAN), name=name) == built
+        # Two settings never share a key of the flat description.
+        assert len(built.positions.describe()) + len(built.visibility.describe()) + 6 == len(built.describe())
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("freelong++", ("freelong++",)),
+        ("freelong+++temp", ("freelong++", "temp")),
+        ("temp+freelong++", ("temp", "freelong++")),
+        ("freelong+++vrpr+temp", ("freelong++", "vrpr", "temp")),
+        ("freelong+vrpr", ("freelong", "vrpr")),
+    ],
+)
+def test_a_part_may_end_in_plus_signs(name: str, parts: tuple[str, ...]) -> None:
+    assert parse(name) == parts
+
+
+@pytest.mark.parametrize("name", ["freelong+", "freelong++temp", "freelong+++", "tsa++", "freelong++++temp"])
+def test_stray_plus_signs_are_refused(name: str) -> None:
+    with pytest.raises(StrategyError, match=r"unknown strategy .*: '' is not one of"):
+        parse(name)
+
+
+@given(st.sampled_from([*PEERS, "vrpr+tsa", "riflex+tsa", "clip+window+temp"]), st.integers(2, 9), st.integers(1, 60))
+@options(max_examples=60, deadline=None)
+def test_every_strategy_builds_for_any_length_and_every_query_sees_itself(name: str, trained: int, more: int) -> None:
+    frames = trained + more
+    built = build(name, Geometry(trained, frames, 2, 2))
+    for step in {0, 1, built.period - 1}:
+        for member in built.at(step).members:
+            levels = member.visibility.levels(frames)
+            assert (np.diagonal(levels) == 2).all()
+            assert (np.diagonal(member.positions.table(frames)) == 0).all()
+            assert member.frequencies.omega(np.array([[1.0, 0.5]]), frames).shape == (1, 2)
+            assert member.decay is None or (np.diagonal(member.decay.table(frames)) == 1).all()
+
+
 def test_the_default_changes_nothing() -> None:
     assert Strategy().changes_nothing
+    assert Strategy("some name").changes_nothing and Strategy().members == (Strategy(),)
+    assert Strategy().describe() == {
+        "name": "direct",
+        "map": "identity",
+        "visibility": "everything",
+        "temperature": 1.0,
+        "frequencies": {"kind": "unchanged"},
+        "decay": None,
+        "mixture": None,
+        "period": 1,
+    }
     with pytest.raises(dataclasses.FrozenInstanceError):
         Strategy().temperature = 2.0  # type: ignore[misc]
 
@@ -78,8 +176,24 @@ def test_the_default_changes_nothing() -> None:
 def test_what_is_absent_is_solved() -> None:
     for settings in (None, {}, {"vrpr": None, "tsa": None, "temperature": None}):
         built = build("vrpr+tsa", WAN, settings)
-        assert built.positions == solve.vrpr(21, 81)
         assert built.visibility == solve.tsa(21, 30, 52)
+        assert built.positions == vrpr_sparse(21, built.visibility, 81, 30, 52)
+        assert build("vrpr", WAN, settings).positions == solve.vrpr(21, 81)
+
+
+def test_stages_come_before_the_strategy_itself() -> None:
+    early, late = build("direct", WAN), build("vrpr+tsa", WAN)
+    staged = dataclasses.replace(late, stages=((2, early), (3, build("tsa", WAN))))
+    assert [staged.at(step).name for step in range(5)] == ["direct", "direct", "tsa", "vrpr+tsa", "vrpr+tsa"]
+    assert staged.at(4) == late
+    assert staged.follows_steps and not late.follows_steps
+    assert not dataclasses.replace(early, stages=((2, late),)).changes_nothing
+    assert [stage["before"] for stage in staged.describe()["stages"]] == [2, 3]
+
+
+def test_squeeze_keeps_text_within_the_trained_frames() -> None:
+    assert build("vrpr+squeeze", WAN).text_scale * 80 == pytest.approx(20)
+    assert not build("squeeze", WAN).changes_nothing
 
 
 @pytest.mark.parametrize("as_mapping", [False, True])

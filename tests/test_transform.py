@@ -463,7 +463,7 @@ def test_verify_notices_a_wrong_lowering(model: Any, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(op, "_verified", set())
     right = op.LOWERINGS["tiles"]
-    monkeypatch.setitem(op.LOWERINGS, "tiles", lambda q, k, v, spec, scale: right(q, k, v, spec, scale) * 1.01)
+    monkeypatch.setitem(op.LOWERINGS, "tiles", lambda *given: right(*given) * 1.01)
     with pytest.raises(VerificationError, match="reference"):
         run(transform(model, ALL, backend="eager", attention="tiles", verify=True))
 
@@ -473,7 +473,8 @@ def test_dumps_are_numbered_files(model: Any, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("FREELOC_DUMP", str(folder))
     run(transform(model, ALL, backend="eager"))
     files = sorted(folder.iterdir())
-    names = ["capture", "find_attention", "infer_rope", "infer_token_grid", "annotate_sensitivity", "rewrite_attention"]
+    names = ["capture", "find_attention", "find_key_mask", "infer_rope", "infer_token_grid", "annotate_sensitivity",
+             "rewrite_attention"]  # fmt: skip
     assert [f.name.split("_", 1)[1] for f in files] == [f"{name}.txt" for name in names]
     numbers = [int(f.name.split("_")[0]) for f in files]
     assert numbers == list(range(numbers[0], numbers[0] + len(files)))

@@ -29,11 +29,11 @@ class SpecBand:
     key_turn: np.ndarray | None
 
 
-def spec_bands(spec: AttentionSpec) -> list[SpecBand]:
-    """The bands that together hold every visible pair once."""
+def spec_bands(spec: AttentionSpec, levels: np.ndarray | None = None) -> list[SpecBand]:
+    """The bands that together hold every visible pair once; `levels` (frames, frames) if not the strategy's own."""
     frames = spec.grid.frames
     index = np.arange(frames, dtype=np.float64)
-    levels = spec.strategy.visibility.levels(frames)
+    levels = spec.strategy.visibility.levels(frames) if levels is None else levels
     result = []
     for band in spec.strategy.positions.bands(frames):
         visible = np.where(band.pairs, levels, NONE).astype(np.int8)
@@ -42,10 +42,9 @@ def spec_bands(spec: AttentionSpec) -> list[SpecBand]:
             continue
         step = int(np.gcd.reduce(np.diff(used))) if len(used) > 1 else 1
         rows = slice(int(used[0]), int(used[-1]) + 1, step)
-        # P = query - key up to a common shift, which leaves the scores as they are: stay near the original positions.
-        query, key = band.query - index, band.key - index
-        common = float(np.round(query[used[0]]))
-        query, key = query[rows] - common, key - common
+        # Keys of neighbouring residue classes stand at the same places but for a few frames: no common shift is taken
+        # out, so that a buffer of turned keys need not move the others.
+        query, key = (band.query - index)[rows], band.key - index
         result.append(
             SpecBand(
                 rows,

@@ -10,6 +10,7 @@ lowering compiles what it needs once for all layers and denoising steps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -18,12 +19,39 @@ from . import spec as specs
 from .flex import flex
 from .reference import reference
 from .spec import AttentionSpec
+from .text import video_span
 from .tiles import tiles
 
-__all__ = ["LOWERINGS", "choose", "long_attention"]
+__all__ = ["LOWERINGS", "choose", "long_attention", "run"]
 
-Lowering = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionSpec, float | None], torch.Tensor]
+Lowering = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, AttentionSpec, float | None, torch.Tensor | None], torch.Tensor
+]
 LOWERINGS: dict[str, Lowering] = {"reference": reference, "tiles": tiles, "flex": flex}
+
+
+def run(
+    name: str,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: AttentionSpec,
+    scale: float | None = None,
+    key_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One lowering of any strategy; a mixture runs its strategies side by side and combines their video rows.
+
+    Arguments and result as in `reference`. Text rows of a mixture come from its first strategy.
+    """
+    mixture = spec.strategy.mixture
+    if mixture is None:
+        return LOWERINGS[name](q, k, v, spec, scale, key_mask)
+    parts = [run(name, q, k, v, replace(spec, strategy=s), scale, key_mask) for s in mixture.strategies]
+    grid, span = spec.grid, video_span(spec.grid)
+    mixed = mixture.combine([part[:, :, span] for part in parts], grid.frames, grid.height, grid.width).to(q.dtype)
+    if not grid.text:
+        return mixed
+    return torch.cat([parts[0][:, :, : span.start], mixed, parts[0][:, :, span.stop :]], 2)
 
 
 def choose(attention: str, device: torch.device) -> str:
@@ -42,20 +70,31 @@ def choose(attention: str, device: torch.device) -> str:
 _verified: set[tuple[str, str]] = set()
 
 
-def _verify(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, known: AttentionSpec, scale: float |
-None,
-            lowering: str) -> None:  # fmt: skip
-    """Compare the first, middle and last query frames with the reference, once for each spec and lowering.
+def _verify(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    known: AttentionSpec,
+    scale: float | None,
+    key_mask: torch.Tensor | None,
+    lowering: str,
+) -> None:
+    """Compare the first, middle and last query frames (all rows of a mixture) with the reference, once for each spec
+    and lowering.
 
     Raises:
         VerificationError: they differ by more than 1e-4 of the reference's norm (3e-2 in half precision).
     """
     if (known.key, lowering) in _verified:
         return
-    frames, n = known.grid.frames, known.grid.tokens
+    frames, n, first = known.grid.frames, known.grid.tokens, known.grid.text_first
     rows = sorted({0, frames // 2, frames - 1})
-    expected = reference(q, k, v, known, scale, rows=rows).double()
-    found = torch.cat([out[:, :, i * n : (i + 1) * n] for i in rows], 2).double()
+    if known.strategy.mixture is None:
+        expected = reference(q, k, v, known, scale, key_mask, rows=rows).double()
+        found = torch.cat([out[:, :, first + i * n : first + (i + 1) * n] for i in rows], 2).double()
+    else:
+        expected, found = run("reference", q, k, v, known, scale, key_mask).double(), out.double()
     error = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
     limit = 1e-4 if q.dtype in (torch.float32, torch.float64) else 3e-2
     if not error <= limit:
@@ -68,28 +107,43 @@ None,
 
 @torch.library.custom_op("freeloc_fx::long_attention", mutates_args=())
 def long_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: str, lowering: str, scale: float | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: str,
+    lowering: str,
+    scale: float | None,
+    key_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Run a long attention.
 
     q, k, v: (batch, heads, tokens, head_dim). spec: an AttentionSpec's key. lowering: a name of LOWERINGS, with
-    "+verify" appended to compare it with the reference the first time. Returns q's shape and dtype.
+    "+verify" appended to compare it with the reference the first time. key_mask: see `text.valid_keys`. Returns q's
+    shape and dtype.
     """
     lowering, _, verify = lowering.partition("+")
-    known = specs.get(spec)
+    known = specs.get(spec).at(specs.step())
     if q.shape[2] != known.grid.sequence or k.shape != q.shape:
         raise CaptureError(
             f"long attention {spec}: expected {known.grid.sequence} tokens, "
             f"found q {tuple(q.shape)}, k {tuple(k.shape)}"
         )
-    out = LOWERINGS[lowering](q, k, v, known, scale)
+    out = run(lowering, q, k, v, known, scale, key_mask)
     if verify:
-        _verify(q, k, v, out, known, scale, lowering)
+        _verify(q, k, v, out, known, scale, key_mask, lowering)
     # One memory layout whatever the lowering: tokens before heads, as the model's next flatten wants it.
     return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 @long_attention.register_fake
-def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: str, lowering: str, scale: float | None) -> torch.Tensor:
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: str,
+    lowering: str,
+    scale: float | None,
+    key_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
     batch, heads, tokens, dim = q.shape
     return q.new_empty(batch, tokens, heads, dim).transpose(1, 2)

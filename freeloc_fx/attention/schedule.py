@@ -21,7 +21,7 @@ __all__ = ["Family", "decompose"]
 class Family:
     """`count` rectangles: rows row + t*row_step + [0, rows), keys key + t*key_step + [0, keys), t < count.
 
-    mask: bool (rows, keys), which frame pairs of the (then only) rectangle count; None for all.
+    mask: bool (rows, keys), which frame pairs of each rectangle count; None for all.
     """
 
     row: int
@@ -60,25 +60,41 @@ class _Rect:
     runs: tuple[_Run, ...] = ()
 
 
-def decompose(table: np.ndarray, overhead: float = 0.0) -> list[Family]:
+def decompose(table: np.ndarray, overhead: float = 0.0, warm: float = 0.0) -> list[Family]:
     """Families that cover every True cell of a bool table (query frames, key frames) exactly once.
 
     Args:
         overhead: what a call costs beside its cells, in cells. Masked corners are used only where they pay.
+        warm: query frames that a rectangle waits for: it costs (rows + warm) * keys cells. A sliding window is cut into
+            blocks of the number of rows that is cheapest, masked at their ragged ends.
     """
     runs = []
     for row, cells in enumerate(table):
         edges = np.flatnonzero(np.diff(np.concatenate([[0], cells.astype(np.int8), [0]])))
         runs += [_Run(row, int(lo), int(hi)) for lo, hi in zip(edges[::2], edges[1::2], strict=True)]
     sliding, rest = _sliding(runs)
-    rects = [_Rect(run.row, 1, run.lo, run.hi - run.lo) for run in sliding]
+    rects = [rect for chain in sliding for rect in _blocks(chain, warm)]
     for chain in _chains(rest):
         rects += _cover(tuple(chain), overhead)[1]
     return _families(rects)
 
 
-def _sliding(runs: list[_Run]) -> tuple[list[_Run], list[_Run]]:
-    """Runs of one width that advance evenly over three or more consecutive rows, and the others."""
+def _blocks(chain: list[_Run], warm: float) -> list[_Rect]:
+    """A sliding window as blocks of rows that share the union of their keys."""
+    width, step = chain[0].hi - chain[0].lo, chain[1].lo - chain[0].lo
+
+    def cost(rows: int) -> float:
+        return (rows + warm) * (width + (rows - 1) * step) / rows * (1.0 if rows == 1 else 1.15)  # masks are not free
+
+    rows = min((size for size in (1, 2, 4, 8, 16) if size <= len(chain)), key=cost)
+    if rows == 1:
+        return [_Rect(run.row, 1, run.lo, width) for run in chain]
+    parts = [tuple(chain[i : i + rows]) for i in range(0, len(chain), rows)]
+    return [_Rect(p[0].row, len(p), p[0].lo, p[-1].hi - p[0].lo, p if len(p) > 1 else ()) for p in parts]
+
+
+def _sliding(runs: list[_Run]) -> tuple[list[list[_Run]], list[_Run]]:
+    """Chains of runs of one width that advance evenly over three or more consecutive rows, and the other runs."""
     chains: list[list[_Run]] = []
     open_chains: dict[int, list[list[_Run]]] = defaultdict(list)
     for run in runs:
@@ -92,8 +108,8 @@ def _sliding(runs: list[_Run]) -> tuple[list[_Run], list[_Run]]:
         else:
             chains.append([run])
             candidates.append(chains[-1])
-    sliding = [run for chain in chains if len(chain) > 2 for run in chain]
-    taken = set(sliding)
+    sliding = [chain for chain in chains if len(chain) > 2]
+    taken = {run for chain in sliding for run in chain}
     return sliding, [run for run in runs if run not in taken]
 
 
@@ -163,18 +179,20 @@ def _consecutive(runs: list[_Run]) -> list[tuple[_Run, ...]]:
 
 
 def _families(rects: list[_Rect]) -> list[Family]:
-    """Join rectangles of one size whose corners advance evenly."""
+    """Join rectangles of one size and mask whose corners advance evenly."""
     families = []
-    groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    groups: dict[tuple[int, int, bytes], list[tuple[int, int]]] = defaultdict(list)
+    masks: dict[bytes, np.ndarray] = {}
     for rect in rects:
-        if not rect.runs:
-            groups[rect.rows, rect.keys].append((rect.row, rect.key))
-            continue
-        mask = np.zeros((rect.rows, rect.keys), bool)
-        for run in rect.runs:
-            mask[run.row - rect.row, run.lo - rect.key : run.hi - rect.key] = True
-        families.append(Family(rect.row, rect.rows, 0, rect.key, rect.keys, 0, 1, mask))
-    for (rows, keys), corners in groups.items():
+        content = b""
+        if rect.runs:
+            mask = np.zeros((rect.rows, rect.keys), bool)
+            for run in rect.runs:
+                mask[run.row - rect.row, run.lo - rect.key : run.hi - rect.key] = True
+            content = mask.tobytes()
+            masks[content] = mask
+        groups[rect.rows, rect.keys, content].append((rect.row, rect.key))
+    for (rows, keys, content), corners in groups.items():
         corners.sort(key=lambda c: (c[0] > c[1], c))  # past and future windows of one width are two progressions
         start = 0
         while start < len(corners):
@@ -188,7 +206,8 @@ def _families(rects: list[_Rect]) -> list[Family]:
                 else:
                     step = (0, 0)
             (row, key), count = corners[start], end - start
-            families.append(Family(row, rows, step[0], key, keys, step[1], count))
+            mask = masks[content].reshape(rows, keys) if content else None
+            families.append(Family(row, rows, step[0], key, keys, step[1], count, mask))
             start = end
     return families
 

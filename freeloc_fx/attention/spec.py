@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, replace
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -24,7 +26,7 @@ from ..rope import angles
 from ..strategy import Strategy
 from ..visibility import FULL, STRIPE
 
-__all__ = ["AttentionSpec", "Cache", "get", "register"]
+__all__ = ["AttentionSpec", "Cache", "denoising_step", "get", "register", "step"]
 
 T = TypeVar("T")
 
@@ -44,12 +46,21 @@ class AttentionSpec:
         grid = self.grid
         return f"{self.strategy.name}@{grid.frames}x{grid.height}x{grid.width}#{digest}"
 
+    def at(self, step: int) -> AttentionSpec:
+        """The spec at a denoising step, counted from 0."""
+        strategy = self.strategy.at(step)
+        return self if strategy is self.strategy else replace(self, strategy=strategy)
+
     def kept_pairs(self) -> float:
-        """Share of token pairs that are visible, in (0, 1]."""
-        levels = self.strategy.visibility.levels(self.grid.frames)
-        n = self.grid.tokens
-        stripe = self.strategy.visibility.stripe(self.grid.height, self.grid.width)
-        visible = int((levels == FULL).sum()) * n * n + int((levels == STRIPE).sum()) * int(stripe.sum())
+        """Token pairs that are computed, relative to dense attention: the visible share, in (0, 1], or for a mixture
+        the sum over its strategies. Text sees and is seen by all."""
+        n, text = self.grid.tokens, self.grid.text
+        visible = 0
+        for member in self.strategy.members:  # each strategy of a mixture computes its own pairs
+            levels = member.visibility.levels(self.grid.frames)
+            stripe = member.visibility.stripe(self.grid.height, self.grid.width)
+            visible += int((levels == FULL).sum()) * n * n + int((levels == STRIPE).sum()) * int(stripe.sum())
+            visible += text * (2 * self.grid.video + text)
         return float(visible / self.grid.sequence**2)
 
     def shifts(self) -> np.ndarray:
@@ -57,12 +68,52 @@ class AttentionSpec:
         index = np.arange(self.grid.frames)
         return (index[:, None] - index[None, :]) - self.strategy.positions.table(self.grid.frames)
 
+    @property
+    def effective_rope(self) -> RopeLayout:
+        """The layout with the strategy's frequencies in place of the model's."""
+        omega = self.strategy.frequencies.omega(np.asarray(self.rope.omega), self.grid.frames)
+        return replace(self.rope, omega=tuple(tuple(float(w) for w in row) for row in omega))
+
+    def frequency_change(self) -> RopeLayout | None:
+        """A layout that turns q and k of frame t from the model's frequencies to the strategy's; None where equal."""
+        before, after = np.asarray(self.rope.omega), np.asarray(self.effective_rope.omega)
+        if np.array_equal(before, after):
+            return None
+        return replace(self.rope, omega=tuple(tuple(float(w) for w in row) for row in after - before))
+
+    def text_turn(self) -> np.ndarray | None:
+        """By how many frames a video token turns when it meets a text token, float64 (frames,); None for not at all.
+
+        Text is not rotated, so RoPE tells it a video token's absolute frame, which a long clip takes out of the trained
+        range; `text_scale` squeezes it back.
+        """
+        scale = self.strategy.text_scale
+        return None if scale == 1.0 else np.arange(self.grid.frames) * (scale - 1.0)
+
     def rotation(
         self, frames: np.ndarray, device: torch.device, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin for one turn per latent frame: (heads or 1, frames, 1, pairs), to broadcast over tokens."""
         cos, sin = angles(self.rope, frames)
         return cos[:, :, None].to(device, dtype), sin[:, :, None].to(device, dtype)
+
+
+_STEP: ContextVar[int] = ContextVar("freeloc_fx_denoising_step", default=0)
+
+
+def step() -> int:
+    """The denoising step that is running, counted from 0."""
+    return _STEP.get()
+
+
+@contextmanager
+def denoising_step(number: int) -> Iterator[None]:
+    """Tell the long attentions that run inside which denoising step it is. Nothing is captured or compiled again."""
+    token = _STEP.set(number)
+    try:
+        yield
+    finally:
+        _STEP.reset(token)
 
 
 _SPECS: dict[str, AttentionSpec] = {}

@@ -1,122 +1,228 @@
 """Long attention as a few scaled_dot_product_attention calls on views: work = visible pairs.
 
-The default on CPU. Each band (see `bands`) is cut into families of rectangles (see `schedule`); a family is one call
-that reads overlapping views of the keys, and calls that serve the same query merge by float32 log-sum-exp.
+The default on CPU. What a strategy keeps is cut three ways (see `tile_schedule`): where a frame sees every key at its
+remapped distance, query frames walk through the clip with one buffer of turned keys; key frames that everybody sees
+are one call with turned queries; the rest are bands cut into families of rectangles. Calls that serve the same query
+merge by float32 log-sum-exp.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from ..meta import RopeLayout, TokenGrid
 from ..rope import Turner
-from ..visibility import FULL, STRIPE
-from .bands import SpecBand, spec_bands
-from .schedule import Family, decompose
+from .bands import SpecBand
+from .schedule import Family
+from .softmax import Total, attend, merge
 from .spec import AttentionSpec, Cache
+from .text import split, valid_keys, video_span
+from .tile_schedule import Chunk, Schedule, make_schedule
+from .turned import TurnedKeys
 
 __all__ = ["tiles"]
-
-_CALL = 2e6
-"""What a call costs beside its arithmetic, in multiply-adds: about 40 microseconds of dispatch and merging on one
-core."""
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Query tokens [q0, q1) of a frame against key tokens [k0, k1); mask (q1-q0, k1-k0) bool, None where all True."""
-
-    q0: int
-    q1: int
-    k0: int
-    k1: int
-    mask: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class _BandSchedule:
-    band: SpecBand
-    full: list[Family]
-    stripe: list[Family]
-
-
-@dataclass(frozen=True)
-class _Schedule:
-    bands: list[_BandSchedule]
-    chunks: list[_Chunk]
-
 
 _schedules = Cache(64)
 _turners = Cache(64)
 _masks = Cache(2048)
 
 
-def _schedule(spec: AttentionSpec, heads: int, dim: int) -> _Schedule:
-    bands = spec_bands(spec)
-    chunks = _chunks(spec) if any((band.levels == STRIPE).any() for band in bands) else []
-    cell = 2.0 * heads * dim  # multiply-adds of one token pair
-    full = _CALL / (cell * spec.grid.tokens**2)
-    pairs = float(np.mean([(c.q1 - c.q0) * (c.k1 - c.k0) for c in chunks])) if chunks else 1.0
-    return _Schedule(
-        [
-            _BandSchedule(
-                band, decompose(band.levels == FULL, full), decompose(band.levels == STRIPE, _CALL / (cell * pairs))
+def tiles(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: AttentionSpec,
+    scale: float | None = None,
+    key_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Same contract as `reference`, arithmetic in q's dtype with float32 accumulation between calls.
+
+    Heads run in groups, so that memory beyond q, k, v (the output included) stays below twice their size.
+    """
+    grid = spec.grid
+    scale = (1 / math.sqrt(q.shape[-1]) if scale is None else scale) * spec.strategy.temperature
+    batch, heads, length, dim = q.shape
+    plan = _schedules.get((spec, heads, dim), lambda: make_schedule(spec, heads, dim))
+    valid = valid_keys(key_mask, batch, grid)
+    result = q.new_empty(batch, length, heads, dim).transpose(1, 2)
+    for b in range(batch):
+        for first in range(0, heads, plan.group):
+            group = slice(first, min(first + plan.group, heads))
+            _Sample(q[b, group], k[b, group], v[b, group], spec, plan, scale, group).run(
+                result[b, group], None if valid is None else valid[b]
             )
-            for band in bands
-        ],
-        chunks,
-    )
+    return result
 
 
-def _chunks(spec: AttentionSpec) -> list[_Chunk]:
-    """Cut a frame's query tokens so that few masked pairs are computed and no call is too thin to be efficient."""
-    mask = spec.strategy.visibility.stripe(spec.grid.height, spec.grid.width)
-    n = len(mask)
-    best: tuple[float, list[_Chunk]] | None = None
-    for size in sorted({n, *(s for s in (4, 8, 16, 32, 64, 128, 256) if s < n)}):
-        chunks = []
-        cost = 0.0
-        for q0 in range(0, n, size):
-            q1 = min(q0 + size, n)
-            columns = np.flatnonzero(mask[q0:q1].any(0))
-            k0, k1 = int(columns[0]), int(columns[-1]) + 1
-            part = mask[q0:q1, k0:k1]
-            chunks.append(_Chunk(q0, q1, k0, k1, None if part.all() else part))
-            # A call's time grows like (rows + 12) * keys: thin calls wait for memory rather than compute.
-            cost += (q1 - q0 + 12) * (k1 - k0 + 2)
-        if best is None or cost < best[0]:
-            best = (cost, chunks)
-    assert best is not None
-    return best[1]
+def _layout(rope: RopeLayout, group: slice) -> RopeLayout:
+    return replace(rope, omega=rope.omega[group]) if len(rope.omega) > 1 else rope
 
 
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(batch, heads, rows, head_dim) each; returns the output and the float32 log-sum-exp (batch, heads, rows)."""
-    aten = torch.ops.aten
-    if q.device.type == "cpu":
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, False, attn_mask=mask, scale=scale
-        )  # fmt: skip
-        return out, lse
-    if q.device.type == "cuda":
-        if mask is not None:
-            mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, 0.0, False, scale=scale)
-        return out, lse[..., : q.shape[2]]
-    scores = (q.float() @ k.float().transpose(-1, -2)) * scale
-    if mask is not None:
-        scores = scores + mask
-    return (scores.softmax(-1) @ v.float()).to(q.dtype), scores.logsumexp(-1)
+class _Sample:
+    """One sample and one group of heads: (heads, tokens, head_dim) each."""
+
+    def __init__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        spec: AttentionSpec,
+        plan: Schedule,
+        scale: float,
+        group: slice,
+    ) -> None:
+        self.spec, self.plan, self.scale, self.grid = spec, plan, scale, spec.grid
+        self.turner = _turner(_layout(spec.rope, group), q.device)
+        self.q, self.q_text = split(q, self.grid)
+        self.k, self.k_text = split(k, self.grid)
+        self.v, self.v_text = split(v, self.grid)
+        change = spec.frequency_change()
+        if change is not None:  # as if the model had been built with the strategy's frequencies
+            turn, rebase = np.arange(self.grid.frames, dtype=np.float64), _turner(_layout(change, group), q.device)
+            self.q, self.k = (rebase(x, turn, _copy(x)) for x in (self.q, self.k))
+            self.turner = _turner(_layout(spec.effective_rope, group), q.device)
+
+    def run(self, result: torch.Tensor, valid: torch.Tensor | None) -> None:
+        """Write the output (heads, tokens, head_dim) into `result`."""
+        video = result[:, video_span(self.grid)].unflatten(1, (self.grid.frames, self.grid.tokens))
+        if valid is not None and not bool(valid.all()):
+            self.k_text, self.v_text = self.k_text[:, valid], self.v_text[:, valid]
+        walk_only = self.plan.walk is not None and not self.plan.columns and not self.grid.text
+        if walk_only:
+            self._walk(video, None)
+            return
+        heads, frames, n, dim = self.q.shape
+        total = Total(heads, frames, n, dim, self.q.device)
+        if self.plan.walk is not None:
+            self._walk(None, total)
+        for column in self.plan.columns:
+            self._column(column.frames, column.turn, total)
+        if self.plan.bands:
+            self._bands(total)
+        if self.grid.text:
+            if self.k_text.shape[1]:
+                self._rows(self.q, self.spec.text_turn(), self.k_text, self.v_text, total)
+            self._text_rows(result)
+        video.copy_(total.out)
+
+    def _rows(
+        self, q: torch.Tensor, turn: np.ndarray | None, k: torch.Tensor, v: torch.Tensor, total: Total
+    ) -> None:
+        """Every video row against keys (heads, keys, head_dim)."""
+        rows = q if turn is None else self.turner(q, turn, _copy(q))
+        out, lse = attend(rows.flatten(1, 2)[None], k[None], v[None], None, self.scale)
+        shape = q.shape[1:3]
+        total.add(out[0].unflatten(1, shape), lse[0].float().unflatten(1, shape))
+
+    def _column(self, frames: slice, turn: np.ndarray | None, total: Total) -> None:
+        self._rows(self.q, turn, self.k[:, frames].flatten(1, 2), self.v[:, frames].flatten(1, 2), total)
+
+    def _text_rows(self, result: torch.Tensor) -> None:
+        """Text sees all text and all video; the rows stand at either end of the sequence."""
+        turn = self.spec.text_turn()
+        keys = self.k if turn is None else self.turner(self.k, turn, _copy(self.k))
+        q = self.q_text[None]
+        out, lse = attend(q, keys.flatten(1, 2)[None], self.v.flatten(1, 2)[None], None, self.scale)
+        total, norm = out.float(), lse.float()
+        if self.k_text.shape[1]:
+            out, lse = attend(q, self.k_text[None], self.v_text[None], None, self.scale)
+            merge(total, norm, out, lse.float())
+        first, span = self.grid.text_first, video_span(self.grid)
+        result[:, :first] = total[0, :, :first].to(result.dtype)
+        result[:, span.stop :] = total[0, :, first:].to(result.dtype)
+
+    def _walk(self, video: torch.Tensor | None, total: Total | None) -> None:
+        """Query frames in order against all keys, each at its exact remapped distance."""
+        assert self.plan.walk is not None
+        heads, _, n, dim = self.q.shape
+        v = self.v.contiguous().flatten(1, 2)
+        keys = TurnedKeys(self.k, self.turner, self.plan.walk.copies)
+        for step in self.plan.walk.steps:
+            count = len(step.query_turn)
+            frames = slice(step.first, step.first + count)
+            rows = self.q[:, frames]
+            if step.query_turn.any():
+                rows = self.turner(rows, step.query_turn, _copy(rows))
+            turned = keys.to(step.key_turn).flatten(2, 3)
+            weights = v[None].expand(count, -1, -1, -1)
+            if step.decay is None:
+                out, lse = attend(rows.transpose(0, 1), turned, weights, None, self.scale)
+            else:
+                out, lse = _decayed(rows.transpose(0, 1), turned, weights, step.decay, step.hidden(self.grid), self.scale)
+            if video is not None:
+                video[:, frames] = out.transpose(0, 1)
+            else:
+                assert total is not None
+                total.strided(out, lse, step.first, 1, 1, 1, slice(0, n))
+
+    def _bands(self, total: Total) -> None:
+        n = self.grid.tokens
+        whole = Chunk(0, n, 0, n, None)
+        if any(item.full for item in self.plan.bands):
+            self._chunk(whole, "full", total)
+        if any(item.stripe for item in self.plan.bands):
+            for place, chunk in enumerate(self.plan.chunks):
+                self._chunk(chunk, f"stripe{place}", total)
+
+    def _chunk(self, chunk: Chunk, kind: str, total: Total) -> None:
+        """All bands of query tokens [q0, q1) against key tokens [k0, k1) of a frame."""
+        tokens = slice(chunk.q0, chunk.q1)
+        q = self.q[:, :, tokens]
+        v = self.v[:, :, chunk.k0 : chunk.k1].contiguous()
+        turned = TurnedKeys(self.k[:, :, chunk.k0 : chunk.k1].contiguous(), self.turner)
+        for number, item in enumerate(self.plan.bands):
+            families = item.full if kind == "full" else item.stripe
+            if not families:
+                continue
+            band = item.band
+            rows = q[:, band.rows]
+            if band.query_turn is not None:
+                rows = self.turner(rows, band.query_turn, _copy(rows))
+            keys = turned.to(_turn_of(band, self.grid))[0]
+            for index, family in enumerate(families):
+                mask = self._mask((number, kind, index), family, chunk)
+                out, lse = attend(_family_rows(rows, family), _family_keys(keys, family), _family_keys(v, family), mask,
+                                  self.scale)  # fmt: skip
+                first = band.rows.start + family.row * band.rows.step
+                step = band.rows.step
+                total.strided(out, lse, first, step, family.rows, family.row_step * step, tokens)
+
+    def _mask(self, place: tuple[int, str, int], family: Family, chunk: Chunk) -> torch.Tensor | None:
+        """Additive mask (1, 1, rows * tokens, keys * tokens) of a ragged family or a stripe's chunk, None for neither."""
+        if family.mask is None and chunk.mask is None:
+            return None
+
+        def build() -> torch.Tensor:
+            frames = np.ones((family.rows, family.keys), bool) if family.mask is None else family.mask
+            shape = (chunk.q1 - chunk.q0, chunk.k1 - chunk.k0)
+            tokens = np.ones(shape, bool) if chunk.mask is None else chunk.mask
+            visible = torch.from_numpy(np.kron(frames, tokens)).to(self.q.device)
+            mask = torch.zeros(visible.shape, dtype=self.q.dtype, device=self.q.device)
+            return mask.masked_fill_(~visible, float("-inf"))[None, None]
+
+        key = (self.spec, self.plan.heads, self.plan.head_dim, *place, self.q.dtype, self.q.device)
+        return _masks.get(key, build)
 
 
-def _rows(x: torch.Tensor, family: Family, tokens: slice) -> torch.Tensor:
+def _turner(layout: RopeLayout, device: torch.device) -> Turner:
+    return _turners.get((layout, device), lambda: Turner(layout, device))
+
+
+def _copy(x: torch.Tensor) -> torch.Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _turn_of(band: SpecBand, grid: TokenGrid) -> np.ndarray:
+    turn = np.zeros(grid.frames) if band.key_turn is None else band.key_turn
+    return turn[None]
+
+
+def _family_rows(x: torch.Tensor, family: Family) -> torch.Tensor:
     """Query rows of a family, (count, heads, rows * tokens, head_dim), from x (heads, frames, tokens, head_dim)."""
-    x = x[:, :, tokens]
     heads, _, n, dim = x.shape
     sh, sf, sn, sd = x.stride()
     size = (family.count, heads, family.rows, n, dim)
@@ -124,7 +230,7 @@ def _rows(x: torch.Tensor, family: Family, tokens: slice) -> torch.Tensor:
     return x.as_strided(size, stride, x.storage_offset() + family.row * sf).flatten(2, 3)
 
 
-def _keys(x: torch.Tensor, family: Family) -> torch.Tensor:
+def _family_keys(x: torch.Tensor, family: Family) -> torch.Tensor:
     """Key rows of a family, (count, heads, keys * tokens, head_dim): a view, since x is frame-contiguous."""
     heads, _, n, dim = x.shape
     sh, sf, sn, sd = x.stride()
@@ -132,94 +238,15 @@ def _keys(x: torch.Tensor, family: Family) -> torch.Tensor:
     return x.as_strided(size, (family.key_step * sf, sh, sn, sd), x.storage_offset() + family.key * sf)
 
 
-class _Accumulator:
-    """Running softmax over calls: out = sum of parts weighted by exp(lse_part - lse)."""
-
-    def __init__(self, shape: tuple[int, int, int, int], device: torch.device) -> None:
-        self.out = torch.zeros(shape, device=device, dtype=torch.float32)
-        self.lse = torch.full(shape[:-1], float("-inf"), device=device, dtype=torch.float32)
-
-    def add(self, rows: slice, family: Family, tokens: slice, out: torch.Tensor, lse: torch.Tensor) -> None:
-        """out: (count, heads, rows * tokens, head_dim) of one family; `rows` maps band rows to query frames."""
-        first = rows.start + family.row * rows.step
-        heads, _, n, dim = self.out[:, :, tokens].shape
-        shape = (family.count, heads, family.rows, n)
-
-        def view(x: torch.Tensor) -> torch.Tensor:
-            sh, sf, sn, *rest = x.stride()
-            frame = sf * rows.step
-            offset = x.storage_offset() + first * sf + (tokens.start or 0) * sn
-            size = (*shape, *x.shape[3:])
-            return x.as_strided(size, (family.row_step * frame, sh, frame, sn, *rest), offset)
-
-        total, value = view(self.lse), view(self.out)
-        lse = lse.float().reshape(shape)
-        # share = weight of the new part in the softmax over both: sigmoid(lse - total), 1 where nothing came before
-        share = torch.sigmoid(lse - total).unsqueeze(-1)
-        value.lerp_(out.reshape(*shape, dim).float(), share)
-        total.copy_(torch.logaddexp(total, lse))
-
-
-def _mask(family: Family, chunk: np.ndarray | None, n: int, like: torch.Tensor) -> torch.Tensor | None:
-    """Additive mask (1, 1, rows * tokens, keys * tokens) of a ragged family or a stripe's chunk, None for neither."""
-    if family.mask is None and chunk is None:
-        return None
-    frames = np.ones((family.rows, family.keys), bool) if family.mask is None else family.mask
-    visible = torch.from_numpy(np.kron(frames, np.ones((n, n), bool) if chunk is None else chunk)).to(like.device)
-    mask = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
-    return mask.masked_fill_(~visible, float("-inf"))[None, None]
-
-
-def tiles(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, scale: float | None = None
-) -> torch.Tensor:
-    """Same contract as `reference`, arithmetic in q's dtype with float32 accumulation between calls.
-
-    Working memory beyond q, k, v and the output: a float32 accumulator, k and v made contiguous, one rotated k and the
-    rotated q of one band, of one sample at a time.
-    """
-    grid, n = spec.grid, spec.grid.tokens
-    scale = (1 / math.sqrt(q.shape[-1]) if scale is None else scale) * spec.strategy.temperature
-    batch, heads, length, dim = q.shape
-    plan = _schedules.get((spec, heads, dim), lambda: _schedule(spec, heads, dim))
-    result = q.new_empty(batch, length, heads, dim).transpose(1, 2)
-    turner = _turners.get((spec, q.device), lambda: Turner(spec.rope, q.device))
-
-    def mask_of(band: int, kind: str, index: int, family: Family, chunk: np.ndarray | None) -> torch.Tensor | None:
-        if family.mask is None and chunk is None:
-            return None
-        key = (spec, heads, dim, band, kind, index, q.dtype, q.device)
-        return _masks.get(key, lambda: _mask(family, chunk, n, q))
-
-    for b in range(batch):
-        qb, kb, vb = (x[b].unflatten(1, (grid.frames, n)) for x in (q, k, v))
-        kb, vb = kb.contiguous(), vb.contiguous()
-        total = _Accumulator((heads, grid.frames, n, dim), q.device)
-        turned: torch.Tensor | None = None
-        for number, item in enumerate(plan.bands):
-            band = item.band
-            rows, keys = qb[:, band.rows], kb
-            if band.query_turn is not None:
-                rows = turner(rows, band.query_turn, rows.clone(memory_format=torch.contiguous_format))
-            if band.key_turn is not None:
-                turned = kb.clone() if turned is None else turned  # only its temporal channels differ between bands
-                keys = turner(kb, band.key_turn, turned)
-            for index, family in enumerate(item.full):
-                mask = mask_of(number, "full", index, family, None)
-                everything = slice(0, n)
-                part = _attend(_rows(rows, family, everything), _keys(keys, family), _keys(vb, family), mask, scale)
-                total.add(band.rows, family, everything, *part)
-            for place, chunk in enumerate(plan.chunks if item.stripe else ()):
-                tokens = slice(chunk.q0, chunk.q1)
-                near_k = keys[:, :, chunk.k0 : chunk.k1].contiguous()
-                near_v = vb[:, :, chunk.k0 : chunk.k1].contiguous()
-                for index, family in enumerate(item.stripe):
-                    shape = np.ones((chunk.q1 - chunk.q0, chunk.k1 - chunk.k0), bool)
-                    stripe = chunk.mask if chunk.mask is not None else shape if family.mask is not None else None
-                    mask = mask_of(number, f"stripe{place}", index, family, stripe)
-                    part = _attend(
-                        _rows(rows, family, tokens), _keys(near_k, family), _keys(near_v, family), mask, scale
-                    )
-                    total.add(band.rows, family, tokens, *part)
-        result[b] = total.out.flatten(1, 2)
-    return result
+def _decayed(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: np.ndarray, hidden: torch.Tensor | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`attend` with explicit scores: positive ones times decay (count, key frames), then those in `hidden` (count,
+    rows, keys) dropped."""
+    scores = (q.float() @ k.float().transpose(-1, -2)) * scale
+    factor = torch.from_numpy(decay).to(q.device, torch.float32).repeat_interleave(k.shape[2] // decay.shape[1], 1)
+    scores = torch.where(scores > 0, scores * factor[:, None, None], scores)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden[:, None].to(q.device), float("-inf"))
+    lse = scores.logsumexp(-1)
+    return ((scores - lse[..., None]).exp() @ v.float()).to(q.dtype), lse

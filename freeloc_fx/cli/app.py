@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .compare import compare
+from .evaluate import evaluate_videos
 from .generate import generate
 from .inspect import inspect
 from .probe import probe
@@ -40,6 +41,7 @@ def _root(
 
 app.command()(generate)
 app.command()(compare)
+app.command("eval")(evaluate_videos)
 app.command()(inspect)
 app.command()(probe)
 app.add_typer(profiles, name="profiles")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,9 @@ from rich import box
 from rich.table import Table
 
 from .. import generate as library
+from ..configured import without_weights
 from ..plan import Plan, PlannedSite
+from ..profile import Profile
 from ..transform import plan as make_plan
 from ..video import check_output
 from . import common
@@ -34,26 +37,45 @@ def inspect(
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for pictures of each strategy's position map and mask.")
     ] = None,
+    latent: Annotated[
+        str | None,
+        typer.Option(help="Latent frames x height x width, where --model is a configuration.", metavar="33x60x104"),
+    ] = None,
+    trained_frames: Annotated[
+        int | None, typer.Option(min=2, help="Latent frames of the training clips, where no profile is for the model.")
+    ] = None,
     debug: common.Debug = False,
 ) -> None:
-    """Show the attention sites that were found, their RoPE and token grid, and each layer's strategy and cost."""
+    """Show the attention sites that were found, their RoPE and token grid, and each layer's strategy and cost.
+
+    --model may also be a transformer's config.json, or a class name of diffusers: no weights are needed then.
+    """
     with exits(debug):
         to_screen = json_file == Path("-")
         if json_file is not None and not to_screen:
             check_output(json_file, (".json",))
         if pictures is not None and pictures.exists() and not pictures.is_dir():
             raise common.UsageError(f"--pictures {pictures} is a file; expected a folder")
-        job = prepare(model, profile, [None, strategy], frames, height, width)
-        assert job.profile is not None
-        chosen = job.profile if strategy in (None, "profile") else job.profile.with_layers(str(strategy))
-        pipe = load(job, transformer_only=True)
-        transformer = library.Facts.of(pipe).transformer
-        plan = make_plan(transformer, chosen, frames=job.latent[0], height=job.latent[1], width=job.latent[2])
-        data = _report(job, type(transformer).__name__, plan)
+        if model.endswith(".json") or re.fullmatch(r"[A-Z]\w*Model", model):
+            name, plan = _from_configuration(model, profile, strategy, latent, trained_frames)
+            title = f"{name}: {plan.grid.frames} frames of tokens, from its configuration"
+            data = {"model": model, "class": name, "request": {"latent": latent}, **_totals(plan), **plan.to_dict()}
+        elif latent is not None or trained_frames is not None:
+            raise common.UsageError("--latent and --trained-frames go with --model config.json; else give --frames")
+        else:
+            job = prepare(model, profile, [None, strategy], frames, height, width)
+            assert job.profile is not None
+            chosen = job.profile if strategy in (None, "profile") else job.profile.with_layers(str(strategy))
+            pipe = load(job, transformer_only=True)
+            transformer = library.Facts.of(pipe).transformer
+            plan = make_plan(transformer, chosen, frames=job.latent[0], height=job.latent[1], width=job.latent[2])
+            name = type(transformer).__name__
+            title = f"{name} of {job.model}: {job.frames} frames of {job.width}x{job.height} pixels"
+            data = _report(job, name, plan)
         if to_screen:
             write_json(None, data)
         else:
-            _show(job, type(transformer).__name__, plan)
+            _show(title, plan)
         if json_file is not None and not to_screen:
             write_json(json_file, data)
             out.print(f"{json_file}", highlight=False, soft_wrap=True)
@@ -65,13 +87,31 @@ def inspect(
                     out.print(f"{path}", highlight=False, soft_wrap=True)
 
 
+def _from_configuration(
+    source: str, profile: str | None, strategy: str | None, latent: str | None, trained_frames: int | None
+) -> tuple[str, Plan]:
+    sizes = re.fullmatch(r"(\d+)x(\d+)x(\d+)", latent or "")
+    if sizes is None:
+        raise common.UsageError(f"--latent: expected FRAMESxHEIGHTxWIDTH, such as 33x60x104, found {latent!r}")
+    model = without_weights(source)
+    if trained_frames is not None:
+        chosen = Profile(trained_frames=trained_frames, layers="vrpr+temp", name="--trained-frames")
+    else:
+        chosen = library.choose_profile(model, Profile.load(profile) if profile is not None else None)
+    if strategy not in (None, "profile"):
+        chosen = chosen.with_layers(str(strategy))
+    frames, height, width = map(int, sizes.groups())
+    return type(model).__name__, make_plan(model, chosen, frames=frames, height=height, width=width)
+
+
+def _totals(plan: Plan) -> dict[str, Any]:
+    kept = sum(s.kept for s in plan.sites) / len(plan.sites)
+    return {"totals": {"kept_pairs": kept, "attention_arithmetic": _attention(plan) / _attention(plan, dense=True)}}
+
+
 def _report(job: Job, name: str, plan: Plan) -> dict[str, Any]:
-    totals = {
-        "kept_pairs": sum(s.kept for s in plan.sites) / len(plan.sites),
-        "attention_arithmetic": _attention(plan) / _attention(plan, dense=True),
-    }
     request = {"frames": job.frames, "height": job.height, "width": job.width, "latent": list(job.latent)}
-    return {"model": job.model, "class": name, "request": request, "totals": totals, **plan.to_dict()}
+    return {"model": job.model, "class": name, "request": request, **_totals(plan), **plan.to_dict()}
 
 
 def _attention(plan: Plan, dense: bool = False) -> float:
@@ -79,11 +119,11 @@ def _attention(plan: Plan, dense: bool = False) -> float:
     return sum(2.0 * s.heads * s.head_dim * s.grid.sequence**2 * (1.0 if dense else s.arithmetic) for s in plan.sites)
 
 
-def _show(job: Job, name: str, plan: Plan) -> None:
+def _show(title: str, plan: Plan) -> None:
     def say(text: str) -> None:
         out.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    say(f"{name} of {job.model}: {job.frames} frames of {job.width}x{job.height} pixels")
+    say(title)
     say(str(plan).splitlines()[0])
     for rope, sites in _distinct(plan, lambda s: s.rope).items():
         fast, slow = max(map(max, rope.omega)), min(map(min, rope.omega))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -12,11 +12,13 @@ from rich.table import Table
 
 from .. import generate as library
 from ..metrics import score
+from ..probe import for_length, measured_lengths
 from ..probe import probe as run_probe
+from ..probe.plot import draw
 from ..profile import Profile
 from ..video import check_output
 from . import common
-from .common import EXAMPLE, exits, load, out, prepare, progress, scorable
+from .common import EXAMPLE, UsageError, exits, load, out, prepare, progress, scorable
 
 __all__ = ["probe"]
 
@@ -34,6 +36,17 @@ def probe(
         int | None, typer.Option(min=2, help="Latent frames the model was trained on.", show_default="its profile's")
     ] = None,
     frames: Annotated[int | None, typer.Option(help="Target length in frames.", show_default="four times")] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            help="Target lengths as multiples of the trained one, in place of --frames: 2,4,10,16. OUTPUT is for the "
+            "first; where another one's layers or temperatures differ it gets its own OUTPUT-10x.json.",
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[
+        bool, typer.Option("--temperature", help="Entropy-matched score temperature for layers that keep every pair.")
+    ] = False,
     steps: common.Steps = None,
     height: common.Height = None,
     width: common.Width = None,
@@ -46,7 +59,8 @@ def probe(
 ) -> None:
     """Measure how sensitive each layer is to position and to context, and assign its strategy.
 
-    A probe that was interrupted goes on from its journal when the same command runs again.
+    A probe that was interrupted goes on from its journal when the same command runs again. Beside the profile it
+    writes a plot of the sensitivities.
     """
     folder = journal if journal is not None else output.with_suffix(".journal")
     with exits(debug, lambda: f"finished units are in {folder}, the same command goes on"):
@@ -54,8 +68,11 @@ def probe(
         facts = library.Facts.read(model)
         if trained is None:
             trained = Profile.for_model(facts.transformer).trained_frames
-        target = (trained - 1) * 4 + 1 if frames is None else (frames - 1) // facts.temporal + 1
-        wanted = frames if frames is not None else (target - 1) * facts.temporal + 1
+        multiples = _multiples(lengths, frames)
+        targets = {n: round((trained - 1) * n) + 1 for n in multiples}
+        if frames is not None:
+            targets = {0.0: (frames - 1) // facts.temporal + 1}
+        wanted = frames if frames is not None else (max(targets.values()) - 1) * facts.temporal + 1
         job = prepare(model, None, ["direct"], wanted, height, width, steps, dtype=dtype, device=device)
         texts = prompts or [EXAMPLE]
         scored = mode == "full" and all(scorable(job, text) is None for text in texts)
@@ -66,7 +83,9 @@ def probe(
                 pipe,
                 prompts=texts,
                 trained_frames=trained,
-                target_frames=target,
+                target_frames=next(iter(targets.values())),
+                lengths=list(targets.values()),
+                temperature=temperature,
                 mode=mode,
                 seeds=range(seeds),
                 steps=job.steps,
@@ -76,21 +95,60 @@ def probe(
                 journal=folder,
                 on_unit=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
             )
-        profile = replace(profile, name=output.stem)
-        profile.save(output)
-        out.print(_table(profile))
-        out.print(f"{output}; the measurements are kept in {folder}", highlight=False, soft_wrap=True)
+        written = _write(replace(profile, name=output.stem), output, multiples)
+        picture = output.with_suffix(".png")
+        draw(written[output], picture)
+        for path, made in written.items():
+            out.print(f"{path}, for {(made.provenance or {})['target_frames']} latent frames:", highlight=False)
+            out.print(_table(made))
+        out.print(f"{picture}; the measurements are kept in {folder}", highlight=False, soft_wrap=True)
+
+
+def _multiples(lengths: str | None, frames: int | None) -> list[float]:
+    """The lengths asked for, as multiples of the trained one, without repeats.
+
+    Raises:
+        UsageError: not numbers above 1, or --frames beside them.
+    """
+    if lengths is None:
+        return [4.0]
+    if frames is not None:
+        raise UsageError("--lengths and --frames: expected one of them, found both")
+    try:
+        found = list(dict.fromkeys(float(part) for part in lengths.split(",")))
+    except ValueError:
+        found = []
+    if not found or not all(1 < n < 1000 for n in found):
+        raise UsageError(
+            f"--lengths: expected multiples of the trained length above 1, as in 2,4,10,16; found {lengths!r}"
+        )
+    return found
+
+
+def _write(profile: Profile, output: Path, multiples: list[float]) -> dict[Path, Profile]:
+    """Save the profile, and one for each other length with other layers or temperatures; what was written where."""
+    profile.save(output)
+    written = {output: profile}
+    for multiple, frames in list(zip(multiples, measured_lengths(profile), strict=False))[1:]:
+        other = for_length(profile, frames)
+        if (other.layers, other.temperature) != (profile.layers, profile.temperature):
+            path = output.with_name(f"{output.stem}-{multiple:g}x{output.suffix}")
+            other = replace(other, name=path.stem)
+            other.save(path)
+            written[path] = other
+    return written
 
 
 def _table(profile: Profile) -> Table:
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("layer", "position", "context", "temp.", "strategy"):
+    for column in ("layer", "position", "context", "matched temp.", "strategy"):
         table.add_column(column, justify="left" if column == "strategy" else "right")
+    provenance: Any = profile.provenance or {}
+    matched = provenance["lengths"][str(provenance["target_frames"])]["matched_temperature"]
     for layer, found in (profile.sensitivities or {}).items():
         cells = [
             f"{value:.3f}" + (f" +-{error:.3f}" if error is not None else "")
             for value, error in ((found.position, found.position_error), (found.context, found.context_error))
         ]
-        factor = profile.settings(layer, profile.trained_frames + 1)["temperature"]
-        table.add_row(str(layer), *cells, f"{factor:.3f}", profile.strategy_name(layer))
+        table.add_row(str(layer), *cells, f"{matched[str(layer)]:.3f}", profile.strategy_name(layer))
     return table

@@ -1,9 +1,11 @@
-"""A folder of finished units of work. Each unit is one JSON file that is there whole or not at all."""
+"""Finished units of work that survive a kill: a folder of JSON files, each there whole or not at all, or a file of JSON
+lines, of which a kill can tear the last one only."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from ..errors import ProfileError
 from ..files import replacing
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "Lines"]
 
 
 class Journal:
@@ -44,8 +46,10 @@ class Journal:
 
     @staticmethod
     def _write(path: Path, data: Any) -> None:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(data) + "\n")
+        with replacing(path) as temporary, temporary.open("w") as file:
+            file.write(json.dumps(data) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def _path(self, unit: str) -> Path:
         assert self.folder is not None
@@ -64,3 +68,24 @@ class Journal:
 
     def has(self, unit: str) -> bool:
         return unit in self._memory if self.folder is None else self._path(unit).exists()
+
+
+class Lines:
+    """JSON objects, one a line, in the order they were added. A torn last line is cut off on opening."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(path, len(whole))
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append one line; it is on the disk when this returns."""
+        line = (json.dumps(row) + "\n").encode()
+        with self.path.open("ab", buffering=0) as file:
+            file.write(line)
+            os.fsync(file.fileno())
+        self.rows.append(json.loads(line))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..profile import Sensitivity
 
-__all__ = ["assign", "split"]
+__all__ = ["assign", "split", "thresholds"]
 
 
 def split(values: np.ndarray) -> float | None:
@@ -32,14 +32,26 @@ def split(values: np.ndarray) -> float | None:
     return float(np.exp((logs[cut - 1] + logs[cut]) / 2))
 
 
-def assign(sensitivities: Mapping[int, Sensitivity]) -> dict[int, str]:
+def thresholds(sensitivities: Mapping[int, Sensitivity]) -> tuple[float | None, float | None]:
+    """`split` of the position and of the context sensitivities over layers."""
+    values = list(sensitivities.values())
+    return split(np.array([v.position for v in values])), split(np.array([v.context for v in values]))
+
+
+def assign(sensitivities: Mapping[int, Sensitivity], temperature: bool = False) -> dict[int, str]:
     """The paper's rule: layers sensitive to context get VRPR+TSA, the others VRPR.
 
     "Sensitive" is the upper of two groups of the measured context sensitivities (`split`). Where they do not fall into
     two groups, every layer gets VRPR+TSA: there is no ground for treating any of them differently.
+
+    Args:
+        temperature: layers that keep every pair, those with VRPR alone, get "+temp". TSA shortens the context by
+            itself, so a temperature that was matched without it does not belong beside it.
     """
     layers = sorted(sensitivities)
-    threshold = split(np.array([sensitivities[layer].context for layer in layers]))
-    if threshold is None:
-        return dict.fromkeys(layers, "vrpr+tsa")
-    return {layer: "vrpr+tsa" if sensitivities[layer].context > threshold else "vrpr" for layer in layers}
+    threshold = thresholds(sensitivities)[1]
+    dense = "vrpr+temp" if temperature else "vrpr"
+    return {
+        layer: dense if threshold is not None and sensitivities[layer].context <= threshold else "vrpr+tsa"
+        for layer in layers
+    }

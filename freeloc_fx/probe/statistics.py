@@ -5,7 +5,9 @@ Sensitivities are the paper's (FreeLOC, CVPR 2026, "Layer-wise Probing Mechanism
     position   ALD = ||A_shift - A||_F / ||A||_F   the keys' frames shifted, A = logits
     context    S = |H' - H| / |H|                  H' = entropy where only a window of frames is visible
 
-A row is one query token; heads are averaged within the row, rows are the sample that the standard errors speak of.
+A row is one query token; heads are averaged within the row, rows are the sample that the standard errors speak of. In a
+joint attention rows and keys are video tokens: text is neither shifted nor hidden, and its share of the softmax is left
+out.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..attention.text import video_span
 from ..meta import RopeLayout, TokenGrid
 from ..rope import angles, rotate
 
-__all__ = ["TEMPERATURES", "ProbeSettings", "matching_temperature", "observe_rows", "sample_rows"]
+__all__ = ["TEMPERATURES", "ProbeSettings", "matching_temperature", "observe_rows", "sample_rows", "spearman"]
 
 TEMPERATURES = tuple(float(x) for x in np.geomspace(0.8, 10.0, 18))
 """Score factors at which a row's entropy is measured; the matching factor is interpolated between them."""
@@ -45,17 +48,42 @@ class ProbeSettings:
 
 
 def sample_rows(grid: TokenGrid, rows: int, seed: tuple[int, ...]) -> np.ndarray:
-    """Token indices, stratified over the clip: one from each of `rows` equal stretches; int64 (rows,)."""
+    """Video tokens (0 is the video's first), one from each of `rows` equal stretches of the clip; int64 (rows,)."""
     rng = np.random.default_rng(seed)
-    count = min(rows, grid.sequence)
-    edges = np.arange(count + 1) * grid.sequence // count
+    count = min(rows, grid.video)
+    edges = np.arange(count + 1) * grid.video // count
     return rng.integers(edges[:-1], edges[1:])
 
 
-def _entropy(scores: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of softmax over the last axis."""
-    log = scores.log_softmax(-1)
-    return -(log.exp() * log.nan_to_num(neginf=0.0)).sum(-1)
+def _entropies(scores: torch.Tensor, factors: tuple[float, ...] = (1.0,)) -> torch.Tensor:
+    """Entropy in nats of softmax(t * scores) over the last axis for each factor t; factors last.
+
+    H = ln Z - t E[s] with Z = sum exp(t s) needs one exponential a factor; -inf hides a key.
+    """
+    below = (scores - scores.amax(-1, keepdim=True)).clamp_min(-1e4)
+    found = []
+    for factor in factors:
+        mass = (below * factor).exp()
+        total = mass.sum(-1)
+        found.append(total.log() - factor * (mass * below).sum(-1) / total)
+    return torch.stack(found, -1)
+
+
+def _remapped(
+    picked: torch.Tensor, keys: torch.Tensor, frame: np.ndarray, layout: RopeLayout, grid: TokenGrid, table: np.ndarray
+) -> torch.Tensor:
+    """Logits, not scaled, where a query of frame i meets a key of frame j at the distance table[i, j].
+
+    The query turns instead of the key, once for each frame of keys: by P[i, j] - (i - j).
+
+    Args:
+        picked: (heads, rows, head_dim). keys: (heads, video tokens, head_dim). frame: of each row.
+    """
+    turn = table[frame] - (frame[:, None] - np.arange(grid.frames)[None])
+    cos, sin = angles(layout, turn)
+    spread = picked[:, :, None].expand(-1, -1, grid.frames, -1)
+    turned = rotate(spread, layout, cos.float().to(keys.device), sin.float().to(keys.device))
+    return torch.einsum("hrfd,hftd->hrft", turned, keys.unflatten(1, (grid.frames, grid.tokens))).flatten(2)
 
 
 def observe_rows(
@@ -67,19 +95,22 @@ def observe_rows(
     scale: float | None,
     settings: ProbeSettings,
     visible: int | None = None,
+    table: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Measure one call.
 
     Args:
-        q, k: (heads, tokens, head_dim) as they reach attention. rows: token indices from `sample_rows`.
+        q, k: (heads, tokens, head_dim) as they reach attention, text included. rows: from `sample_rows`.
         visible: "entropy" is taken with only |i - j| <= visible in view, as the layer itself then attends.
+        table: remapped distances, float64 (frames, frames), under which "entropies" is taken; None: the model's own.
 
     Returns: float64 arrays: "position", "context", "entropy" of shape (rows,), "entropies" (rows, TEMPERATURES).
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    span = video_span(grid)
     index = torch.from_numpy(rows).to(q.device)
-    picked, keys = q[:, index].float(), k.float()
-    logits = picked @ keys.transpose(-1, -2) * scale  # (heads, rows, tokens)
+    picked, keys = q[:, span][:, index].float(), k[:, span].float()
+    logits = picked @ keys.transpose(-1, -2) * scale  # (heads, rows, video tokens)
     norm = logits.square().sum(-1)
     ald = []
     for shift in settings.shifts:
@@ -88,13 +119,15 @@ def observe_rows(
         turned = rotate(picked, layout, cos.float().to(q.device), sin.float().to(q.device))
         moved = (turned - picked) @ keys.transpose(-1, -2) * scale
         ald.append((moved.square().sum(-1) / norm.clamp_min(1e-30)).sqrt().mean(0))
-    entropy = _entropy(logits)
-    frames = torch.arange(grid.sequence, device=q.device) // grid.tokens
+    entropy = _entropies(logits)[..., 0]
+    frames = torch.arange(grid.video, device=q.device) // grid.tokens
     window = settings.window if visible is None else visible
     near = (frames[None, :] - (index // grid.tokens)[:, None]).abs() <= window
-    windowed = _entropy(logits.masked_fill(~near, float("-inf")))
+    windowed = _entropies(logits.masked_fill(~near, float("-inf")))[..., 0]
     context = ((windowed - entropy).abs() / entropy.abs().clamp_min(1e-6)).mean(0)
-    entropies = torch.stack([_entropy(logits * t).mean(0) for t in TEMPERATURES], -1)
+    if table is not None:
+        logits = _remapped(picked, keys, rows // grid.tokens, layout, grid, table) * scale
+    entropies = _entropies(logits, TEMPERATURES).mean(0)
     return {
         "position": torch.stack(ald).mean(0).double().cpu().numpy(),
         "context": context.double().cpu().numpy(),
@@ -111,3 +144,14 @@ def matching_temperature(entropies: np.ndarray, target: float) -> float:
     """
     order = np.argsort(entropies)
     return float(np.exp(np.interp(target, np.asarray(entropies)[order], np.log(TEMPERATURES)[order])))
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's rank correlation of two samples (n,), ties at their mean rank; NaN where either is constant."""
+    ranks = []
+    for values in (np.asarray(x, float), np.asarray(y, float)):
+        _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
+    a, b = (rank - rank.mean() for rank in ranks)
+    norm = float(np.sqrt((a**2).sum() * (b**2).sum()))
+    return float((a * b).sum()) / norm if norm else math.nan

@@ -1,0 +1,165 @@
+"""How close does long attention come to its arithmetic? Dense SDPA beside each strategy and lowering, as ratios.
+
+    python bench/attention.py                          # tiny-wan's grid and a 256-token grid, 4x, 10x, 16x
+    python bench/attention.py --grids 1560 --extensions 4 --runs 5
+    python bench/attention.py --grids 16 --extensions 1,2,4,10,16 --lowerings tiles,flex
+
+For every grid and length the contestants run in turn, `--runs` times over; a figure is the median time relative to
+dense SDPA's median in the same turn-taking, and the same divided by the share of pairs that the strategy keeps. Writes
+results/attention.json, attention.md and attention.png. Nothing else should run beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import RESULTS, save
+
+from freeloc_fx.attention import op
+from freeloc_fx.attention.spec import AttentionSpec
+from freeloc_fx.meta import RopeLayout, TokenGrid
+from freeloc_fx.strategy import Geometry, build
+
+TRAINED = 21
+GRIDS = {16: (4, 4, 5, 32), 256: (16, 16, 1, 64), 1560: (30, 52, 1, 64)}
+"""Tokens a frame -> height, width, heads, head_dim. 16 is tiny-wan; 1560 is 832x480, with few heads for its memory."""
+LIMITS = {
+    16: {"vrpr": 1.6, "tsa": 2.0, "vrpr+tsa": 2.0},
+    256: {"vrpr": 1.15, "tsa": 1.25, "vrpr+tsa": 1.35},
+    1560: {"vrpr": 1.15, "tsa": 1.25, "vrpr+tsa": 1.35},
+}
+"""What we hold ourselves to: time relative to dense, divided by the share of pairs kept."""
+
+
+def wan_rope(dim: int) -> RopeLayout:
+    """Wan's temporal channels: what the spatial axes leave of head_dim, theta 1e4, interleaved."""
+    pairs = (dim - 4 * (dim // 6)) // 2
+    omega = tuple(float(1e4 ** (-p / pairs)) for p in range(pairs))
+    return RopeLayout(dim, tuple(range(0, 2 * pairs, 2)), tuple(range(1, 2 * pairs, 2)), (omega,))
+
+
+def frames_of(extension: int) -> int:
+    """Latent frames of a clip `extension` times as long as 81 frames."""
+    return extension * (TRAINED - 1) + 1
+
+
+def measure(grid: int, extension: int, strategies: list[str], lowerings: list[str], runs: int) -> list[dict[str, Any]]:
+    height, width, heads, dim = GRIDS[grid]
+    frames = frames_of(extension)
+    token_grid = TokenGrid(frames, height, width)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, token_grid.video, heads, dim, generator=generator).transpose(1, 2) for _ in range(3))
+
+    def contestant(name: str, lowering: str) -> tuple[Callable[[], Any], float]:
+        strategy = build(name, Geometry(TRAINED, frames, height, width))
+        spec = AttentionSpec(strategy, token_grid, wan_rope(dim))
+        return (lambda: op.run(lowering, q, k, v, spec)), spec.kept_pairs()
+
+    table: dict[tuple[str, str], tuple[Callable[[], Any], float]] = {
+        ("dense", "sdpa"): (lambda: F.scaled_dot_product_attention(q, k, v), 1.0)
+    }
+    table |= {(name, way): contestant(name, way) for name, way in itertools.product(strategies, lowerings)}
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in table}
+    with torch.no_grad():
+        for key, (run, _) in table.items():  # schedules, masks and compiled kernels are made once
+            started = time.perf_counter()
+            run()
+            print(f"{grid} x{extension} {'/'.join(key)}: first call {time.perf_counter() - started:.2f} s", flush=True)
+        for _ in range(runs):
+            for key, (run, _) in table.items():
+                started = time.perf_counter()
+                run()
+                times[key].append(time.perf_counter() - started)
+    dense = statistics.median(times["dense", "sdpa"])
+    rows = []
+    for (name, way), (_, kept) in table.items():
+        median = statistics.median(times[name, way])
+        limit = LIMITS[grid].get(name) if way == "tiles" and extension >= 4 else None
+        rows.append(
+            {
+                "tokens_a_frame": grid,
+                "heads": heads,
+                "head_dim": dim,
+                "extension": extension,
+                "latent_frames": frames,
+                "strategy": name,
+                "lowering": way,
+                "seconds": median,
+                "kept_pairs": kept,
+                "relative_to_dense": median / dense,
+                "relative_to_work": median / dense / kept,
+                "limit": limit,
+            }
+        )
+        verdict = "" if limit is None else ("  met" if rows[-1]["relative_to_work"] <= limit else "  NOT met")
+        print(
+            f"{grid:5} x{extension:<3} {name:10} {way:9} {median:9.4f} s  {median / dense:6.3f} of dense, "
+            f"{median / dense / kept:5.2f} of its work" + (f" (at most {limit})" if limit else "") + verdict,
+            flush=True,
+        )
+    return rows
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = [
+        "| tokens a frame | length | strategy | lowering | seconds | of dense | pairs kept | time / work | limit |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['tokens_a_frame']} | {r['extension']}x | {r['strategy']} | {r['lowering']} | {r['seconds']:.4f} "
+            f"| {r['relative_to_dense']:.3f} | {r['kept_pairs']:.3f} | {r['relative_to_work']:.2f} "
+            f"| {r['limit'] if r['limit'] else ''} |"
+        )
+    (RESULTS / "attention.md").write_text("\n".join(lines) + "\n")
+    grids = sorted({r["tokens_a_frame"] for r in rows})
+    figure, axes = plt.subplots(1, len(grids), figsize=(5 * len(grids), 3.6), constrained_layout=True, squeeze=False)
+    for axis, grid in zip(axes[0], grids, strict=True):
+        mine = [r for r in rows if r["tokens_a_frame"] == grid]
+        for key in dict.fromkeys((r["strategy"], r["lowering"]) for r in mine):
+            line = [r for r in mine if (r["strategy"], r["lowering"]) == key]
+            x, y = [r["latent_frames"] for r in line], [r["seconds"] for r in line]
+            label = "/".join(key)
+            if len(x) > 1:
+                label += f", exponent {np.polyfit(np.log(x), np.log(y), 1)[0]:.2f}"
+            axis.loglog(x, y, "o-", label=label)
+        axis.set(title=f"{grid} tokens a frame", xlabel="latent frames", ylabel="seconds")
+        axis.legend(fontsize=7)
+    figure.savefig(RESULTS / "attention.png", dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grids", default="16,256", help="tokens a frame: " + ", ".join(map(str, GRIDS)))
+    parser.add_argument("--extensions", default="4,10,16")
+    parser.add_argument("--strategies", default="vrpr,tsa,vrpr+tsa")
+    parser.add_argument("--lowerings", default="tiles")
+    parser.add_argument("--runs", type=int, default=5)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", message="attention='flex' with strategy")
+    rows = []
+    for grid, extension in itertools.product(args.grids.split(","), args.extensions.split(",")):
+        rows += measure(
+            int(grid), int(extension), args.strategies.split(","), args.lowerings.split(","), args.runs
+        )
+        save("attention", {"rows": rows})
+    report(rows)
+
+
+if __name__ == "__main__":
+    main()

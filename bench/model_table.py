@@ -1,0 +1,168 @@
+"""What works with which video transformer of diffusers? Every cell is measured on a tiny random model of the class.
+
+    python bench/model_table.py                    # every class, minutes
+    python bench/model_table.py --models Wan,LTX   # part of it, merged into the results that are there
+
+Writes results/model_table.json and model_table.md. A cell that could not be measured holds the error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, save
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from diffusers_models import CASES, arguments, build
+
+from freeloc_fx import Profile, plans, transform
+from freeloc_fx.transform import state_of
+
+TRAINED = 5
+PROFILE = Profile(trained_frames=TRAINED, layers="vrpr+tsa")
+
+
+def run(model: Any, given: dict[str, Any]) -> torch.Tensor:
+    with torch.no_grad():
+        result = model(**given)
+    return result[0] if isinstance(result, tuple) else result
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+class Measured:
+    """One class: the model, a call of twice the trained length, and the reference's answer to it."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.case, self.model = name, CASES[name], build(name)
+        step = self.case.patch[0]
+        self.short = arguments(name, self.model, TRAINED * step)
+        self.long = arguments(name, self.model, 2 * TRAINED * step, text_shown=11)
+        self.changed = transform(self.model, PROFILE, backend="eager", attention="reference")
+        self.expected = run(self.changed, self.long)
+        (self.plan,) = plans(self.changed)
+
+    def sites(self) -> str:
+        assert [s.path for s in self.plan.sites] == list(self.case.sites)
+        return f"{len(self.plan.sites)} of {len(self.case.sites)}"
+
+    def rope(self) -> str:
+        rope = self.plan.sites[0].rope
+        heads = "" if len(rope.omega) == 1 else ", rates per head"
+        return f"{rope.pairing}, {len(rope.first)} of {rope.head_dim // 2} pairs{heads}, to {rope.residual:.0e}"
+
+    def grid(self) -> str:
+        grid = self.plan.grid
+        text = f", text first {grid.text_first}" if grid.text_first else ""
+        text += f", text last {grid.text_last}" if grid.text_last else ""
+        return f"{grid.frames}x{grid.height}x{grid.width}{text}"
+
+    def identity(self) -> str:
+        return "yes" if torch.equal(run(self.changed, self.short), run(self.model, self.short)) else "no"
+
+    def lowering(self, name: str) -> Callable[[], str]:
+        def measure() -> str:
+            changed = transform(self.model, PROFILE, backend="eager", attention=name)
+            return f"{distance(run(changed, self.long), self.expected):.0e}"
+
+        return measure
+
+    def full_graph(self) -> str:
+        state = state_of(self.changed)
+        assert state is not None
+        return "yes" if state.regions is None else "block by block"
+
+    def compiled(self) -> str:
+        changed = transform(self.model, PROFILE, backend="aot_eager", attention="tiles")
+        return f"{distance(run(changed, self.long), self.expected):.0e}"
+
+    def lora(self) -> str:
+        from peft import LoraConfig
+
+        model = build(self.name)
+        config = LoraConfig(r=2, target_modules=list(self.case.lora), init_lora_weights=False)
+        changed = transform(model, PROFILE, backend="eager", attention="reference")
+        model.add_adapter(config, "style")
+        found = run(changed, self.long)
+        again = transform(model, PROFILE, backend="eager", attention="tiles")
+        assert distance(found, self.expected) > 1e-3, "the adapter does not show"
+        assert plans(changed)[0].rewritten == len(self.case.sites)
+        return f"{distance(run(again, self.long), found):.0e}"
+
+    def offload(self) -> str:
+        from diffusers.hooks import apply_group_offloading
+
+        model = build(self.name)
+        apply_group_offloading(
+            model,
+            onload_device=torch.device("cpu"),
+            offload_device=torch.device("cpu"),
+            offload_type="leaf_level",
+        )
+        changed = transform(model, PROFILE, backend="eager", attention="reference")
+        return f"{distance(run(changed, self.long), self.expected):.0e}"
+
+    def row(self) -> dict[str, str]:
+        cells: dict[str, Callable[[], str]] = {
+            "sites found": self.sites,
+            "RoPE": self.rope,
+            "grid at 2x": self.grid,
+            "identity bitwise": self.identity,
+            "tiles - reference": self.lowering("tiles"),
+            "flex - reference": self.lowering("flex"),
+            "full graph": self.full_graph,
+            "aot_eager - reference": self.compiled,
+            "LoRA": self.lora,
+            "offload": self.offload,
+        }
+        return {column: _cell(measure) for column, measure in cells.items()}
+
+
+def _cell(measure: Callable[[], str]) -> str:
+    torch._dynamo.reset()
+    try:
+        return measure()
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        return f"{type(error).__name__}: {first}"[:160]
+
+
+def table(rows: dict[str, dict[str, str]]) -> str:
+    columns = list(next(iter(rows.values())))
+    lines = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | " + " | ".join(row.get(c, "").replace("|", "/") for c in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(CASES), help="comma-separated names")
+    chosen = parser.parse_args().models.split(",")
+    unknown = set(chosen) - CASES.keys()
+    if unknown:
+        parser.error(f"--models: expected some of {', '.join(CASES)}; found {', '.join(sorted(unknown))}")
+    warnings.simplefilter("ignore")
+    path = RESULTS / "model_table.json"
+    rows: dict[str, dict[str, str]] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    for name in chosen:
+        torch._dynamo.reset()
+        rows[name] = Measured(name).row()
+        print(name, rows[name], flush=True)
+        ordered = {known: rows[known] for known in CASES if known in rows}
+        save("model_table", {"trained_frames": TRAINED, "strategy": PROFILE.layers, "rows": ordered})
+        (RESULTS / "model_table.md").write_text(table(ordered))
+
+
+if __name__ == "__main__":
+    main()

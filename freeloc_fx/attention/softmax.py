@@ -1,0 +1,77 @@
+"""Softmax in parts: attention over some of the keys with its log-sum-exp, and the sum of such parts."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["Total", "attend", "merge"]
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over the keys given, (batch, heads, rows, head_dim) each; `mask` is additive, broadcastable.
+
+    Returns: the output in q's dtype, and the float32 log-sum-exp (batch, heads, rows). A row that sees nothing has
+        log-sum-exp -inf and any output.
+    """
+    aten = torch.ops.aten
+    if q.device.type == "cpu":
+        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=mask, scale=scale)  # type: ignore[no-any-return]
+    if q.device.type == "cuda":
+        if mask is not None:
+            mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+        out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, 0.0, False, scale=scale)
+        return out, lse[..., : q.shape[2]]
+    scores = (q.float() @ k.float().transpose(-1, -2)) * scale
+    if mask is not None:
+        scores = scores + mask
+    return (scores.softmax(-1) @ v.float()).to(q.dtype), scores.logsumexp(-1)
+
+
+def merge(total: torch.Tensor, norm: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> None:
+    """Add a part to a running softmax, in place: total (..., head_dim) and norm (...) float32."""
+    # share = weight of the new part in the softmax over both: sigmoid(lse - norm), 1 where nothing came before
+    share = torch.sigmoid(lse - norm).nan_to_num_(0.0).unsqueeze(-1)
+    total.lerp_(out.float(), share)
+    torch.logaddexp(norm, lse, out=norm)
+
+
+class Total:
+    """Running softmax of the video rows of one group of heads: (heads, frames, tokens, head_dim), float32."""
+
+    def __init__(self, heads: int, frames: int, tokens: int, dim: int, device: torch.device) -> None:
+        self.out = torch.empty(heads, frames, tokens, dim, device=device, dtype=torch.float32)
+        self.lse = torch.empty(heads, frames, tokens, device=device, dtype=torch.float32)
+        self.empty = True
+
+    def add(self, out: torch.Tensor, lse: torch.Tensor, view: tuple[int, ...] | None = None) -> None:
+        """Add a part for every row: out (heads, frames, tokens, head_dim), lse (heads, frames, tokens)."""
+        if self.empty:
+            self.out.copy_(out)
+            self.lse.copy_(lse)
+            self.empty = False
+        else:
+            merge(self.out, self.lse, out, lse)
+
+    def strided(
+        self, out: torch.Tensor, lse: torch.Tensor, first: int, frame: int, rows: int, advance: int, tokens: slice
+    ) -> None:
+        """Add a part for some rows: out (count, heads, rows * tokens, head_dim), where rectangle t holds the query
+        frames first + t*advance + (0 .. rows-1)*frame, tokens `tokens` of each."""
+        if self.empty:
+            self.out.zero_()
+            self.lse.fill_(float("-inf"))
+            self.empty = False
+        count, heads, _, dim = out.shape
+        start, stop, _ = tokens.indices(self.out.shape[2])
+        n = stop - start
+        shape = (count, heads, rows, n)
+
+        def window(x: torch.Tensor) -> torch.Tensor:
+            sh, sf, sn, *rest = x.stride()
+            offset = x.storage_offset() + first * sf + start * sn
+            stride = (advance * sf, sh, frame * sf, sn, *rest)
+            return x.as_strided((*shape, *x.shape[3:]), stride, offset)
+
+        merge(window(self.out), window(self.lse), out.reshape(*shape, dim), lse.float().reshape(shape))

@@ -1,0 +1,55 @@
+"""The text tokens of a joint attention: where they stand in a sequence, and which of them are padding."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import CaptureError
+from ..meta import TokenGrid
+
+__all__ = ["split", "valid_keys", "video_span"]
+
+
+def video_span(grid: TokenGrid) -> slice:
+    """The video tokens of a sequence."""
+    return slice(grid.text_first, grid.text_first + grid.video)
+
+
+def split(x: torch.Tensor, grid: TokenGrid) -> tuple[torch.Tensor, torch.Tensor]:
+    """(..., sequence, head_dim) -> video (..., frames, tokens, head_dim) and text (..., text, head_dim)."""
+    span = video_span(grid)
+    video = x[..., span, :].unflatten(-2, (grid.frames, grid.tokens))
+    if not grid.text_first or not grid.text_last:
+        return video, x[..., : span.start, :] if grid.text_first else x[..., span.stop :, :]
+    return video, torch.cat([x[..., : span.start, :], x[..., span.stop :, :]], -2)
+
+
+def valid_keys(key_mask: torch.Tensor | None, batch: int, grid: TokenGrid) -> torch.Tensor | None:
+    """A model's key-padding mask as bool (batch, text), True where a text key counts; None for no mask.
+
+    Args:
+        key_mask: broadcastable to (batch, 1, 1, sequence); bool (True = visible), or additive with 0 and -inf (or the
+            dtype's lowest value, or anything below -1e4).
+
+    Raises:
+        CaptureError: a mask of another shape, other values, or one that hides video tokens.
+    """
+    if key_mask is None:
+        return None
+    shape = (1,) * (4 - key_mask.ndim) + tuple(key_mask.shape)
+    fits = len(shape) == 4 and shape[1] == shape[2] == 1 and shape[0] in (1, batch) and shape[3] in (1, grid.sequence)
+    if not fits:
+        raise CaptureError(
+            f"key mask: expected a shape that broadcasts to ({batch}, 1, 1, {grid.sequence}), "
+            f"found {tuple(key_mask.shape)}"
+        )
+    rows = key_mask.reshape(shape)[:, 0, 0].expand(batch, grid.sequence)
+    if rows.dtype != torch.bool:
+        hidden = rows <= -1e4
+        if not bool((hidden | (rows == 0)).all()):
+            raise CaptureError("key mask: expected additive values of 0 or at most -1e4, found others")
+        rows = ~hidden
+    span = video_span(grid)
+    if not bool(rows[:, span].all()):
+        raise CaptureError("key mask: expected every video token to be visible, found masked ones")
+    return torch.cat([rows[:, : span.start], rows[:, span.stop :]], 1)

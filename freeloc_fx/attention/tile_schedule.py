@@ -1,0 +1,212 @@
+"""How `tiles` runs a spec: what is walked, what is a column, what is cut into bands. Frames only, no tensors but masks.
+
+- walk: every query frame sees every key frame, at distances that are no difference of two positions: the query frames
+  go through the clip in order and a buffer holds the keys at their distances from the current one. From one step to
+  the next most keys need not move, since the query may turn instead.
+- column: a key frame that every query sees. One key frame is at any distance from a query if the query turns.
+- band: everything else (see `bands`), as families of rectangles; stripes are cut into chunks of a frame's tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..meta import TokenGrid
+from ..positions import Identity
+from ..visibility import FULL, NONE, STRIPE
+from .bands import SpecBand, spec_bands
+from .schedule import Family, decompose
+from .spec import AttentionSpec
+
+__all__ = ["BandSchedule", "Chunk", "Column", "Schedule", "Step", "Walk", "make_schedule"]
+
+_CALL = 2e6
+"""What a call costs beside its arithmetic, in multiply-adds: about 40 microseconds of dispatch and merging on one
+core."""
+_WARM = 12
+"""Rows that a call waits for: its time grows like (rows + 12) * keys, since thin calls wait for memory."""
+_COLUMNS = 8
+"""At most so many key frames seen by everybody are taken out on their own under a position map."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Query tokens [q0, q1) of a frame against key tokens [k0, k1); mask (q1-q0, k1-k0) bool, None where all True."""
+
+    q0: int
+    q1: int
+    k0: int
+    k1: int
+    mask: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class BandSchedule:
+    band: SpecBand
+    full: list[Family]
+    stripe: list[Family]
+
+
+@dataclass(frozen=True)
+class Column:
+    """Key frames that every query frame sees; `turn` (frames,) of the queries in latent frames, None for none."""
+
+    frames: slice
+    turn: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """Query frames first, first+1, ... with their turns (count,), and the keys' turns (count, frames).
+
+    decay: factor on positive scores (count, frames), None for none. levels: int8 (count, frames), None for all FULL.
+    """
+
+    first: int
+    query_turn: np.ndarray
+    key_turn: np.ndarray
+    decay: np.ndarray | None = None
+    levels: np.ndarray | None = None
+    stripe: np.ndarray | None = None
+
+    def hidden(self, grid: TokenGrid) -> torch.Tensor | None:
+        """bool (count, tokens, frames * tokens), True where a key is not visible; None where all are."""
+        if self.levels is None:
+            return None
+        assert self.stripe is not None
+        n = grid.tokens
+        level = self.levels[:, None, :, None]
+        visible = (level == FULL) | ((level == STRIPE) & self.stripe[None, :, None, :])
+        return torch.from_numpy(~np.broadcast_to(visible, (len(self.levels), n, grid.frames, n)).reshape(-1, n, grid.video))
+
+
+@dataclass(frozen=True)
+class Walk:
+    copies: int
+    steps: list[Step]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """group: heads that run at a time."""
+
+    heads: int
+    head_dim: int
+    group: int
+    walk: Walk | None
+    columns: list[Column]
+    bands: list[BandSchedule]
+    chunks: list[Chunk]
+
+
+def make_schedule(spec: AttentionSpec, heads: int, dim: int) -> Schedule:
+    """The schedule of one spec for q of (batch, heads, tokens, dim)."""
+    strategy, grid = spec.strategy, spec.grid
+    levels = strategy.visibility.levels(grid.frames).copy()
+    mapped = not isinstance(strategy.positions, Identity)
+    if strategy.decay is not None or (mapped and (levels == FULL).all()):
+        copies = min(4, -(-64 // grid.tokens), grid.frames) if strategy.decay is None else 1
+        # Beside q, k, v: the turned copies, v, the output and, with text, the running sum and a part of it.
+        parts = copies + 1 + (4 if grid.text else 0) + (8 if strategy.decay is not None else 0)
+        return Schedule(heads, dim, _group(heads, parts), _walk(spec, copies), [], [], [])
+    columns = [] if (levels == FULL).all() else _columns(spec, levels, mapped)
+    bands = spec_bands(spec, levels)
+    chunks = _chunks(spec) if any((band.levels == STRIPE).any() for band in bands) else []
+    group = _group(heads, 8)
+    cell = 2.0 * group * dim  # multiply-adds of one token pair
+    full = _CALL / (cell * grid.tokens**2)
+    pairs = float(np.mean([(c.q1 - c.q0) * (c.k1 - c.k0) for c in chunks])) if chunks else 1.0
+    rows = int(np.mean([c.q1 - c.q0 for c in chunks])) if chunks else 1
+    made = [
+        BandSchedule(
+            band,
+            decompose(band.levels == FULL, full, _WARM / grid.tokens),
+            decompose(band.levels == STRIPE, _CALL / (cell * pairs), _WARM / rows),
+        )
+        for band in bands
+    ]
+    return Schedule(heads, dim, group, None, columns, made, chunks)
+
+
+def _group(heads: int, parts: int) -> int:
+    """Heads at a time such that `parts` tensors of a group's size and the output fit in 5/3 of q, k and v."""
+    return max(1, min(heads, 4 * heads // parts))
+
+
+def _columns(spec: AttentionSpec, levels: np.ndarray, mapped: bool) -> list[Column]:
+    """Take the key frames that everybody sees out of `levels` (in place)."""
+    found = np.flatnonzero((levels == FULL).all(0))
+    if not len(found) or (mapped and len(found) > _COLUMNS):
+        return []
+    levels[:, found] = NONE
+    if not mapped:
+        cuts = np.flatnonzero(np.diff(found) > 1)
+        starts, ends = found[np.concatenate([[0], cuts + 1])], found[np.concatenate([cuts, [len(found) - 1]])] + 1
+        return [Column(slice(int(a), int(b)), None) for a, b in zip(starts, ends, strict=True)]
+    table = spec.strategy.positions.table(spec.grid.frames)
+    index = np.arange(spec.grid.frames)
+    return [Column(slice(int(j), int(j) + 1), table[:, j] + j - index) for j in found]
+
+
+def _walk(spec: AttentionSpec, copies: int) -> Walk:
+    """Query frames in order, `copies` at a time."""
+    strategy, frames = spec.strategy, spec.grid.frames
+    table = strategy.positions.table(frames)
+    index = np.arange(frames, dtype=np.float64)
+    decay = None if strategy.decay is None else strategy.decay.table(frames)
+    levels = strategy.visibility.levels(frames)
+    stripe = None
+    if strategy.decay is not None and not (levels == FULL).all():
+        stripe = strategy.visibility.stripe(spec.grid.height, spec.grid.width)
+    steps: list[Step] = []
+    place, before = index.copy(), None  # where the queries of a step stand
+    for first in range(0, frames, copies):
+        rows = slice(first, min(first + copies, frames))
+        position = table[rows]
+        stand = index[rows]
+        if before is not None:
+            # Shift the queries so that as few keys as possible have to move: try the advances that some keys ask for.
+            advance = (position - before[: len(position)])[0]
+            options, count = np.unique(advance, return_counts=True)
+            options = options[np.argsort(-count)][:4]
+            moved = [(position - option != before[: len(position)]).any(0).sum() for option in options]
+            place = place + options[int(np.argmin(moved))]
+            stand = place[: len(position)]
+        else:
+            place = index[:copies].copy()
+        steps.append(
+            Step(
+                first,
+                stand - index[rows],
+                stand[:, None] - position - index[None],
+                None if decay is None else decay[rows],
+                None if stripe is None else levels[rows],
+                stripe,
+            )
+        )
+        before = position
+    return Walk(copies, steps)
+
+
+def _chunks(spec: AttentionSpec) -> list[Chunk]:
+    """Cut a frame's query tokens so that few masked pairs are computed and no call is too thin to be efficient."""
+    mask = spec.strategy.visibility.stripe(spec.grid.height, spec.grid.width)
+    n = len(mask)
+    best: tuple[float, list[Chunk]] | None = None
+    for size in sorted({n, *(s for s in (4, 8, 16, 32, 64, 128, 256) if s < n)}):
+        chunks = []
+        cost = 0.0
+        for q0 in range(0, n, size):
+            q1 = min(q0 + size, n)
+            columns = np.flatnonzero(mask[q0:q1].any(0))
+            k0, k1 = int(columns[0]), int(columns[-1]) + 1
+            part = mask[q0:q1, k0:k1]
+            chunks.append(Chunk(q0, q1, k0, k1, None if part.all() else part))
+            cost += (q1 - q0 + _WARM) * (k1 - k0 + 2)
+        if best is None or cost < best[0]:
+            best = (cost, chunks)
+    assert best is not None
+    return best[1]

@@ -1,0 +1,66 @@
+"""Initial noise for long video whose parts agree with each other.
+
+FreeNoise (Qiu et al., ICLR 2024, arXiv 2310.15169, "Local Noise Shuffle Unit"): what far apart frames show
+depends on their initial noise, so the noise of the first window is used again and again, in another order each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .errors import LengthError
+
+__all__ = ["freenoise"]
+
+
+def freenoise(
+    shape: Sequence[int],
+    window: int,
+    stride: int = 4,
+    generator: torch.Generator | None = None,
+    *,
+    dim: int = 2,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Standard normal noise in which each stride of frames is a shuffle of the frames `window` earlier.
+
+    Every frame alone is standard normal noise, as in independent noise, but each one after the first window repeats one
+    of the first window. Pass the result as a pipeline's `latents`.
+
+    Args:
+        shape: of the latents, (batch, channels, frames, height, width) unless `dim` says otherwise.
+        window: latent frames of independent noise at the start, usually the trained length (the paper: 16).
+        stride: latent frames shuffled among themselves, 1 to window (the paper: 4). The order is the same for the whole
+            batch.
+        generator: what to draw from, on the CPU or another device; the same state gives the same noise. Default: the
+            global one of the CPU.
+        dim: which axis is frames.
+        device: where the result lies; default the generator's device.
+        dtype: of the result; drawn in it.
+
+    Raises:
+        LengthError: the shape, window or stride is not as above.
+    """
+    shape = tuple(shape)
+    if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in shape):
+        raise LengthError(f"freenoise shape: expected positive integers, found {shape}")
+    if not -len(shape) <= dim < len(shape):
+        raise LengthError(f"freenoise dim: expected an axis of the {len(shape)} of the shape, found {dim}")
+    for name, value, most in (("window", window, None), ("stride", stride, window)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
+            bounds = "at least 1" if most is None else f"1 to the window's {most}"
+            raise LengthError(f"freenoise {name}: expected an integer of {bounds}, found {value!r}")
+    source = generator.device if generator is not None else torch.device("cpu")
+    frames = shape[dim]
+    start = [size if axis != dim % len(shape) else min(window, frames) for axis, size in enumerate(shape)]
+    first = torch.randn(start, generator=generator, device=source, dtype=dtype)
+    # Which frame of the first window each frame repeats.
+    origin = torch.arange(frames, device=source)
+    for begin in range(window, frames, stride):
+        order = torch.randperm(stride, generator=generator, device=source)[: frames - begin]
+        origin[begin : begin + stride] = origin[begin - window + order]
+    result = first.index_select(dim, origin)
+    return result if device is None else result.to(device)

@@ -1,0 +1,87 @@
+"""Rotating anchors beside a local window: the part "anchors".
+
+LVSA (arXiv 2605.31057): every query sees the first frames, key frames at a fixed interval whose grid moves one frame a
+denoising step, and a local window, together about as many frames as in training. Chosen here: a window that keeps its
+width at the ends of the clip; no widening where it overlaps with anchors, so a query sees at most the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..strategy import Geometry, Settings, own_settings, part
+from ..visibility import FULL, NONE
+from . import checks
+
+__all__ = ["Anchors"]
+
+_CHECKS = {
+    "window": checks.whole(0),
+    "first": checks.whole(0),
+    "every": checks.whole(1),
+    "rotate": checks.whole(0),
+}
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """A query sees the first `first` frames, the key frames, and the 2 window + 1 frames around its own.
+
+    The key frames are phase, phase + every, ... modulo the number of frames, ceil(frames / every) of them at any phase;
+    over all phases every frame is one. The window lies within the clip: at its ends it is shifted, not cut.
+
+    Args: window, first, every and rotate in latent frames. rotate: how far the grid moves a step; 1 is the paper's, 0
+        keeps it. A larger one means fewer different rules (`period`).
+    Raises: StrategyError where they are not integers in range.
+    """
+
+    window: int
+    first: int
+    every: int
+    rotate: int = 1
+    phase: int = 0
+
+    def __post_init__(self) -> None:
+        checks.fields("anchors", self, {**_CHECKS, "phase": checks.whole(0)})
+
+    @property
+    def period(self) -> int:
+        return self.every // math.gcd(self.every, self.rotate)
+
+    def at(self, step: int) -> Anchors:
+        return replace(self, phase=step * self.rotate % self.every)
+
+    def anchors(self, frames: int) -> np.ndarray:
+        """The frames that all queries see, bool (frames,)."""
+        seen = np.arange(frames) < self.first
+        seen[(self.phase + self.every * np.arange(-(-frames // self.every))) % frames] = True
+        return seen
+
+    def levels(self, frames: int) -> np.ndarray:
+        index = np.arange(frames)
+        width = min(2 * self.window + 1, frames)
+        start = np.clip(index - self.window, 0, frames - width)[:, None]
+        local = (index >= start) & (index < start + width)
+        return np.where(local | self.anchors(frames), FULL, NONE).astype(np.int8)
+
+    def stripe(self, height: int, width: int) -> np.ndarray:
+        return np.ones((height * width, height * width), bool)
+
+    def describe(self) -> dict[str, Any]:
+        return {"visibility": "anchors", **asdict(self)}
+
+
+@part("anchors", _CHECKS, stepped=True)
+def _anchors(geometry: Geometry, settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+    """Unless set: a window of half the trained length, one first frame, key frames for what is left of it."""
+    own = own_settings("anchors", settings)
+    own.setdefault("window", (geometry.trained_frames - 1) // 4)
+    own.setdefault("first", 1)
+    if "every" not in own:
+        left = geometry.trained_frames - own["first"] - 2 * own["window"] - 1
+        own["every"] = -(-geometry.frames // max(left, 1))
+    return {"visibility": Anchors(**own)}

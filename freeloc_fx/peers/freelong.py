@@ -1,0 +1,108 @@
+"""Low frequencies of global attention, high ones of local: the part "freelong".
+
+FreeLong (Lu et al., NeurIPS 2024, arXiv 2407.19918, "SpectralBlend"): two attentions of every layer, over
+all frames and over a window of the trained length, blended by a 3-D Fourier transform of their outputs over frames,
+rows and columns. Both keep the model's positions. The paper starts from FreeNoise's noise (`freeloc_fx.noise`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..errors import StrategyError
+from ..mixture import check_members, check_outputs
+from ..strategy import Geometry, Settings, Strategy, own_settings, part
+from . import checks
+from .window import Window
+
+__all__ = ["SpectralBlend", "local"]
+
+
+@dataclass(frozen=True)
+class SpectralBlend:
+    """One band of frequencies from each strategy, from the lowest to the highest.
+
+    With F the Fourier transform over (t, h, w) and Gaussian low-pass filters of rising temporal width
+
+        LPF_b(f) = exp(-((f_t/cutoffs[b])^2 + (f_h/spatial)^2 + (f_w/spatial)^2) / 2),    b = 0 .. n-2,
+
+    strategy b has the band LPF_b - LPF_(b-1), where LPF_(-1) = 0 and LPF_(n-1) = 1. The bands are not negative and sum
+    to 1. Frequencies are relative to half the sampling rate, so 1 is the highest there is. Two strategies are FreeLong:
+    F^-1(LPF F(global) + (1 - LPF) F(local)). The authors' filter is off centre by half a bin along axes of odd length,
+    and so lets a little of the mean come from local attention; this one is centred.
+
+    Args: strategies, n >= 1 of them; cutoffs, n - 1 rising numbers above 0; spatial above 0.
+    Raises: StrategyError where they are not.
+    """
+
+    strategies: tuple[Strategy, ...]
+    cutoffs: tuple[float, ...] = (0.25,)
+    spatial: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_members("freelong", self.strategies)
+        if not isinstance(self.cutoffs, tuple) or len(self.cutoffs) != len(self.strategies) - 1:
+            expected = f"expected a tuple of {len(self.strategies) - 1} cutoffs, one between each two strategies"
+            raise StrategyError(f"freelong.cutoffs: {expected}, found {self.cutoffs!r}")
+        for index, value in enumerate(self.cutoffs):
+            checks.number(0)(f"freelong.cutoffs.{index}", value)
+        if list(self.cutoffs) != sorted(self.cutoffs):
+            raise StrategyError(f"freelong.cutoffs: expected rising numbers, found {self.cutoffs!r}")
+        checks.number(0)("freelong.spatial", self.spatial)
+
+    def low_pass(self, cutoff: float, frames: int, height: int, width: int) -> torch.Tensor:
+        """LPF at the frequencies of `torch.fft.rfftn`, float64 (frames, height, width // 2 + 1)."""
+        axes = (
+            torch.fft.fftfreq(frames, dtype=torch.float64) * 2 / cutoff,
+            torch.fft.fftfreq(height, dtype=torch.float64) * 2 / self.spatial,
+            torch.fft.rfftfreq(width, dtype=torch.float64) * 2 / self.spatial,
+        )
+        t, h, w = (axis.square() for axis in axes)
+        return torch.exp(-(t[:, None, None] + h[:, None] + w) / 2)
+
+    def combine(self, outputs: Sequence[torch.Tensor], frames: int, height: int, width: int) -> torch.Tensor:
+        check_outputs("freelong", len(self.strategies), outputs, frames * height * width)
+        last = outputs[-1]
+        if len(outputs) == 1:
+            return last
+        work = torch.promote_types(last.dtype, torch.float32)
+        grid = (frames, height, width)
+        filters = [self.low_pass(cutoff, *grid)[..., None].to(last.device, work) for cutoff in self.cutoffs]
+        result = torch.empty_like(last)
+        # The sum over bands, telescoped: x_last + sum_b F^-1(LPF_b F(x_b - x_(b+1))). A head at a time, because a
+        # spectrum is as large as its input in float32.
+        for head in range(last.shape[1]):
+            volumes = [output[:, head].to(work).unflatten(1, grid) for output in outputs]
+            spectrum = sum(
+                low * torch.fft.rfftn(lower - upper, dim=(1, 2, 3))
+                for low, lower, upper in zip(filters, volumes, volumes[1:], strict=False)
+            )
+            blended = volumes[-1] + torch.fft.irfftn(spectrum, s=grid, dim=(1, 2, 3))
+            result[:, head] = blended.flatten(1, 3).to(last.dtype)
+        return result
+
+    def with_strategies(self, strategies: tuple[Strategy, ...]) -> SpectralBlend:
+        return replace(self, strategies=strategies)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "spectral blend", "cutoffs": list(self.cutoffs), "spatial": self.spatial}
+
+
+def local(length: int) -> Strategy:
+    """Attention within the `length` latent frames around the query, or one fewer where that is even; no sink."""
+    return Strategy(f"local {length}", visibility=Window((length - 1) // 2, sink=False))
+
+
+@part("freelong", {"cutoff": checks.number(0), "spatial": checks.number(0), "window": checks.whole(1)})
+def _freelong(geometry: Geometry, settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+    """Unless set: both cutoffs 0.25 and a window of the trained length (all latent frames, so W = (L-1)/2 a side)."""
+    own = own_settings("freelong", settings)
+    window = own.get("window", geometry.trained_frames)
+    if window > geometry.frames:
+        raise StrategyError(f"freelong.window: expected at most the {geometry.frames} frames, found {window}")
+    strategies = (Strategy("global"), local(window))
+    return {"mixture": SpectralBlend(strategies, (own.get("cutoff", 0.25),), own.get("spatial", 0.25))}

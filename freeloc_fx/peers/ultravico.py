@@ -1,0 +1,77 @@
+"""Decayed scores outside the trained window: the part "ultravico".
+
+UltraViCo (Zhao et al., ICLR 2026, arXiv 2511.20123, section 3.3): positive scores of frames farther than half of the
+trained length are multiplied by alpha, and by a smaller beta near the distances at which the model repeats itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import StrategyError
+from ..positions import distances
+from ..strategy import Geometry, Settings, own_settings, part
+from . import checks
+
+__all__ = ["UltraViCo"]
+
+_CHECKS = {
+    "alpha": checks.number(0, 1),
+    "beta": checks.number(0, 1),
+    "gamma": checks.whole(0),
+    "period": checks.whole(1),
+}
+
+
+@dataclass(frozen=True)
+class UltraViCo:
+    """The factor of frames i and j, with L = trained_frames:
+
+        |i-j| <= L/2:                                   1
+        |i-j| within gamma of a multiple of `period`:   beta
+        elsewhere:                                      alpha
+
+    The authors: alpha = 0.9 and no beta for Wan; for HunyuanVideo gamma = 4 and (alpha, beta) = (0.95, 0.6) at twice
+    the trained length, (0.9, 0.6) at three, (0.9, 0.8) at four and five times. `period` is that of the model's
+    intrinsic frequency (RIFLEx's N_k; 50 latent frames for HunyuanVideo), None for a model that does not repeat.
+
+    Args: trained_frames, gamma, period in latent frames; alpha and beta in (0, 1].
+    Raises: StrategyError where they are not.
+    """
+
+    trained_frames: int
+    alpha: float = 0.9
+    beta: float = 0.6
+    gamma: int = 4
+    period: int | None = None
+
+    def __post_init__(self) -> None:
+        required = {key: check for key, check in _CHECKS.items() if key != "period"}
+        checks.fields("ultravico", self, {"trained_frames": checks.whole(1), **required})
+        if self.period is not None:
+            _CHECKS["period"]("ultravico.period", self.period)
+
+    def table(self, frames: int) -> np.ndarray:
+        distance = np.abs(distances(frames))
+        factor = np.full((frames, frames), float(self.alpha))
+        if self.period is not None:
+            phase = distance % self.period
+            # Distance 0 is a multiple too; its neighbourhood matters only where gamma exceeds L/2.
+            factor[np.minimum(phase, self.period - phase) <= self.gamma] = self.beta
+        factor[2 * distance <= self.trained_frames] = 1.0
+        return factor
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "ultravico", **asdict(self)}
+
+
+@part("ultravico", _CHECKS)
+def _ultravico(geometry: Geometry, settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+    own = own_settings("ultravico", settings)
+    for name in ("beta", "gamma"):
+        if name in own and "period" not in own:
+            raise StrategyError(f"ultravico.period: missing; {name} holds near multiples of the period")
+    return {"decay": UltraViCo(geometry.trained_frames, **own)}

@@ -1,0 +1,180 @@
+"""From the units of a probe to a profile, and from a profile of several lengths to one of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..errors import ProfileError
+from ..profile import Profile, Sensitivity
+from ..profile_json import plain
+from ..strategy import parse
+from .observe import Intervention
+from .rule import assign, thresholds
+from .statistics import ProbeSettings, matching_temperature
+
+__all__ = ["Unit", "for_length", "made_profile", "measured_lengths"]
+
+_CONFIG = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One generation of a probe: kind "observe", "shift" or "window"; frames as `generate` counts them."""
+
+    kind: str
+    seed: int
+    frames: int
+    intervention: Intervention | None = None
+
+    @property
+    def name(self) -> str:
+        name = f"{self.kind} seed {self.seed} frames {self.frames}"
+        if (what := self.intervention) is not None:
+            name += f" layer {what.layer}"
+            name += f" shift {what.shift}" if what.shift is not None else f" window {what.window}"
+        return name
+
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def made_profile(
+    model: nn.Module,
+    job: Mapping[str, Any],
+    targets: Sequence[int],
+    units: Sequence[Unit],
+    results: Results,
+    temperature: bool,
+) -> Profile:
+    """The profile for targets[0]; `provenance` has the job, and under "lengths" each target's measurements.
+
+    Args:
+        targets: frames as `generate` counts them. results: of each unit, by its name.
+    """
+    seeds, mode, asked = job["seeds"], job["mode"], job["trained_frames"]
+    base = [results[Unit("observe", seed, asked).name] for seed in seeds]
+    trained = base[0]["frames"]
+    lengths: dict[str, Any] = {}
+    for target in targets:
+        seen = [results[Unit("observe", seed, target).name] for seed in seeds]
+        sensitivities, matched = {}, {}
+        for layer in sorted(int(layer) for layer in seen[0]["layers"]):
+            at_target = [s["layers"][str(layer)] for s in seen]
+            goal = float(np.mean([b["layers"][str(layer)]["entropy"]["mean"] for b in base]))
+            entropies = np.mean([o["entropies"]["mean"] for o in at_target], 0)
+            matched[layer] = matching_temperature(entropies, goal)
+            if mode == "full":
+                position = _full_position(layer, units, results)
+                context = _full_context(layer, target, units, results)
+            else:
+                position = _mean([o["position"] for o in at_target])
+                context = _mean([o["context"] for o in at_target])
+            sensitivities[layer] = Sensitivity(position[0], context[0], position[1], context[1])
+        lengths[str(seen[0]["frames"])] = {
+            "layers": {str(k): v for k, v in assign(sensitivities, temperature).items()},
+            "matched_temperature": {str(k): v for k, v in matched.items()},
+            "sensitivities": {str(k): asdict(v) for k, v in sensitivities.items()},
+            "thresholds": dict(zip(("position", "context"), thresholds(sensitivities), strict=True)),
+        }
+    config = getattr(model, "config", {})
+    config = config if isinstance(config, Mapping) else {}
+    first = next(iter(lengths))
+    settings = job["settings"] or asdict(ProbeSettings.for_length(trained))
+    provenance = {
+        "source": f"probed, {mode} mode",
+        "rule": "VRPR everywhere; TSA where the context sensitivity is in the upper of two groups, or everywhere where "
+        "the sensitivities are one group" + ("; entropy-matched temperature where there is no TSA" * temperature),
+        **job,
+        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
+        "lengths": lengths,
+    }
+    profile = Profile(
+        trained_frames=trained,
+        layers="direct",
+        name=f"probed ({mode})",
+        model={"class": type(model).__name__, "config": {k: config[k] for k in _CONFIG if k in config}},
+        layer_count=len(lengths[first]["layers"]),
+        provenance=provenance,
+    )
+    return for_length(profile, int(first))
+
+
+def measured_lengths(profile: Profile) -> tuple[int, ...]:
+    """Latent frames of the targets that a probed profile carries; empty for a profile of another origin."""
+    return tuple(int(frames) for frames in (profile.provenance or {}).get("lengths", {}))
+
+
+def for_length(profile: Profile, frames: int) -> Profile:
+    """What a probe found for a target length: its strategies, temperatures and sensitivities.
+
+    Args:
+        profile: from `probe`. frames: latent frames; the measured length of the nearest ratio is taken.
+
+    Raises:
+        ProfileError: the profile carries no measured lengths.
+    """
+    lengths = measured_lengths(profile)
+    if not lengths:
+        raise ProfileError(
+            f"provenance.lengths: expected the measurements of a probe in profile {profile.name!r}, found none"
+        )
+    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
+        raise ProfileError(f"frames: expected a positive integer, found {frames!r}")
+    nearest = min(lengths, key=lambda n: abs(math.log(n / frames)))
+    provenance = plain(profile.provenance)
+    found = provenance["lengths"][str(nearest)]
+    layers = {int(layer): name for layer, name in found["layers"].items()}
+    matched = {i: found["matched_temperature"][str(i)] for i, name in layers.items() if "temp" in parse(name)}
+    return replace(
+        profile,
+        layers=layers,
+        temperature=matched or None,
+        sensitivities={int(layer): item for layer, item in found["sensitivities"].items()},
+        provenance={**provenance, "target_frames": nearest},
+    )
+
+
+Measured = tuple[float, "float | None"]
+
+
+def _mean(parts: Sequence[Mapping[str, Any]]) -> Measured:
+    """Mean over seeds of means over rows, and its standard error from the rows."""
+    mean = float(np.mean([p["mean"] for p in parts]))
+    return mean, float(np.sqrt(np.sum([p["error"] ** 2 for p in parts])) / len(parts))
+
+
+def _full_position(layer: int, units: Sequence[Unit], results: Results) -> Measured:
+    """Relative loss of reward where there is one, else ALD of the shifted generations; error over shifts and seeds."""
+    losses = []
+    for unit in units:
+        if unit.kind != "shift" or unit.intervention is None or unit.intervention.layer != layer:
+            continue
+        base, moved = results[Unit("observe", unit.seed, unit.frames).name], results[unit.name]
+        if base["reward"] is not None:
+            losses.append((base["reward"] - moved["reward"]) / max(abs(base["reward"]), 1e-6))
+        else:
+            losses.append(moved["layers"][str(layer)]["position"]["mean"])
+    return float(np.mean(losses)), _error(losses)
+
+
+def _full_context(layer: int, target: int, units: Sequence[Unit], results: Results) -> Measured:
+    """S = |H' - H| / |H| between the generation with a window in this layer and the one without; error over seeds."""
+    values = []
+    for unit in units:
+        if unit.kind != "window" or unit.frames != target:
+            continue
+        if unit.intervention is not None and unit.intervention.layer == layer:
+            base = results[Unit("observe", unit.seed, target).name]["layers"][str(layer)]["entropy"]["mean"]
+            windowed = results[unit.name]["layers"][str(layer)]["entropy"]["mean"]
+            values.append(abs(windowed - base) / max(abs(base), 1e-6))
+    return float(np.mean(values)), _error(values)
+
+
+def _error(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None

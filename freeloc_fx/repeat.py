@@ -1,0 +1,341 @@
+"""Compile what repeats once: a captured graph is cut at its transformer blocks, and equal pieces share one artefact.
+
+A model's forward is a few operations, then the same block again and again with other weights, then a few operations.
+Weights are inputs of a captured graph, so blocks of one kind and one strategy are the same piece called with other
+inputs. Each distinct piece is compiled the first time it runs, on the inputs that it then gets; what is between the
+blocks is compiled as pieces of its own. Compile time grows with the number of distinct pieces, not of layers.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+__all__ = ["Artefacts", "compile_repeated"]
+
+log = logging.getLogger("freeloc_fx")
+
+Compiler = Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
+
+_KEPT = ("nn_module_stack", "stack_trace")
+"""Node metadata that goes into a piece. The rest holds tensors of the capture, which must not outlive it."""
+
+
+class Artefacts:
+    """Compiled pieces by their content, for one model: shared by layers, by captures, and by blocks captured alone.
+
+    compiled: how many distinct pieces have been compiled.
+    """
+
+    def __init__(self) -> None:
+        self.compiled = 0
+        self._made: dict[Hashable, Callable[..., Any]] = {}
+        self._lock = RLock()
+
+    def get(self, key: Hashable, compile_piece: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = compile_piece()
+                self.compiled += 1
+            return self._made[key]
+
+
+class _WholeError(Exception):
+    """Why a graph has to be compiled as one."""
+
+
+class _Same:
+    """Equal to itself only; keeps the object alive, so that no other takes its place."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def compile_repeated(
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    inner: Compiler,
+    artefacts: Artefacts | None = None,
+    blocks: Collection[str] | None = None,
+) -> Callable[..., Any]:
+    """Compile a captured graph, each distinct transformer block once. Called like `inner`, by a Dynamo backend.
+
+    For inference, under `no_grad`: a piece is compiled when it first runs. Where the graph cannot be cut (no blocks in
+    it, sizes that depend on data, a value other than a tensor between two pieces, CUDA graphs, which want fixed
+    addresses of the weights), `inner` gets the whole graph, and a warning in the log of "freeloc_fx" says why.
+
+    Args:
+        graph_module: parameters and buffers are placeholders, as torch.compile gives it to a backend; not modified.
+        example_inputs: values of the placeholders. inner: the next compiler. artefacts: what is compiled already,
+        default nothing.
+        blocks: module paths of the blocks, "blocks.0"; default: elements of lists of modules that hold an attention.
+
+    Returns: a callable of the placeholders' values.
+    """
+    artefacts = Artefacts() if artefacts is None else artefacts
+    try:
+        if _uses_cuda_graphs(inner):
+            raise _WholeError("the compiler records CUDA graphs")
+        _check_sizes(graph_module.graph)
+        places = _places(graph_module.graph, blocks)
+        program = _Program(graph_module, _runs(graph_module.graph, places), inner, artefacts)
+    except _WholeError as why:
+        log.warning("compiling the whole graph, not block by block: %s", why)
+        return inner(graph_module, list(example_inputs))
+    kinds = len({step.content for step in program.steps})
+    log.info("%d blocks in %d pieces, of which %d differ", len(set(places.values())), len(program.steps), kinds)
+    return program
+
+
+def _uses_cuda_graphs(inner: Compiler) -> bool:
+    config = getattr(inner, "config", None)
+    return bool(isinstance(config, dict) and config.get("triton.cudagraphs"))
+
+
+def _check_sizes(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        value = node.meta.get("example_value")
+        symbolic = isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) or (
+            isinstance(value, torch.Tensor) and any(not isinstance(n, int) for n in value.shape)
+        )
+        if symbolic:
+            raise _WholeError(f"the size of {node.name} depends on data")
+
+
+def _paths(node: fx.Node) -> Iterator[str]:
+    """Paths of the modules that a node came from, outermost first, "blocks.3" then "blocks.3.attn1"."""
+    for spelled, *_ in (node.meta.get("nn_module_stack") or {}).values():
+        names = re.findall(r"[A-Za-z_]\w*|\d+", str(spelled))
+        yield ".".join(n for n in names if n not in ("L", "self", "__dict__", "_modules", "_orig_mod", "mod"))
+
+
+def _places(graph: fx.Graph, blocks: Collection[str] | None) -> dict[fx.Node, str]:
+    """The block that each node lies in, for the nodes that lie in one."""
+    if blocks is None:
+        found: dict[str, bool] = {}
+        for node in graph.nodes:
+            attends = "attention" in str(getattr(node.target, "__name__", node.target))
+            for path in _paths(node):
+                match = re.match(r".*?\.\d+(?=\.|$)", path)
+                if match:
+                    found[match[0]] = found.get(match[0], False) or attends
+        blocks = [path for path, attends in found.items() if attends]
+    known = set(blocks)
+    places = {}
+    for node in graph.nodes:
+        path = next((p for p in _paths(node) if p in known), None)
+        if path is not None and node.op not in ("placeholder", "get_attr", "output"):
+            places[node] = path
+    if not places:
+        raise _WholeError("it holds no transformer blocks")
+    return places
+
+
+def _runs(graph: fx.Graph, places: dict[fx.Node, str]) -> list[list[fx.Node]]:
+    """The computing nodes in order, cut where the block changes; one of no known module goes with its neighbours."""
+    computing = [n for n in graph.nodes if n.op not in ("placeholder", "get_attr", "output")]
+    following: list[str | None] = [None] * len(computing)
+    ahead: str | None = None
+    for index in range(len(computing) - 1, -1, -1):
+        node = computing[index]
+        if node in places or node.meta.get("nn_module_stack"):
+            ahead = places.get(node)
+        following[index] = ahead
+    runs: list[list[fx.Node]] = []
+    before: str | None = None
+    for node, after in zip(computing, following, strict=True):
+        unknown = node not in places and not node.meta.get("nn_module_stack")
+        place = (before if before == after else None) if unknown else places.get(node)
+        if not runs or place != before:
+            runs.append([])
+        runs[-1].append(node)
+        before = place
+    return runs
+
+
+@dataclass
+class _Step:
+    """One piece at one place: values by slot number. `free`: slots that nobody reads afterwards."""
+
+    content: Hashable
+    make: Callable[[], fx.GraphModule] | None
+    inputs: list[int]
+    outputs: list[int]
+    free: list[int]
+    call: Callable[..., Any] | None = None
+
+
+class _Program:
+    """The pieces in order."""
+
+    def __init__(
+        self, module: fx.GraphModule, runs: list[list[fx.Node]], inner: Compiler, artefacts: Artefacts
+    ) -> None:
+        self.inner, self.artefacts = inner, artefacts
+        graph = module.graph
+        slots: dict[fx.Node, int] = {}
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                slots[node] = len(slots)
+        self.placeholders = len(slots)
+        output = next(n for n in graph.nodes if n.op == "output")
+        if any(n.op == "get_attr" for n in output.all_input_nodes):
+            raise _WholeError("it returns a constant")
+        where = {node: index for index, run in enumerate(runs) for node in run}
+        last: dict[fx.Node, int] = {}
+        for node, index in where.items():
+            for source in node.all_input_nodes:
+                last[source] = max(last.get(source, -1), index)
+        for source in output.all_input_nodes:
+            last[source] = len(runs)
+        self.steps: list[_Step] = []
+        for index, run in enumerate(runs):
+            given = _given(run)
+            made = [node for node in run if last.get(node, -1) > index]
+            for node in made:
+                if not isinstance(node.meta.get("example_value"), torch.Tensor):
+                    raise _WholeError(f"{node.name}, which one piece makes and another reads, is no tensor")
+                slots[node] = len(slots)
+            free = [slots[node] for node in given if last[node] == index]
+            self.steps.append(
+                _Step(
+                    _content(module, run, given, made),
+                    lambda run=run, given=given, made=made: _piece(module, run, given, made),  # type: ignore[misc]
+                    [slots[node] for node in given],
+                    [slots[node] for node in made],
+                    free,
+                )
+            )
+        self.size = len(slots)
+        self.result = fx.node.map_arg(output.args[0], lambda node: _Slot(slots[node]))
+
+    def __call__(self, *values: Any) -> Any:
+        held: list[Any] = [*values, *([None] * (self.size - self.placeholders))]
+        del values
+        for step in self.steps:
+            inputs = [held[slot] for slot in step.inputs]
+            for slot in step.free:
+                held[slot] = None
+            if step.call is None:
+                step.call = self._compiled(step, inputs)
+                step.make = None
+            outputs = step.call(*inputs)
+            for slot, value in zip(step.outputs, outputs, strict=True):
+                held[slot] = value
+        return _filled(self.result, held)
+
+    def _compiled(self, step: _Step, inputs: list[Any]) -> Callable[..., Any]:
+        make = step.make
+        assert make is not None
+        return self.artefacts.get((step.content, _signature(inputs)), lambda: self.inner(make(), inputs))
+
+
+class _Slot(int):
+    """A place in the program's list of values, told apart from a number that the graph returns."""
+
+
+def _filled(structure: Any, held: list[Any]) -> Any:
+    if isinstance(structure, _Slot):
+        return held[structure]
+    if isinstance(structure, (tuple, list)):
+        return type(structure)(_filled(item, held) for item in structure)
+    if isinstance(structure, dict):
+        return {key: _filled(item, held) for key, item in structure.items()}
+    return structure
+
+
+def _given(run: list[fx.Node]) -> list[fx.Node]:
+    """What a piece reads and does not make, in the order in which it reads."""
+    own, given = set(run), {}
+    for node in run:
+        for source in node.all_input_nodes:
+            if source not in own and source.op != "get_attr":
+                given[source] = None
+    return list(given)
+
+
+def _piece(module: fx.GraphModule, run: list[fx.Node], given: list[fx.Node], made: list[fx.Node]) -> fx.GraphModule:
+    """The nodes of `run` as a module (given...) -> tuple(made)."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for index, node in enumerate(given):
+        copies[node] = graph.placeholder(f"x{index}")
+    for node in run:
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and source not in copies:
+                copies[source] = graph.get_attr(str(source.target))
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        copies[node].meta = {key: node.meta[key] for key in _KEPT if key in node.meta}
+    graph.output(tuple(copies[node] for node in made))
+    return fx.GraphModule(module, graph)
+
+
+def _content(module: fx.GraphModule, run: list[fx.Node], given: list[fx.Node], made: list[fx.Node]) -> Hashable:
+    """What a piece computes, up to the names of its nodes."""
+    number = {node: index for index, node in enumerate([*given, *run])}
+
+    def spelled(value: Any) -> Hashable:
+        if isinstance(value, fx.Node):
+            return ("node", number[value]) if value in number else _Same(_attribute(module, str(value.target)))
+        if isinstance(value, (tuple, list)):
+            return (type(value), *(spelled(item) for item in value))
+        if isinstance(value, dict):
+            return (dict, *((key, spelled(item)) for key, item in value.items()))
+        if isinstance(value, slice):
+            return (slice, spelled(value.start), spelled(value.stop), spelled(value.step))
+        if isinstance(value, (float, complex)):
+            return (type(value), repr(value))
+        if value is None or value is ... or isinstance(value, (bool, int, str, torch.dtype, torch.device)):
+            return (type(value), value)
+        return _Same(value)
+
+    def called(node: fx.Node) -> Hashable:
+        return _Same(_attribute(module, str(node.target))) if node.op == "call_module" else node.target
+
+    nodes = tuple((node.op, called(node), spelled(node.args), spelled(node.kwargs)) for node in run)
+    return (nodes, len(given), tuple(number[node] for node in made))
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _signature(values: list[Any]) -> Hashable:
+    """What a compiler may build on: layouts, and which inputs are the same tensor or share storage."""
+    objects: dict[int, int] = {}
+    storages: dict[int, int] = {}
+    found: list[Hashable] = []
+    for index, value in enumerate(values):
+        if not isinstance(value, torch.Tensor):
+            found.append((type(value), _Same(value) if isinstance(value, (list, dict)) else value))
+            continue
+        plain = type(value) in (torch.Tensor, torch.nn.Parameter)
+        storage = value.untyped_storage()._cdata if plain else id(value)
+        found.append(
+            (
+                type(value),
+                value.dtype,
+                value.device,
+                tuple(value.shape),
+                value.stride(),
+                value.requires_grad,
+                objects.setdefault(id(value), index),
+                storages.setdefault(storage, index),
+            )
+        )
+    return tuple(found)
