@@ -154,9 +154,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="attention='flex' with strategy")
     rows = []
     for grid, extension in itertools.product(args.grids.split(","), args.extensions.split(",")):
-        rows += measure(
-            int(grid), int(extension), args.strategies.split(","), args.lowerings.split(","), args.runs
-        )
+        rows += measure(int(grid), int(extension), args.strategies.split(","), args.lowerings.split(","), args.runs)
         save("attention", {"rows": rows})
     report(rows)
 

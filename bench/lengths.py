@@ -2,6 +2,8 @@
 
     python bench/lengths.py                                       # every strategy, 81 to 1281 frames, 4 clips each
     python bench/lengths.py --strategies direct --frames 81,321   # part of it
+    python bench/lengths.py --strategies window,riflex,freelong   # peers
+    python bench/lengths.py --seeds 0 & python bench/lengths.py --seeds 1 & wait; python bench/lengths.py --report
 
 Each finished video is one line of a journal, so a run that was killed goes on where it stopped and the same seeds
 give the same figures. Writes results/lengths.json (rows, means with bootstrap intervals), lengths.md and lengths.png.
@@ -99,12 +101,23 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     """Means with intervals per strategy and length, as records and as a Markdown table."""
-    columns = ("composite", "presence", "sharpness", "area", "speed", "motion", "psnr", "loop", "seconds")
+    columns = (
+        "composite",
+        "presence",
+        "shape_accuracy",
+        "sharpness",
+        "area",
+        "speed",
+        "motion",
+        "psnr",
+        "loop",
+        "seconds",
+    )
     records, lines = (
         [],
         ["| frames | strategy | clips | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"],
     )
-    order = ["reconstruction", *STRATEGIES]
+    order = list(dict.fromkeys(["reconstruction", *STRATEGIES, *sorted({r["strategy"] for r in rows})]))
     keys = sorted({(r["frames"], r["strategy"]) for r in rows}, key=lambda k: (k[0], order.index(k[1])))
     for frames, strategy in keys:
         part = [r for r in rows if (r["frames"], r["strategy"]) == (frames, strategy)]
@@ -133,7 +146,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(names), figsize=(15, 3.6), constrained_layout=True)
     best = next((r for r in records if r["strategy"] == "reconstruction"), None)
     for axis, name in zip(axes, names, strict=True):
-        for strategy in STRATEGIES:
+        for strategy in dict.fromkeys(r["strategy"] for r in records if r["strategy"] != "reconstruction"):
             start = [r for r in records if r["strategy"] == "direct" and r["frames"] == 81]
             points = start + [r for r in records if r["strategy"] == strategy and r["frames"] > 81]
             points = [p for p in points if p[name][0] is not None]

@@ -110,7 +110,7 @@ def _characterise(graph: nx.DiGraph, node: fx.Node) -> None:
     before = [n for n in graph.predecessors(node) if n is not lent]
     here["activation"] = (
         node.target in _ACTIVATIONS
-        or (node.op == "placeholder" and "hidden_states" in node.name)
+        or (node.op == "placeholder" and "hidden_states" in node.name and _is_floating(node))
         or any(graph.nodes[n]["activation"] for n in before)
     )
     here["weight"] = None
@@ -209,6 +209,11 @@ def _starts(graph: nx.DiGraph, node: fx.Node) -> bool:
         touched = any(_operand(graph, node, n, "touched") for n in moving)
         return any(axes <= 1 for axes in weights) or (len(moving) > 1 and not touched)
     return False
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = node.meta.get("example_value")
+    return not isinstance(value, torch.Tensor) or value.is_floating_point()
 
 
 def _operand(graph: nx.DiGraph, node: fx.Node, operand: fx.Node, name: str) -> bool:

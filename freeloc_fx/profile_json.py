@@ -16,7 +16,19 @@ from typing import Any, TypeVar
 from .errors import ProfileError
 from .files import replacing
 
-__all__ = ["SCHEMA", "FrozenMapping", "freeze", "integer", "integer_keys", "known_keys", "number", "plain", "read", "string", "write"]
+__all__ = [
+    "SCHEMA",
+    "FrozenMapping",
+    "freeze",
+    "integer",
+    "integer_keys",
+    "known_keys",
+    "number",
+    "plain",
+    "read",
+    "string",
+    "write",
+]
 
 SCHEMA = 1
 HEAD = ("name", "provenance", "model", "layer_count", "trained_frames", "quantise")

@@ -240,7 +240,8 @@ class _Program:
     def _compiled(self, step: _Step, inputs: list[Any]) -> Callable[..., Any]:
         make = step.make
         assert make is not None
-        return self.artefacts.get((step.content, _signature(inputs)), lambda: self.inner(make(), inputs))
+        key = (_Same(self.inner), step.content, _signature(inputs), _state())
+        return self.artefacts.get(key, lambda: self.inner(make(), inputs))
 
 
 class _Slot(int):
@@ -339,3 +340,10 @@ def _signature(values: list[Any]) -> Hashable:
             )
         )
     return tuple(found)
+
+
+def _state() -> Hashable:
+    """Global settings that a compiler builds into its code; Dynamo captures again where they change."""
+    kinds = ("cpu", "cuda")
+    autocast = tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in kinds)
+    return autocast, torch.are_deterministic_algorithms_enabled(), torch.is_inference_mode_enabled()

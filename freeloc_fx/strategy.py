@@ -22,7 +22,18 @@ from .positions import VRPR, Identity, PositionMap
 from .solve_sparse import vrpr_sparse
 from .visibility import TSA, Everything, Rotating, Visibility, visible_tokens
 
-__all__ = ["FIELDS", "PARTS", "STEPPED", "Geometry", "Strategy", "build", "check_settings", "own_settings", "parse", "part"]
+__all__ = [
+    "FIELDS",
+    "PARTS",
+    "STEPPED",
+    "Geometry",
+    "Strategy",
+    "build",
+    "check_settings",
+    "own_settings",
+    "parse",
+    "part",
+]
 
 
 @dataclass(frozen=True)
@@ -163,9 +174,7 @@ STEPPED: set[str] = set()
 """Parts whose strategies depend on the denoising step."""
 
 
-def part(
-    name: str, settings: Mapping[str, Check] | None = None, *, stepped: bool = False
-) -> Callable[[Part], Part]:
+def part(name: str, settings: Mapping[str, Check] | None = None, *, stepped: bool = False) -> Callable[[Part], Part]:
     """Register a part of strategy names.
 
     Args:
@@ -231,9 +240,7 @@ def _vrpr(geometry: Geometry, settings: Settings, given: dict[str, Any]) -> dict
     if explicit is not None:
         return {"positions": _from_settings("vrpr", VRPR, explicit)}
     rule = given.get("visibility", Everything())
-    return {
-        "positions": vrpr_sparse(geometry.trained_frames, rule, geometry.frames, geometry.height, geometry.width)
-    }
+    return {"positions": vrpr_sparse(geometry.trained_frames, rule, geometry.frames, geometry.height, geometry.width)}
 
 
 @part("tsa")

@@ -78,7 +78,7 @@ def test_generate_writes_a_video_and_a_sheet(small: list[str], tmp_path: Path) -
     video = iio.imread(tmp_path / "a.mp4")
     assert video.shape == (13, 256, 256, 3)
     assert Image.open(tmp_path / "a.png").width > 256
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "a.png", "profile.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.mp4", "a.png", "profile.json"]
 
 
 def test_generate_gif_direct_with_scores(small: list[str], tmp_path: Path) -> None:

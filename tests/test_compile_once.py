@@ -191,6 +191,17 @@ def test_constants_and_shared_weights_tell_pieces_apart() -> None:
     assert len(inner.modules) == 4
 
 
+def test_autocast_has_pieces_of_its_own() -> None:
+    artefacts, inner = Artefacts(), Counter()
+    model, x = Stack(Layer(), Layer()), torch.randn(2, 4, 8)
+    call = torch.compile(model, backend=block_by_block(inner, artefacts), fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        assert torch.equal(call(x), model(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(call(x), model(x))
+    assert artefacts.compiled == 6
+
+
 class Handed(Stack):
     """The blocks read a tuple that is made before them."""
 

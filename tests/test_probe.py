@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import diffusers_models
 import numpy as np
 import pytest
 import torch
@@ -14,11 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import freeloc_fx
+from freeloc_fx import solve
 from freeloc_fx.errors import ProfileError
 from freeloc_fx.meta import RopeLayout, TokenGrid
-from freeloc_fx.probe import ProbeSettings
-from freeloc_fx.probe.journal import Journal
+from freeloc_fx.probe import ProbeSettings, for_length, measured_lengths
+from freeloc_fx.probe.journal import Journal, Lines
+from freeloc_fx.probe.observe import Intervention, Recorder
+from freeloc_fx.probe.plot import draw
 from freeloc_fx.probe.rule import assign, split
+from freeloc_fx.probe.run import observing
 from freeloc_fx.probe.statistics import TEMPERATURES, matching_temperature, observe_rows, sample_rows
 from freeloc_fx.profile import Profile, Sensitivity
 
@@ -61,6 +66,38 @@ def test_observed_rows_are_the_papers_quantities() -> None:
     assert (np.diff(seen["entropies"].mean(0)) < 0).all()  # hotter scores, lower entropy
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 3), (2, 0), (1, 2)])
+def test_text_beside_the_video_changes_nothing(first: int, last: int) -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 12, 8), torch.randn(2, 12, 8)
+    rows, settings = np.array([1, 6, 11]), ProbeSettings(3, (-4, 5), 1)
+    alone = observe_rows(q, k, rows, LAYOUT, GRID, None, settings)
+    q, k = (torch.cat([torch.randn(2, first, 8), x, torch.randn(2, last, 8)], 1) for x in (q, k))
+    joint = observe_rows(q, k, rows, LAYOUT, TokenGrid(6, 1, 2, first, last), None, settings)
+    for name, values in alone.items():
+        np.testing.assert_allclose(joint[name], values, rtol=1e-5)
+
+
+def test_entropies_are_taken_at_the_remapped_distances() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 12, 8), torch.randn(2, 12, 8)
+    table = solve.vrpr(3, 6).table(6)
+    rows = np.array([0, 5, 10])
+    seen = observe_rows(q, k, rows, LAYOUT, GRID, None, ProbeSettings(3, (4,), 1), table=table)
+    for r, token in enumerate(rows):
+        for t, factor in enumerate(TEMPERATURES):
+            entropies = []
+            for head in range(2):
+                moved = k[head].double().numpy().copy()
+                for key in range(12):
+                    i, j = token // 2, key // 2
+                    for a, b, w in zip(LAYOUT.first, LAYOUT.second, LAYOUT.omega[0], strict=True):
+                        z = (moved[key, a] + 1j * moved[key, b]) * np.exp(1j * w * (i - j - table[i, j]))
+                        moved[key, a], moved[key, b] = z.real, z.imag
+                entropies.append(brute_entropy(factor * (moved @ q[head, token].double().numpy()) / math.sqrt(8)))
+            assert seen["entropies"][r, t] == pytest.approx(np.mean(entropies), rel=1e-4, abs=1e-5)
+
+
 def test_matching_temperature_finds_the_factor() -> None:
     scores = np.random.default_rng(0).normal(size=200) * 2
     entropies = np.array([brute_entropy(scores * t) for t in TEMPERATURES])
@@ -91,6 +128,12 @@ def test_the_rule_gives_tsa_to_the_sensitive_layers() -> None:
     assert set(assign({i: Sensitivity(1, 1.0) for i in range(3)}).values()) == {"vrpr+tsa"}
 
 
+def test_a_temperature_goes_only_where_every_pair_is_kept() -> None:
+    sensitivities = {0: Sensitivity(1, 0.1), 1: Sensitivity(1, 2.0), 2: Sensitivity(3, 0.12), 3: Sensitivity(1, 1.8)}
+    found = assign(sensitivities, temperature=True)
+    assert found == {0: "vrpr+temp", 1: "vrpr+tsa", 2: "vrpr+temp", 3: "vrpr+tsa"}
+
+
 def test_the_journal_keeps_units_and_refuses_another_job(tmp_path: Path) -> None:
     calls = []
     job = {"a": 1}
@@ -102,13 +145,30 @@ def test_the_journal_keeps_units_and_refuses_another_job(tmp_path: Path) -> None
         Journal(tmp_path, {"a": 2})
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
+def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    Lines(path).add({"x": 0.1 + 0.2})
+    whole = path.read_bytes()
+    for cut in range(1, len(whole)):
+        path.write_bytes(whole + whole[:cut])
+        lines = Lines(path)
+        assert lines.rows == [{"x": 0.1 + 0.2}]
+        lines.add({"y": 1})
+        assert Lines(path).rows == [{"x": 0.1 + 0.2}, {"y": 1}]
+
+
+def small() -> Any:
+    """A Wan of three layers with random weights."""
     torch.manual_seed(0)
     return WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16,
         freq_dim=32, ffn_dim=32, num_layers=3, cross_attn_norm=True, rope_max_seq_len=32,
     ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return small()
 
 
 def generate(model: Any, frames: int, seed: int) -> torch.Tensor:
@@ -125,9 +185,6 @@ def run(model: Any, **changes: Any) -> Profile:
 
 
 def test_observing_does_not_change_the_generation(model: Any) -> None:
-    from freeloc_fx.probe.observe import Recorder
-    from freeloc_fx.probe.run import observing
-
     recorder = Recorder("test", ProbeSettings.for_length(3), 0)
     with observing(model, recorder) as watched:
         torch.testing.assert_close(generate(watched, 7, 0), generate(model, 7, 0), atol=1e-6, rtol=1e-5)
@@ -163,41 +220,91 @@ def test_a_reward_decides_the_position_sensitivity_in_full_mode(model: Any) -> N
     assert all(s.position > 0 for s in profile.sensitivities.values())
 
 
-def test_killed_and_resumed_gives_the_identical_profile(model: Any, tmp_path: Path) -> None:
-    expected = run(model, seeds=(0, 1))
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("name", ["HunyuanVideo", "CogVideoX"])
+def test_a_joint_model_is_observed_and_left_as_it_is(name: str) -> None:
+    case, joint = diffusers_models.CASES[name], diffusers_models.build(name)
+    given = diffusers_models.arguments(name, joint, 5, text_shown=9 if name == "HunyuanVideo" else None)
+    settings = ProbeSettings.for_length(3)
+    with torch.no_grad():
+        expected = joint(**given, return_dict=False)[0]
+        outputs = {}
+        for what in (None, Intervention(0, window=4), Intervention(0, window=1), Intervention(0, shift=4)):
+            recorder = Recorder(f"joint {what}", settings, 0, intervention=what, trained=3)
+            try:
+                with observing(joint, recorder) as watched:
+                    outputs[what] = watched(**given, return_dict=False)[0]
+            finally:
+                recorder.close()
+            grid = recorder.sites[case.sites[0]].grid
+            assert (grid.text_first, grid.text_last, recorder.frames) == (*case.text, 5)
+            assert sorted(recorder.rows) == [0, 1]
+    torch.testing.assert_close(outputs[None], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(outputs[Intervention(0, window=4)], expected, atol=1e-4, rtol=1e-3)  # sees every frame
+    for what in (Intervention(0, window=1), Intervention(0, shift=4)):
+        assert (outputs[what] - expected).norm() > 1e-3 * expected.norm()
 
-    class Killed(BaseException):
-        pass
 
-    for attempt in range(5):
-        folder = tmp_path / str(attempt)
-        left = int(rng.integers(0, 8))
-        units = 0
+def test_one_probe_answers_for_several_lengths(model: Any, tmp_path: Path) -> None:
+    made: list[int] = []
 
-        def mortal(model: Any, frames: int, seed: int) -> torch.Tensor:
-            nonlocal left, units
-            units += 1
-            if left == 0:
-                left = -1
-                raise Killed
-            left -= 1
-            return generate(model, frames, seed)
+    def counted(model: Any, frames: int, seed: int) -> torch.Tensor:
+        made.append(frames)
+        return generate(model, frames, seed)
 
-        try:
-            run(model, seeds=(0, 1), generate=mortal, journal=folder)
-        except Killed:
-            before = units
-            assert run(model, seeds=(0, 1), generate=mortal, journal=folder) == expected
-            assert units - before == 4 - (before - 1)  # only what was missing
-        else:
-            assert run(model, seeds=(0, 1), generate=mortal, journal=folder) == expected
+    one = run(model, generate=counted, target_frames=None, lengths=(7, 5), temperature=True, journal=tmp_path / "j")
+    assert made == [3, 7, 5]
+    assert measured_lengths(one) == (7, 5)
+    assert for_length(one, 7) == for_length(one, 9) == one
+    other = for_length(one, 5)
+    alone = run(model, target_frames=5, temperature=True)
+    assert other.layers == alone.layers
+    assert other.sensitivities == alone.sensitivities
+    assert other.temperature == alone.temperature
+    assert other.sensitivities != one.sensitivities
+    more = run(model, generate=counted, lengths=(5, 9), journal=tmp_path / "j")
+    assert made == [3, 7, 5, 9]  # the journal had the rest
+    assert measured_lengths(more) == (7, 5, 9)
+    assert more.temperature is None  # not asked for
+    one.save(tmp_path / "one.json")
+    assert for_length(Profile.load(tmp_path / "one.json"), 5) == other
+    draw(one, tmp_path / "one.png")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ProfileError, match=r"provenance.lengths: expected the measurements of a probe"):
+        for_length(Profile(trained_frames=3), 7)
+    with pytest.raises(ProfileError, match=r"sensitivities: expected some in profile 'by hand', found none"):
+        draw(Profile(trained_frames=3), tmp_path / "none.png")
+
+
+def test_frames_of_the_video_may_be_what_the_sampler_counts(model: Any) -> None:
+    def sampler(model: Any, frames: int, seed: int) -> torch.Tensor:
+        return generate(model, frames // 4, seed).repeat_interleave(4, 2)
+
+    profile = freeloc_fx.probe(model, generate=sampler, trained_frames=12, target_frames=28, mode="observe", every=1)
+    latent = run(model)
+    assert profile.trained_frames == 3
+    assert profile.sensitivities == latent.sensitivities
+
+
+def test_a_journal_of_other_weights_is_refused(model: Any, tmp_path: Path) -> None:
+    run(model, journal=tmp_path)
+    weight = model.blocks[1].attn1.to_q.weight
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.mul_(1.01)
+        with pytest.raises(ProfileError, match=r"another probe \(different: weights\)"):
+            run(model, journal=tmp_path)
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"trained_frames": 1}, "trained_frames: expected an integer of at least 2, found 1"),
+        ({"seeds": ()}, "seeds: expected at least one"),
+        ({"lengths": (2,)}, "target_frames: expected more than the 3 trained frames, found 2"),
         ({"target_frames": 3}, "target_frames: expected more than the 3 trained frames, found 3"),
         ({"mode": "guess"}, "mode: expected 'observe' or 'full', found 'guess'"),
         ({"generate": None}, "generate: a model without its pipeline"),

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from freeloc_fx import solve, strategy
 from freeloc_fx.errors import SolveError, StrategyError
-from freeloc_fx.solve_sparse import vrpr_sparse
 from freeloc_fx.positions import VRPR, Identity
+from freeloc_fx.solve_sparse import vrpr_sparse
 from freeloc_fx.strategy import Geometry, Strategy, build, parse
 from freeloc_fx.visibility import TSA, Everything
 

@@ -25,7 +25,7 @@ from .softmax import attend, merge
 from .spec import AttentionSpec, Cache
 from .text import split, valid_keys
 
-__all__ = ["block_mask", "flex"]
+__all__ = ["Block", "block_mask", "flex", "tile_states"]
 
 log = logging.getLogger("freeloc_fx.attention")
 
@@ -84,9 +84,11 @@ def _joined(pieces: np.ndarray, blocks: np.ndarray, how: np.ufunc) -> np.ndarray
     return result
 
 
-def _blocks(levels: np.ndarray, stripe: np.ndarray, n: int, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def tile_states(
+    levels: np.ndarray, stripe: np.ndarray, n: int, block: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """(any, all) visible for every pair of blocks, bool (query blocks, key blocks); padding beyond the end is not
-    visible.
+    visible. Arguments as in `block_mask`.
 
     Work is (blocks + frames)^2, never tokens^2: a piece of one frame sees a piece of another fully, or as the stripe
     mask says for the two places in a frame, or not.
@@ -142,7 +144,7 @@ def block_mask(
     Returns: the same blocks as `create_block_mask` on the token-level mask function.
     """
     size = (block, block) if isinstance(block, int) else block
-    some, every = _blocks(levels, stripe, n, size)
+    some, every = tile_states(levels, stripe, n, size)
     partial = some & ~every
     kv_count, kv_index = _ordered(partial, device)
     full_kv_count, full_kv_index = _ordered(every, device)

@@ -78,7 +78,9 @@ def reference(
     return torch.cat([text[:, :, : grid.text_first], *out, text[:, :, grid.text_first :]], 2)
 
 
-def _angles(rope: RopeLayout, turn: np.ndarray, device: torch.device, work: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _angles(
+    rope: RopeLayout, turn: np.ndarray, device: torch.device, work: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     cos, sin = angles(rope, turn)
     return cos[:, :, None].to(device, work), sin[:, :, None].to(device, work)
 

@@ -80,7 +80,9 @@ class Step:
         n = grid.tokens
         level = self.levels[:, None, :, None]
         visible = (level == FULL) | ((level == STRIPE) & self.stripe[None, :, None, :])
-        return torch.from_numpy(~np.broadcast_to(visible, (len(self.levels), n, grid.frames, n)).reshape(-1, n, grid.video))
+        return torch.from_numpy(
+            ~np.broadcast_to(visible, (len(self.levels), n, grid.frames, n)).reshape(-1, n, grid.video)
+        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def make_schedule(spec: AttentionSpec, heads: int, dim: int) -> Schedule:
     columns = [] if (levels == FULL).all() else _columns(spec, levels, mapped)
     bands = spec_bands(spec, levels)
     chunks = _chunks(spec) if any((band.levels == STRIPE).any() for band in bands) else []
-    group = _group(heads, 8)
+    group = _group(heads, 7 if mapped else 5)
     cell = 2.0 * group * dim  # multiply-adds of one token pair
     full = _CALL / (cell * grid.tokens**2)
     pairs = float(np.mean([(c.q1 - c.q0) * (c.k1 - c.k0) for c in chunks])) if chunks else 1.0
@@ -132,8 +134,8 @@ def make_schedule(spec: AttentionSpec, heads: int, dim: int) -> Schedule:
 
 
 def _group(heads: int, parts: int) -> int:
-    """Heads at a time such that `parts` tensors of a group's size and the output fit in 5/3 of q, k and v."""
-    return max(1, min(heads, 4 * heads // parts))
+    """Heads at a time such that `parts` tensors of a group's size and the output fit in twice q, k and v."""
+    return max(1, min(heads, 5 * heads // parts))
 
 
 def _columns(spec: AttentionSpec, levels: np.ndarray, mapped: bool) -> list[Column]:

@@ -109,9 +109,7 @@ class _Sample:
             self._text_rows(result)
         video.copy_(total.out)
 
-    def _rows(
-        self, q: torch.Tensor, turn: np.ndarray | None, k: torch.Tensor, v: torch.Tensor, total: Total
-    ) -> None:
+    def _rows(self, q: torch.Tensor, turn: np.ndarray | None, k: torch.Tensor, v: torch.Tensor, total: Total) -> None:
         """Every video row against keys (heads, keys, head_dim)."""
         rows = q if turn is None else self.turner(q, turn, _copy(q))
         out, lse = attend(rows.flatten(1, 2)[None], k[None], v[None], None, self.scale)
@@ -152,7 +150,9 @@ class _Sample:
             if step.decay is None:
                 out, lse = attend(rows.transpose(0, 1), turned, weights, None, self.scale)
             else:
-                out, lse = _decayed(rows.transpose(0, 1), turned, weights, step.decay, step.hidden(self.grid), self.scale)
+                out, lse = _decayed(
+                    rows.transpose(0, 1), turned, weights, step.decay, step.hidden(self.grid), self.scale
+                )
             if video is not None:
                 video[:, frames] = out.transpose(0, 1)
             else:

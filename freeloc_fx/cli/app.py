@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .bench import bench
 from .compare import compare
 from .evaluate import evaluate_videos
 from .generate import generate
@@ -44,4 +45,5 @@ app.command()(compare)
 app.command("eval")(evaluate_videos)
 app.command()(inspect)
 app.command()(probe)
+app.command()(bench)
 app.add_typer(profiles, name="profiles")

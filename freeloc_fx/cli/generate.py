@@ -15,7 +15,7 @@ from ..metrics import score
 from ..plan import Plan
 from ..video import SHEETS, check_output, contact_sheet, write_video
 from . import common
-from .common import exits, load, out, prepare, progress, scorable, warn
+from .common import exits, load, out, prepare, progress, scorable, warn, write_json
 
 __all__ = ["generate", "score_table"]
 
@@ -59,7 +59,7 @@ def generate(
     output: Annotated[Path, typer.Option("-o", "--output", help="A .mp4 or .gif file.")] = Path("out.mp4"),
     debug: common.Debug = False,
 ) -> None:
-    """Generate one video, with a contact sheet (PNG) of its frames beside it.
+    """Generate one video, with a contact sheet (PNG) of its frames and what made it (JSON) beside it.
 
     tiny-wan prints how well the video shows what the prompt asks for, where the prompt is in its grammar.
     """
@@ -67,6 +67,7 @@ def generate(
     with exits(debug, lambda: f"wrote {written[0]} before that" if written else "nothing written"):
         check_output(output)
         sheet = check_output(output.with_suffix(".png"), SHEETS)
+        report = check_output(output.with_suffix(".json"), (".json",))
         job = prepare(
             model, profile, [strategy], frames, height, width, steps, guidance, negative_prompt,
             dtype, device, backend, attention,
@@ -88,11 +89,19 @@ def generate(
         written.append(output)
         contact_sheet(sheet, video.frames, scale=common.enlargement(job.height, 128), fps=fps)
         written.append(sheet)
+        settings = {
+            "prompt": prompt, "negative_prompt": negative_prompt, "model": model, "strategy": strategy or "profile",
+            "seed": seed, "steps": job.steps, "guidance": job.guidance, "frames": job.frames, "height": job.height,
+            "width": job.width, "fps": fps,
+        }  # fmt: skip
+        plan = None if video.plan is None else video.plan.to_dict()
+        write_json(report, {"settings": settings, "seconds": video.seconds, "plan": plan})
+        written.append(report)
         out.print(describe(video.plan, strategy, job.latent[0]), highlight=False, markup=False, soft_wrap=True)
         if reason is None:
             out.print(score_table({strategy or "profile": score(video.frames, prompt).as_dict()}))
         out.print(
-            f"{output} and {sheet}: {job.frames} frames of {job.width}x{job.height}, {video.seconds:.0f} s",
+            f"{output}, {sheet} and {report}: {job.frames} frames of {job.width}x{job.height}, {video.seconds:.0f} s",
             highlight=False,
             soft_wrap=True,
         )

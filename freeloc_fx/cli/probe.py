@@ -68,11 +68,12 @@ def probe(
         facts = library.Facts.read(model)
         if trained is None:
             trained = Profile.for_model(facts.transformer).trained_frames
-        multiples = _multiples(lengths, frames)
-        targets = {n: round((trained - 1) * n) + 1 for n in multiples}
+        # Latent frames -> multiple of the trained length.
+        targets = {round((trained - 1) * n) + 1: n for n in _multiples(lengths, frames)}
         if frames is not None:
-            targets = {0.0: (frames - 1) // facts.temporal + 1}
-        wanted = frames if frames is not None else (max(targets.values()) - 1) * facts.temporal + 1
+            target = (frames - 1) // facts.temporal + 1
+            targets = {target: target / trained}
+        wanted = frames if frames is not None else (max(targets) - 1) * facts.temporal + 1
         job = prepare(model, None, ["direct"], wanted, height, width, steps, dtype=dtype, device=device)
         texts = prompts or [EXAMPLE]
         scored = mode == "full" and all(scorable(job, text) is None for text in texts)
@@ -83,8 +84,7 @@ def probe(
                 pipe,
                 prompts=texts,
                 trained_frames=trained,
-                target_frames=next(iter(targets.values())),
-                lengths=list(targets.values()),
+                lengths=list(targets),
                 temperature=temperature,
                 mode=mode,
                 seeds=range(seeds),
@@ -95,7 +95,7 @@ def probe(
                 journal=folder,
                 on_unit=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
             )
-        written = _write(replace(profile, name=output.stem), output, multiples)
+        written = _write(replace(profile, name=output.stem), output, list(targets.values()))
         picture = output.with_suffix(".png")
         draw(written[output], picture)
         for path, made in written.items():

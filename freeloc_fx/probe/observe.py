@@ -32,8 +32,8 @@ _RECORDERS: dict[str, Recorder] = {}
 
 @dataclass(frozen=True)
 class Intervention:
-    """What the paper's probing does to one layer: video keys moved by `shift` latent frames, or |i - j| <= `window` only
-    visible. Text keys stay where they are, in view."""
+    """What the paper's probing does to one layer: video keys moved by `shift` latent frames, or only those with
+    |i - j| <= `window` visible. Text keys stay where they are, in view."""
 
     layer: int
     shift: int | None = None

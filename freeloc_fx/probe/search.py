@@ -136,7 +136,7 @@ def search(
                 if chosen != best:
                     best = chosen
                     path.append((best, mean(best)))
-                if since > len(options):
+                if since >= len(options):
                     complete = True
                     break
             if not moves(best):
@@ -179,7 +179,7 @@ def neighbours(
 
 
 def _within(w1: int, w2: int, g1: int, trained: int, frames: int) -> tuple[int, int, int, int] | None:
-    """Tiers with the smallest G2 that keeps every distance of the clip within the trained ones; None where none does."""
+    """Tiers with the smallest G2 that keeps every distance of the clip within the trained ones; None if none does."""
     if not 0 <= w1 <= w2:
         return None
     for g2 in range(g1, frames + 1):

@@ -1,0 +1,259 @@
+"""What does one layer's long attention cost on paper? FLOPs, bytes and working memory, counted, nothing timed.
+
+    python bench/arithmetic.py                                              # 832x480 and 1280x720, 2x, 4x, 10x
+    python bench/arithmetic.py --models wan-1.3b --sizes 30x52 --extensions 4
+
+For one sample, bfloat16 (2 bytes), S tokens (video V, text T), h heads of d channels, p channel pairs that turn with
+the frame. A call that computes A token pairs (what is masked inside a computed tile counts, since it is computed):
+
+- FLOPs: 4 h d A, a multiplication and an addition in q k and in p v; softmax is left out on all sides.
+- least bytes: q and the output of its rows once, k and v of its keys once: 2 h d (2 rows + 2 keys).
+- streamed bytes: k and v again for every block of 128 query rows: 2 h d (2 rows) + 4 h d A / 128. The truth lies
+  between, as the cache allows.
+- a rotation of x tokens: reads and writes 4 h d x bytes and 6 h p x FLOPs.
+- a merge of x rows by log-sum-exp: reads a part, reads and writes the running sum: h x (2 d + 8 d + 12) bytes.
+
+dense: one call, A = S^2. Working memory: nothing beside q, k, v and the output.
+flex: a call a band, with the tiles of its block mask (128); text as three dense calls. For each band its rows and all
+  keys are rotated. Working memory: turned rows and keys, v in one piece and, with several calls, a part, its two
+  float32 copies and the running sum; of the largest band.
+tiles: the families, columns and chunks of its schedule. Working memory: `parts` of a group of heads, as the schedule
+  promises. Rotations: each call's rows, and keys once a band that turns them (an upper bound: the keys that do not move
+  are not written again). A merge for each call.
+official: five masked calls a layer (near, past and future of the middle tier, past and future of the far tier), with
+  their own rotated q and k in complex128: 10 copies of 8 h d V bytes, written and read; one sparse call and no
+  rotation but the far first frame's for a layer of tsa alone. "official" skips the tiles that a mask leaves empty,
+  "official, dense masks" does not.
+
+Writes results/arithmetic.json and arithmetic.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from common import RESULTS, save
+
+from freeloc_fx.attention.bands import spec_bands
+from freeloc_fx.attention.spec import AttentionSpec
+from freeloc_fx.attention.tile_schedule import Schedule, make_schedule
+from freeloc_fx.measure import TRAINED, count_tiles, make_spec
+from freeloc_fx.positions import VRPR
+from freeloc_fx.strategy import Geometry, build
+
+MODELS = {"wan-1.3b": (12, 128, 0), "wan-14b": (40, 128, 0), "hunyuan": (24, 128, 256)}
+"""Heads, head_dim, joint text tokens."""
+ITEM = 2
+
+
+@dataclass
+class Cost:
+    flops: float = 0.0
+    least: float = 0.0
+    streamed: float = 0.0
+    memory: float = 0.0
+    calls: int = 0
+
+    def call(self, heads: int, dim: int, rows: float, keys: float, pairs: float, count: int = 1) -> None:
+        """`count` calls that together have so many rows, keys and computed pairs."""
+        self.calls += count
+        self.flops += 4.0 * heads * dim * pairs
+        self.least += ITEM * heads * dim * (2 * rows + 2 * keys)
+        self.streamed += ITEM * heads * dim * (2 * rows + 2 * pairs / 128)
+
+    def rotate(self, heads: int, dim: int, pairs: int, tokens: float) -> None:
+        self.flops += 6.0 * heads * pairs * tokens
+        self.least += 2 * ITEM * heads * dim * tokens
+        self.streamed += 2 * ITEM * heads * dim * tokens
+
+    def merge(self, heads: int, dim: int, rows: float) -> None:
+        moved = heads * rows * (ITEM * dim + 8 * dim + 12)
+        self.least += moved
+        self.streamed += moved
+
+
+def _text(cost: Cost, spec: AttentionSpec, heads: int, dim: int) -> None:
+    """Video rows against text, text rows against video and text, each merged."""
+    video, text = spec.grid.video, spec.grid.text
+    if text:
+        cost.call(heads, dim, video, text, video * text)
+        cost.call(heads, dim, text, video + text, text * (video + text), 2)
+        cost.merge(heads, dim, video + 2 * text)
+
+
+def dense(spec: AttentionSpec, heads: int, dim: int) -> Cost:
+    cost, tokens = Cost(), spec.grid.sequence
+    cost.call(heads, dim, tokens, tokens, float(tokens) ** 2)
+    return cost
+
+
+def flex(spec: AttentionSpec, heads: int, dim: int) -> Cost:
+    cost, tiles, bands = Cost(), count_tiles(spec), spec_bands(spec)
+    n, video, pairs = spec.grid.tokens, spec.grid.video, len(spec.rope.first)
+    single = len(bands) == 1 and not spec.grid.text
+    cost.call(heads, dim, tiles.rows, len(bands) * video, float(tiles.area), len(bands))
+    peak = 0.0
+    for band in bands:
+        rows = len(band.levels) * n
+        work = 0
+        if band.query_turn is not None:
+            cost.rotate(heads, dim, pairs, rows)
+            work += ITEM * rows
+        if band.key_turn is not None:
+            cost.rotate(heads, dim, pairs, video)
+            work += ITEM * video
+        if not single:
+            cost.merge(heads, dim, rows)
+            work += (ITEM + 4 + 4) * rows
+        peak = max(peak, float(work))
+    total = 0 if single else 4 * video
+    cost.memory = heads * dim * (peak + ITEM * video + total)
+    _text(cost, spec, heads, dim)
+    return cost
+
+
+def tiles(spec: AttentionSpec, heads: int, dim: int) -> Cost:
+    cost, plan = Cost(), make_schedule(spec, heads, dim)
+    n, video, frames, pairs = spec.grid.tokens, spec.grid.video, spec.grid.frames, len(spec.rope.first)
+    groups = -(-heads // plan.group)
+    if plan.walk is not None:
+        steps = len(plan.walk.steps)
+        cost.call(heads, dim, video, float(steps) * plan.walk.copies * video, float(video) ** 2, steps * groups)
+        cost.rotate(heads, dim, pairs, float(video) + _moved(plan, n))
+    for column in plan.columns:
+        keys = (column.frames.stop - column.frames.start) * n
+        cost.call(heads, dim, video, keys, float(video) * keys, groups)
+        cost.merge(heads, dim, video)
+        if column.turn is not None:
+            cost.rotate(heads, dim, pairs, video)
+    for item in plan.bands:
+        kinds = [(family, n, n) for family in item.full]
+        kinds += [(f, c.q1 - c.q0, c.k1 - c.k0) for f, c in itertools.product(item.stripe, plan.chunks)]
+        for family, tall, wide in kinds:
+            rows, keys = family.count * family.rows * tall, family.count * family.keys * wide
+            cost.call(heads, dim, rows, keys, float(family.count * family.rows * family.keys) * tall * wide, groups)
+            cost.merge(heads, dim, rows)
+        if item.band.query_turn is not None:
+            cost.rotate(heads, dim, pairs, len(item.band.levels) * n)
+        if item.band.key_turn is not None:
+            cost.rotate(heads, dim, pairs, float(video))
+    parts = 8.0
+    if plan.walk is not None:
+        parts = plan.walk.copies + 1 + (4 if spec.grid.text else 0)
+    cost.memory = ITEM * dim * video * parts * plan.group
+    assert frames * n == video
+    _text(cost, spec, heads, dim)
+    return cost
+
+
+def _moved(plan: Schedule, n: int) -> float:
+    """Key tokens that a walk turns, over all its steps."""
+    assert plan.walk is not None
+    before: np.ndarray | None = None
+    moved = 0
+    for step in plan.walk.steps:
+        turn = step.key_turn
+        moved += turn.size if before is None else int((before[: len(turn)] != turn).any(0).sum()) * len(turn)
+        before = turn
+    return float(moved * n)
+
+
+def official(spec: AttentionSpec, heads: int, dim: int, skip_empty: bool) -> Cost:
+    """Five masked calls with separable quantisation, whatever the visibility; see above."""
+    cost, grid = Cost(), spec.grid
+    pairs, positions = len(spec.rope.first), spec.strategy.positions
+    if isinstance(positions, VRPR):
+        found = build(
+            "+".join(part for part in spec.strategy.name.split("+") if part in ("vrpr", "tsa")),
+            Geometry(TRAINED, grid.frames, grid.height, grid.width),
+            {"vrpr": VRPR(positions.w1, positions.w2, positions.g1, positions.g2, "separable")},
+        )
+        calls, known = 5, AttentionSpec(found, grid, spec.rope)
+    else:
+        calls, known = 1, spec
+    area = float(count_tiles(known).area) if skip_empty else calls * float(grid.video) ** 2
+    cost.call(heads, dim, calls * grid.video, calls * grid.video, area, calls)
+    if calls > 1:
+        copies = 10 * 8.0 * heads * dim * grid.video
+        cost.flops += 10 * 6.0 * heads * pairs * grid.video
+        cost.least += 2 * copies
+        cost.streamed += 2 * copies
+        cost.memory += copies + 4.0 * heads * dim * grid.video
+        for _ in range(calls):
+            cost.merge(heads, dim, grid.video)
+    _text(cost, spec, heads, dim)
+    return cost
+
+
+def measure(model: str, size: tuple[int, int], extension: int, strategy: str) -> list[dict[str, Any]]:
+    heads, dim, text = MODELS[model]
+    spec = make_spec(strategy, extension, *size, dim=dim, text=text)
+    base = dense(spec, heads, dim)
+    ways = {"dense": base}
+    if strategy != "direct":
+        ways = {"flex": flex(spec, heads, dim), "tiles": tiles(spec, heads, dim)}
+        ways["official"] = official(spec, heads, dim, True)
+        ways["official, dense masks"] = official(spec, heads, dim, False)
+    own = 3.0 * ITEM * heads * dim * spec.grid.sequence
+    return [
+        {
+            "model": model,
+            "height": size[0],
+            "width": size[1],
+            "extension": extension,
+            "tokens": spec.grid.sequence,
+            "strategy": strategy,
+            "way": way,
+            "kept_pairs": spec.kept_pairs(),
+            "calls": cost.calls,
+            "flops": cost.flops,
+            "flops_of_dense": cost.flops / base.flops,
+            "least_bytes": cost.least,
+            "streamed_bytes": cost.streamed,
+            "streamed_of_dense": cost.streamed / base.streamed,
+            "working_memory_bytes": cost.memory,
+            "working_memory_of_qkv": cost.memory / own,
+        }
+        for way, cost in ways.items()
+    ]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| model | frame | length | strategy | way | calls | PFLOP | of dense | GB least | GB streamed | GB working |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['model']} | {r['height']}x{r['width']} | {r['extension']}x | {r['strategy']} | {r['way']} "
+            f"| {r['calls']} | {r['flops'] / 1e15:.4f} | {r['flops_of_dense']:.3f} | {r['least_bytes'] / 1e9:.2f} "
+            f"| {r['streamed_bytes'] / 1e9:.1f} | {r['working_memory_bytes'] / 1e9:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--sizes", default="30x52,45x80", help="tokens of a frame, height x width")
+    parser.add_argument("--extensions", default="2,4,10")
+    parser.add_argument("--strategies", default="direct,tsa,vrpr,vrpr+tsa")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for model, size, extension, strategy in itertools.product(
+        args.models.split(","), args.sizes.split(","), args.extensions.split(","), args.strategies.split(",")
+    ):
+        height, width = (int(n) for n in size.split("x"))
+        rows += measure(model, (height, width), int(extension), strategy)
+        print(model, size, f"{extension}x", strategy, flush=True)
+        save("arithmetic", {"rows": rows})
+    (RESULTS / "arithmetic.md").write_text(table(rows) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

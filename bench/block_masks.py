@@ -1,0 +1,95 @@
+"""Which tiles does FlexAttention compute, and what does it cost to say so? Shares of full, partial and empty tiles.
+
+    python bench/block_masks.py                                              # 832x480 and 1280x720, 2x, 4x, 10x
+    python bench/block_masks.py --sizes 30x52 --extensions 4 --blocks 128,128x64
+
+Counted from the masks themselves, for each block size (one number, or query x key); a strategy of several bands makes
+several calls, and its tiles are those of all calls over one dense call's, so that the shares can add up to more than 1.
+"of dense" is the token pairs in computed tiles over all pairs, "waste" the same over the visible pairs. Build time
+(this thread's, quickest of 3) and peak memory are of all masks of one layer, where their tables stay below
+--build-limit MB. Writes results/block_masks.json and block_masks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from typing import Any
+
+from common import RESULTS, save
+
+from freeloc_fx.attention.flex import Block
+from freeloc_fx.measure import count_tiles, make_spec, mask_cost
+
+
+def parse_block(text: str) -> Block:
+    sizes = [int(part) for part in text.split("x")]
+    return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def measure(size: tuple[int, int], extension: int, strategy: str, block: Block, limit: float) -> dict[str, Any]:
+    spec = make_spec(strategy, extension, *size)
+    tiles = count_tiles(spec, block)
+    kept = spec.kept_pairs()
+    tall, wide = (block, block) if isinstance(block, int) else block
+    # Four index tables of int32 for the rows of each call: by query and by key, full and partial.
+    tables = 16 * math.ceil(tiles.rows / tall) * math.ceil(spec.grid.video / wide)
+    seconds, peak = mask_cost(spec, block) if tables <= limit else (None, None)
+    return {
+        "height": size[0],
+        "width": size[1],
+        "extension": extension,
+        "tokens": spec.grid.video,
+        "strategy": strategy,
+        "block": f"{tall}x{wide}",
+        "calls": tiles.calls,
+        "full": tiles.full / tiles.dense,
+        "partial": tiles.partial / tiles.dense,
+        "empty": tiles.empty / tiles.dense,
+        "computed_of_dense": tiles.area / spec.grid.video**2,
+        "kept_pairs": kept,
+        "waste": tiles.area / spec.grid.video**2 / kept,
+        "table_bytes": tables,
+        "build_seconds": seconds,
+        "build_peak_bytes": peak,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| frame | length | strategy | block | calls | full | partial | empty | of dense | waste | build | peak |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        built = "" if r["build_seconds"] is None else f"{r['build_seconds']:.3f} s"
+        peak = "" if r["build_peak_bytes"] is None else f"{r['build_peak_bytes'] / 1e6:.0f} MB"
+        lines.append(
+            f"| {r['height']}x{r['width']} | {r['extension']}x | {r['strategy']} | {r['block']} | {r['calls']} "
+            f"| {r['full']:.3f} | {r['partial']:.3f} | {r['empty']:.3f} | {r['computed_of_dense']:.3f} "
+            f"| {r['waste']:.3f} | {built} | {peak} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="30x52,45x80", help="tokens of a frame, height x width")
+    parser.add_argument("--extensions", default="2,4,10")
+    parser.add_argument("--strategies", default="tsa,vrpr+tsa")
+    parser.add_argument("--blocks", default="64,128x64,128,256")
+    parser.add_argument("--build-limit", type=float, default=400, help="MB of index tables")
+    args = parser.parse_args()
+    sizes = [tuple(int(n) for n in text.split("x")) for text in args.sizes.split(",")]
+    rows = []
+    for size, extension, strategy, block in itertools.product(
+        sizes, map(int, args.extensions.split(",")), args.strategies.split(","), args.blocks.split(",")
+    ):
+        rows.append(measure((size[0], size[1]), extension, strategy, parse_block(block), args.build_limit * 1e6))
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
+        save("block_masks", {"rows": rows})
+    (RESULTS / "block_masks.md").write_text(table(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""How much memory does one long attention take beside q, k and v? A curve over length, asserted below 2x.
+
+    python bench/memory.py                                        # tiny-wan's grid and 256 tokens a frame, 1x to 16x
+    python bench/memory.py --grids 1560 --extensions 1,2,4 --strategies vrpr+tsa
+
+Peak of the bytes that torch's allocator had handed out at once, the output included, over the bytes of q, k and v; on
+the second call, when schedules and masks are there; the first call's peak, with the tables that all layers and steps
+share from then on, stands beside it. Exits with 1 where a peak is not below the limit. Writes results/memory.json,
+memory.md and memory.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from typing import Any
+
+import torch
+from attention import GRIDS
+from common import RESULTS, save
+
+from freeloc_fx.attention import op, spec
+from freeloc_fx.measure import make_spec, peak_bytes
+
+LIMIT = 2.0
+
+
+def measure(grid: int, extension: int, strategy: str, lowering: str, heads: int | None = None) -> dict[str, Any]:
+    height, width, usual, dim = GRIDS[grid]
+    heads = heads or usual
+    known = make_spec(strategy, extension, height, width, dim)
+    q, k, v = (torch.randn(1, known.grid.video, heads, dim).transpose(1, 2) for _ in range(3))
+    key = spec.register(known)
+
+    def run() -> torch.Tensor:
+        result: torch.Tensor = op.long_attention(q, k, v, key, lowering, None)
+        return result
+
+    own = 3 * q.nbytes
+    with torch.no_grad():
+        first, second = peak_bytes(run), peak_bytes(run)
+    return {
+        "tokens_a_frame": grid,
+        "heads": heads,
+        "head_dim": dim,
+        "extension": extension,
+        "tokens": known.grid.video,
+        "strategy": strategy,
+        "lowering": lowering,
+        "qkv_bytes": own,
+        "first_call": first / own,
+        "peak": second / own,
+        "peak_without_output": second / own - 1 / 3,
+    }
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = [
+        "| tokens a frame | heads | length | strategy | lowering | q, k, v | peak | first call |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['tokens_a_frame']} | {r['heads']} | {r['extension']}x | {r['strategy']} | {r['lowering']} "
+            f"| {r['qkv_bytes'] / 1e6:.0f} MB | {r['peak']:.2f}x | {r['first_call']:.2f}x |"
+        )
+    (RESULTS / "memory.md").write_text("\n".join(lines) + "\n")
+    figure, axis = plt.subplots(figsize=(6, 3.6), constrained_layout=True)
+    for key in dict.fromkeys((r["tokens_a_frame"], r["strategy"], r["lowering"]) for r in rows):
+        line = [r for r in rows if (r["tokens_a_frame"], r["strategy"], r["lowering"]) == key]
+        axis.plot([r["extension"] for r in line], [r["peak"] for r in line], "o-", label=f"{key[0]} tokens, {key[1]}")
+    axis.axhline(LIMIT, color="gray", ls=":", lw=1)
+    axis.set(xscale="log", xlabel="times the trained length", ylabel="peak / bytes of q, k, v", ylim=(0, None))
+    axis.legend(fontsize=7)
+    figure.savefig(RESULTS / "memory.png", dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grids", default="16,256", help="tokens a frame: " + ", ".join(map(str, GRIDS)))
+    parser.add_argument("--extensions", default="1,2,4,8,16")
+    parser.add_argument("--strategies", default="vrpr,tsa,vrpr+tsa")
+    parser.add_argument("--lowerings", default="tiles")
+    parser.add_argument("--heads", type=int, default=None, help="default: the grid's")
+    args = parser.parse_args()
+    rows = []
+    for grid, strategy, lowering, extension in itertools.product(
+        args.grids.split(","), args.strategies.split(","), args.lowerings.split(","), args.extensions.split(",")
+    ):
+        rows.append(measure(int(grid), int(extension), strategy, lowering, args.heads))
+        r = rows[-1]
+        print(f"{grid:>5} x{extension:<3} {strategy:10} {lowering:9} {r['peak']:.2f} (first {r['first_call']:.2f})")
+        save("memory", {"limit": LIMIT, "rows": rows})
+    report(rows)
+    over = [r for r in rows if r["lowering"] == "tiles" and not r["peak"] < LIMIT]
+    if over:
+        raise SystemExit(f"{len(over)} peaks are not below {LIMIT} times q, k and v: see results/memory.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""How far is the probe's rule from the best that a search finds? Layers' strategies and settings on tiny-wan.
+
+    python bench/search.py --profile probed.json                   # 4x, four clips, 400 generations
+    python bench/search.py --frames 801 --groups 10 --budget 1000  # layer by layer, at ten times the trained length
+
+Starts are the uniform assignments and the profile's own (the probe's rule). Then one group of layers, or the settings
+of VRPR (W1, W2, G1) or TSA (D1, D2, D_s), changes at a time; successive halving over the clips decides. Groups are runs
+of neighbouring layers; settings hold for all layers. What was found is then scored on clips the search never saw.
+
+Each score is one line of a journal, so a search that was killed takes the same way again without generating twice.
+Writes results/search.json and search.md; at several lengths, give each its own --name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, environment, save
+from lengths import prompt_of
+
+import freeloc_fx
+from freeloc_fx import Profile, solve
+from freeloc_fx.generate import apply, generate, load_pipeline
+from freeloc_fx.metrics import score
+from freeloc_fx.probe.journal import Lines
+from freeloc_fx.probe.run import fingerprint
+from freeloc_fx.probe.search import (
+    Candidate,
+    OutOfBudget,
+    bootstrap,
+    groups_of,
+    neighbours,
+    search,
+    summary,
+)
+
+NAMES = ("direct", "vrpr", "tsa", "vrpr+tsa", "vrpr+temp")
+HELD_OUT = 1000  # first seed of the clips that no choice was made on
+
+
+class Scorer:
+    """Composites of generated clips, each kept as a line of a journal under everything that its pixels depend on."""
+
+    def __init__(self, args: argparse.Namespace, journal: Path) -> None:
+        self.args, self.lines = args, Lines(journal)
+        self.pipe = None if args.report else load_pipeline("tiny-wan")
+        self.weights = fingerprint(self.pipe.transformer) if self.pipe is not None else self._last("weights")
+        self.known = {self._key(row): row for row in self.lines.rows}
+
+    def _last(self, field: str) -> Any:
+        if not self.lines.rows:
+            raise SystemExit(f"--report: the journal {self.lines.path} is empty")
+        return self.lines.rows[-1][field]
+
+    @staticmethod
+    def _key(row: dict[str, Any]) -> str:
+        return json.dumps([row[f] for f in ("plan", "seed", "frames", "steps", "guidance", "weights")], sort_keys=True)
+
+    def __call__(self, profile: Profile | None, seed: int, frames: int | None = None) -> float:
+        """The composite of one clip; None is the untransformed model.
+
+        Raises:
+            OutOfBudget: with --report, where the journal does not have it.
+        """
+        args = self.args
+        row = {
+            "plan": None if profile is None else content(profile),
+            "seed": seed,
+            "frames": args.frames if frames is None else frames,
+            "steps": args.steps,
+            "guidance": args.guidance,
+            "weights": self.weights,
+        }
+        if (key := self._key(row)) not in self.known:
+            if self.pipe is None:
+                raise OutOfBudget(f"the journal {self.lines.path} does not have {key}")
+            if profile is None:
+                apply(self.pipe, strategy="direct")
+            else:
+                apply(self.pipe, profile)
+            started = time.monotonic()
+            video = generate(
+                self.pipe, prompt_of(seed), frames=row["frames"], steps=args.steps, guidance=args.guidance, seed=seed
+            )
+            composite = score(video.frames, prompt_of(seed)).composite
+            if not math.isfinite(composite):
+                raise SystemExit(f"clip {seed}: expected a finite composite, found {composite}")
+            self.lines.add({**row, "composite": composite, "seconds": time.monotonic() - started})
+            self.known[key] = self.lines.rows[-1]
+            print(f"{len(self.lines.rows)}: clip {seed}, composite {composite:.3f}, {row['plan']}", flush=True)
+        return float(self.known[key]["composite"])
+
+
+def content(profile: Profile) -> list[Any]:
+    """What of a profile decides the pixels, as JSON data."""
+    layers = profile.layers if isinstance(profile.layers, str) else dict(profile.layers)
+    settings = (profile.vrpr, profile.tsa, profile.temperature, profile.parts, profile.quantise)
+    return json.loads(json.dumps([layers, profile.trained_frames, *(None if s is None else str(s) for s in settings)]))
+
+
+def of_rule(profile: Profile, groups: Sequence[Sequence[int]]) -> Candidate:
+    """The probe's assignment as a start: the most frequent strategy of each group, settings solved."""
+    names = [[profile.strategy_name(layer) for layer in group] for group in groups]
+    return Candidate(tuple(max(dict.fromkeys(group), key=group.count) for group in names))
+
+
+def report(args: argparse.Namespace, groups: Sequence[Sequence[int]], base: Profile, scorer: Scorer) -> str:
+    trained, latent = base.trained_frames, (args.frames - 1) // 4 + 1
+    grid = latent_grid(args.frames)
+    solved = solve.vrpr(trained, latent), solve.tsa(trained, *grid)
+    rule = of_rule(base, groups)
+    starts = [rule, *(Candidate((name,) * len(groups)) for name in args.names)]
+    found = search(
+        starts,
+        lambda c: neighbours(c, args.names, trained, latent, solved, grid[0] * grid[1]),
+        range(args.clips),
+        lambda c, seed: scorer(c.profile(base, groups), seed),
+        args.budget,
+    )
+    held_out = range(HELD_OUT, HELD_OUT + (args.held_out or args.clips))
+    rows, best_scores = [], [scorer(found.best.profile(base, groups), seed) for seed in held_out]
+    compared: dict[str, Profile] = {"best found": found.best.profile(base, groups), "the probe's rule": base}
+    compared |= {f"uniform {name}": Candidate((name,) * len(groups)).profile(base, groups) for name in args.names}
+    for label, profile in compared.items():
+        scores = [scorer(profile, seed) for seed in held_out]
+        behind = [best - other for best, other in zip(best_scores, scores, strict=True)]
+        rows.append({"what": label, "composite": bootstrap(scores), "behind_best": bootstrap(behind)})
+    data = {
+        "frames": args.frames, "clips": args.clips, "held_out": len(held_out), "budget": args.budget,
+        "evaluations": found.evaluations, "complete": found.complete, "mean_on_search_clips": found.mean,
+        "best": summary(found.best, groups), "rows": rows, "groups": [list(group) for group in groups],
+        "path": [{"mean": mean, **summary(candidate, groups)} for candidate, mean in found.path],
+    }  # fmt: skip
+    save(args.name, data)
+    lines = [
+        f"{args.frames} frames; {found.evaluations} of {args.budget} generations on {args.clips} clips, "
+        + ("no single change was better." if found.complete else "the budget ran out first."),
+        f"Best found: {found.best.key}, groups {[list(group) for group in groups]}.",
+        "",
+        f"Composite on {len(held_out)} other clips, and how far it is behind the best found on the same clips, means "
+        "with 95% bootstrap intervals:",
+        "",
+        "| assignment | composite | behind the best |",
+        "|---|---|---|",
+    ]
+    for row in rows:
+        cells = [f"{m:.3f} [{low:.3f}, {high:.3f}]" for m, low, high in (row["composite"], row["behind_best"])]
+        lines.append(f"| {row['what']} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def latent_grid(frames: int) -> tuple[int, int]:
+    """Height and width in tokens of tiny-wan's own size, from its configuration."""
+    from freeloc_fx.generate import Facts, check_request, defaults
+
+    facts, usual = Facts.read("tiny-wan"), defaults(model="tiny-wan")
+    _, height, width = check_request(facts, frames, usual.height, usual.width)
+    patch = facts.transformer.config["patch_size"]
+    return height // patch[1], width // patch[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=4, help="that the search decides on")
+    parser.add_argument("--held-out", type=int, help="clips of the final comparison, default as many as --clips")
+    parser.add_argument("--frames", type=int, default=321)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--budget", type=int, default=400, help="generations of the search, final clips not counted")
+    parser.add_argument("--groups", type=int, default=5, help="runs of layers that change together")
+    parser.add_argument("--names", type=lambda s: s.split(","), default=list(NAMES), help="strategies to try")
+    parser.add_argument("--profile", default="tiny-wan", help="the rule's: a probed profile, by name or path")
+    parser.add_argument("--work", type=Path, default=Path("bench-search"), help="journal")
+    parser.add_argument("--report", action="store_true", help="no generation: what the journal holds")
+    parser.add_argument("--name", default="search", help="name of the result files")
+    args = parser.parse_args()
+    base = Profile.load(args.profile)
+    count = base.layer_count or len(base.sensitivities or ()) or 10
+    scorer = Scorer(args, args.work / "scores.jsonl")
+    try:
+        markdown = report(args, groups_of(count, args.groups), base, scorer)
+    except OutOfBudget as reason:
+        raise SystemExit(f"nothing to report yet: {reason}") from None
+    RESULTS.mkdir(exist_ok=True)
+    text = f"{markdown}\n\nfreeloc_fx {freeloc_fx.__version__}. Measured: {json.dumps(environment())}\n"
+    (RESULTS / f"{args.name}.md").write_text(text)
+    print(markdown)
+
+
+if __name__ == "__main__":
+    main()

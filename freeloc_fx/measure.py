@@ -1,0 +1,156 @@
+"""What long attention costs, counted or measured: tiles of its block masks, and bytes allocated while it runs.
+
+Used by `freeloc bench` and by the scripts in bench/.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .attention.bands import spec_bands
+from .attention.flex import Block, block_mask, tile_states
+from .attention.spec import AttentionSpec
+from .meta import RopeLayout, TokenGrid
+from .strategy import Geometry, build
+from .visibility import FULL
+
+__all__ = ["Tiles", "count_tiles", "make_spec", "mask_cost", "peak_bytes", "wan_rope"]
+
+TRAINED = 21
+"""Latent frames of 81 frames, what Wan was trained on."""
+
+
+def wan_rope(dim: int) -> RopeLayout:
+    """Wan's temporal channels: what the spatial axes leave of head_dim, theta 1e4, interleaved."""
+    pairs = (dim - 4 * (dim // 6)) // 2
+    omega = tuple(float(1e4 ** (-p / pairs)) for p in range(pairs))
+    return RopeLayout(dim, tuple(range(0, 2 * pairs, 2)), tuple(range(1, 2 * pairs, 2)), (omega,))
+
+
+def make_spec(
+    strategy: str, extension: int, height: int, width: int, dim: int = 128, text: int = 0, trained: int = TRAINED
+) -> AttentionSpec:
+    """The spec of a strategy at `extension` times the trained length, its settings solved.
+
+    Args:
+        height, width: tokens. dim: head_dim. text: joint text tokens after the video. trained: latent frames.
+    """
+    frames = extension * (trained - 1) + 1
+    made = build(strategy, Geometry(trained, frames, height, width))
+    return AttentionSpec(made, TokenGrid(frames, height, width, text_last=text), wan_rope(dim))
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Blocks of query by key tokens, over all calls that a layer makes.
+
+    full, partial: computed without and with the mask function. dense: in one call over the whole sequence. calls: of
+    FlexAttention. rows: query tokens over all calls. area: token pairs in the computed tiles, padding left out where it
+    is.
+    """
+
+    full: int
+    partial: int
+    dense: int
+    calls: int
+    rows: int
+    area: int
+
+    @property
+    def empty(self) -> int:
+        """Of one dense call's; below 0 where several calls compute some tile more than once."""
+        return self.dense - self.full - self.partial
+
+
+def count_tiles(spec: AttentionSpec, block: Block = 128) -> Tiles:
+    """The tiles that `flex` computes for the video tokens of one head, as its block masks would say."""
+    height, width = (block, block) if isinstance(block, int) else block
+    n, frames = spec.grid.tokens, spec.grid.frames
+    stripe = spec.strategy.visibility.stripe(spec.grid.height, spec.grid.width)
+    # Rows of query frames whose tokens fill whole blocks, so that no block is cut and no table is large.
+    step = height // math.gcd(height, n)
+    step *= max(1, 32 // step)
+    full = partial = rows = area = 0
+    bands = spec_bands(spec)
+    last = frames * n - (math.ceil(frames * n / width) - 1) * width
+    for band in bands:
+        count = len(band.levels)
+        rows += count * n
+        for first in range(0, count, step):
+            levels = band.levels[first : first + step]
+            if (band.levels == FULL).all():  # no mask: every block is computed without one
+                some = every = np.ones((math.ceil(len(levels) * n / height), math.ceil(frames * n / width)), bool)
+            else:
+                some, every = tile_states(levels, stripe, n, (height, width))
+            full += int(every.sum())
+            partial += int((some & ~every).sum())
+            tall = np.full(len(some), height)
+            tall[-1] = len(levels) * n - (len(some) - 1) * height
+            wide = np.full(some.shape[1], width)
+            wide[-1] = last
+            area += int(tall @ (some.astype(np.int64) @ wide))
+    dense = math.ceil(frames * n / height) * math.ceil(frames * n / width)
+    return Tiles(full, partial, dense, len(bands), rows, area)
+
+
+def mask_cost(spec: AttentionSpec, block: Block = 128, runs: int = 3) -> tuple[float, int]:
+    """(seconds of this thread, peak bytes) to build the block masks of one layer; the quickest of some runs."""
+    stripe = spec.strategy.visibility.stripe(spec.grid.height, spec.grid.width)
+    bands = [b for b in spec_bands(spec) if not (b.levels == FULL).all()]
+
+    def make() -> list[Any]:
+        return [block_mask(b.levels, stripe, spec.grid.tokens, block=block) for b in bands]
+
+    seconds = []
+    for _ in range(runs):
+        started = time.thread_time()
+        make()
+        seconds.append(time.thread_time() - started)
+    tracemalloc.start()  # torch.from_numpy shares numpy's memory, which it sees
+    try:
+        kept = make()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    del kept
+    return min(seconds), peak
+
+
+def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+    """Most bytes that were allocated at once while `run` ran, beyond what was allocated before it; what it returns
+    counts.
+
+    On CPU every allocation and release of torch's allocator is recorded by the profiler, buffers inside kernels
+    included; on CUDA the allocator's own peak.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        result = run()
+        torch.cuda.synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device) - before
+        del result
+        return int(peak)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        result = run()
+    del result
+    events: Any = profile.profiler
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in events.kineto_results.events()
+        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU
+    ]
+    live = peak = 0
+    for _, size in sorted(changes, key=lambda change: change[0]):
+        live += size
+        peak = max(peak, live)
+    return peak

@@ -1,0 +1,99 @@
+"""`freeloc probe --lengths --temperature`: which files it writes, from a probe whose measurements are made up."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pipelines
+import pytest
+from torch import nn
+from typer.testing import CliRunner, Result
+
+from freeloc_fx import Profile
+from freeloc_fx.cli.app import app
+from freeloc_fx.probe.result import Unit, made_profile
+from freeloc_fx.probe.statistics import TEMPERATURES
+
+command = importlib.import_module("freeloc_fx.cli.probe")
+
+
+def made_up(frames: int, contexts: tuple[float, float]) -> dict[str, Any]:
+    """What a unit would give: two layers whose entropy rises with the number of frames."""
+
+    def value(mean: Any) -> dict[str, Any]:
+        return {"mean": mean, "error": 0.01, "rows": 16}
+
+    layers = {}
+    for layer, context in enumerate(contexts):
+        entropies = [frames / factor for factor in TEMPERATURES]
+        quantities = {"position": value(1.0 + layer), "context": value(context), "entropy": value(float(frames))}
+        layers[str(layer)] = {**quantities, "entropies": value(entropies)}
+    return {"frames": frames, "layers": layers, "reward": None}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """No model is loaded or run; returns what the probe was asked for."""
+    seen: dict[str, Any] = {}
+    contexts = {2: (0.1, 2.0), 3: (0.1, 2.0), 5: (0.1, 2.0), 11: (2.0, 0.1)}
+
+    def probe(pipe: Any, *, lengths: list[int], trained_frames: int, temperature: bool, **rest: Any) -> Profile:
+        seen.update(rest, lengths=lengths, temperature=temperature)
+        job = {"seeds": [0], "mode": "observe", "trained_frames": trained_frames, "settings": None}
+        units = [Unit("observe", 0, n) for n in (trained_frames, *lengths)]
+        results = {unit.name: made_up(unit.frames, contexts[unit.frames]) for unit in units}
+        return made_profile(nn.Module(), job, lengths, units, results, temperature)
+
+    monkeypatch.setattr(command, "run_probe", probe)
+    monkeypatch.setattr(command, "load", lambda job: None)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pipelines.save(tmp_path_factory.mktemp("model"))
+
+
+def run(model: Path, *arguments: Any) -> Result:
+    return CliRunner().invoke(app, ["probe", f"--model={model}", "--trained=2", *map(str, arguments)])
+
+
+def test_one_file_a_length_where_assignments_differ(model: Path, asked: dict[str, Any], tmp_path: Path) -> None:
+    output = tmp_path / "p.json"
+    result = run(model, "--lengths=2,4,10", "-o", output)
+    assert result.exit_code == 0, result.output
+    assert asked["lengths"] == [3, 5, 11]
+    assert not asked["temperature"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p-10x.json", "p.json", "p.png"]
+    first, other = Profile.load(output), Profile.load(tmp_path / "p-10x.json")
+    assert (first.name, other.name) == ("p", "p-10x")
+    assert first.layers == {0: "vrpr", 1: "vrpr+tsa"}
+    assert other.layers == {0: "vrpr+tsa", 1: "vrpr"}
+    assert first.temperature is None
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_temperatures_are_per_length_and_not_beside_tsa(model: Path, asked: dict[str, Any], tmp_path: Path) -> None:
+    result = run(model, "--lengths=2,4", "--temperature", "-o", tmp_path / "p.json")
+    assert result.exit_code == 0, result.output
+    for name, ratio in (("p", 3 / 2), ("p-4x", 5 / 2)):
+        profile = Profile.load(tmp_path / f"{name}.json")
+        assert profile.layers == {0: "vrpr+temp", 1: "vrpr+tsa"}
+        assert profile.temperature is not None
+        assert dict(profile.temperature) == {0: pytest.approx(ratio, rel=0.02)}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lengths", ["", "2,x", "0.5", "4,-1"])
+def test_bad_lengths_are_refused(model: Path, asked: dict[str, Any], tmp_path: Path, lengths: str) -> None:
+    result = run(model, f"--lengths={lengths}", "-o", tmp_path / "p.json")
+    assert result.exit_code == 2
+    assert "--lengths: expected multiples of the trained length" in result.output
+    assert not asked
+
+
+def test_lengths_and_frames_exclude_each_other(model: Path, asked: dict[str, Any], tmp_path: Path) -> None:
+    result = run(model, "--lengths=2", "--frames=17", "-o", tmp_path / "p.json")
+    assert result.exit_code == 2
+    assert "expected one of them, found both" in result.output
