@@ -136,7 +136,7 @@ class _Sample:
     def _walk(self, video: torch.Tensor | None, total: Total | None) -> None:
         """Query frames in order against all keys, each at its exact remapped distance."""
         assert self.plan.walk is not None
-        heads, _, n, dim = self.q.shape
+        n = self.grid.tokens
         v = self.v.contiguous().flatten(1, 2)
         keys = TurnedKeys(self.k, self.turner, self.plan.walk.copies)
         for step in self.plan.walk.steps:
@@ -192,7 +192,7 @@ class _Sample:
                 total.strided(out, lse, first, step, family.rows, family.row_step * step, tokens)
 
     def _mask(self, place: tuple[int, str, int], family: Family, chunk: Chunk) -> torch.Tensor | None:
-        """Additive mask (1, 1, rows * tokens, keys * tokens) of a ragged family or a stripe's chunk, None for neither."""
+        """Mask (1, 1, rows * tokens, keys * tokens) of a ragged family or a stripe's chunk; None for neither."""
         if family.mask is None and chunk.mask is None:
             return None
 
