@@ -401,9 +401,20 @@ def export(args: argparse.Namespace) -> None:
         "frames": FRAMES,
         "vae": {"steps": vae_steps, "learning_rate": args.vae_lr,
                 "curve": {"columns": ["step", "l1", "kl", "psnr"], "rows": vae_curve}},
-        "dit": {"steps": dit_steps, "batch": args.batch, "learning_rate": args.dit_lr,
+        "dit": {"steps": dit_steps, "batch": args.batch, "learning_rate": args.dit_lr, "muon": args.muon,
                 "curve": {"columns": ["step", "loss"], "rows": dit_curve}},
     }  # fmt: skip
+    short = args.work / "short.safetensors"
+    if short.exists():
+        steps, curve = Checkpoint(short, model, (), ema).load()
+        recipe["short"] = {
+            "steps": steps,
+            "frames": 3,
+            "batch": 56,
+            "curve": {"columns": ["step", "loss"], "rows": curve},
+        }
+    if args.earlier is not None:
+        recipe["earlier"] = json.loads(args.earlier.read_text())
     Path(args.recipe).parent.mkdir(parents=True, exist_ok=True)
     Path(args.recipe).write_text(json.dumps(recipe) + "\n")
     draw_curves(recipe, Path(args.recipe).with_suffix(".png"))
@@ -415,12 +426,18 @@ def draw_curves(recipe: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), constrained_layout=True)
-    vae, dit = (np.array(recipe[name]["curve"]["rows"]) for name in ("vae", "dit"))
-    axes[0].plot(vae[:, 0], vae[:, 3])
-    axes[0].set(title="VAE", xlabel="step", ylabel="PSNR of training clips, dB")
-    axes[1].plot(dit[:, 0], dit[:, 1])
-    axes[1].set(title="DiT", xlabel="step", ylabel="flow matching loss")
+    parts = [("vae", 3, "VAE", "PSNR of training clips, dB")]
+    if "earlier" in recipe:
+        parts.append(("earlier", 1, "DiT, earlier run", "flow matching loss"))
+    if "short" in recipe:
+        parts.append(("short", 1, "DiT, 3 latent frames", "flow matching loss"))
+    parts.append(("dit", 1, "DiT, 21 latent frames", "flow matching loss"))
+    figure, axes = plt.subplots(1, len(parts), figsize=(4.2 * len(parts), 3), constrained_layout=True)
+    for axis, (name, column, title, label) in zip(axes, parts, strict=True):
+        stage = recipe[name] if name != "earlier" else recipe["earlier"]["dit"]
+        rows = np.array(stage["curve"]["rows"])
+        axis.plot(rows[:, 0], rows[:, column])
+        axis.set(title=title, xlabel="step", ylabel=label)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -432,15 +449,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "freeloc_fx/tiny_wan/model")
     parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "results/train_tiny_wan.json")
     parser.add_argument("--notes", nargs="*", default=[], help="what a reader of the recipe must know besides")
+    parser.add_argument("--earlier", type=Path, help="recipe of the run that --dit-init came from, kept in this one's")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--clips", type=int, default=2000)
+    parser.add_argument("--clips", type=int, default=3000)
     parser.add_argument("--vae-init", type=Path, help="safetensors with the weights of an earlier VAE to start from")
     parser.add_argument("--vae-steps", type=int, default=1100)
     parser.add_argument("--vae-lr", type=float, default=2e-3)
     parser.add_argument("--dit-init", type=Path, help="pipeline folder (an earlier export) whose weights to start from")
-    parser.add_argument("--short-steps", type=int, default=1000)
+    parser.add_argument("--short-steps", type=int, default=1100)
     parser.add_argument("--muon", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--dit-steps", type=int, default=4300)
+    parser.add_argument("--dit-steps", type=int, default=8200)
     parser.add_argument("--dit-lr", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--layers", type=int, default=10)

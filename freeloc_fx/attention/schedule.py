@@ -206,8 +206,8 @@ def _families(rects: list[_Rect]) -> list[Family]:
                 else:
                     step = (0, 0)
             (row, key), count = corners[start], end - start
-            mask = masks[content].reshape(rows, keys) if content else None
-            families.append(Family(row, rows, step[0], key, keys, step[1], count, mask))
+            shared = masks[content].reshape(rows, keys) if content else None
+            families.append(Family(row, rows, step[0], key, keys, step[1], count, shared))
             start = end
     return families
 
