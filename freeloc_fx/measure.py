@@ -6,6 +6,7 @@ Used by `freeloc bench` and by the scripts in bench/.
 from __future__ import annotations
 
 import math
+import os
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -140,6 +141,7 @@ def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> in
         peak = torch.cuda.max_memory_allocated(device) - before
         del result
         return int(peak)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch 2.13's profiler prints when it starts and stops
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         result = run()
     del result

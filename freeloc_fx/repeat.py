@@ -81,7 +81,8 @@ def compile_repeated(
         graph_module: parameters and buffers are placeholders, as torch.compile gives it to a backend; not modified.
         example_inputs: values of the placeholders. inner: the next compiler. artefacts: what is compiled already,
         default nothing.
-        blocks: module paths of the blocks, "blocks.0"; default: elements of lists of modules that hold an attention.
+        blocks: module paths of the blocks, "blocks.0"; none of them for a graph that is a block itself, one piece.
+        Default: elements of lists of modules that hold an attention.
 
     Returns: a callable of the placeholders' values.
     """
@@ -133,6 +134,8 @@ def _places(graph: fx.Graph, blocks: Collection[str] | None) -> dict[fx.Node, st
                 if match:
                     found[match[0]] = found.get(match[0], False) or attends
         blocks = [path for path, attends in found.items() if attends]
+    elif not blocks:
+        return {}
     known = set(blocks)
     places = {}
     for node in graph.nodes:

@@ -138,7 +138,10 @@ def _phases(
     misfit = np.abs(z_in[:, :, None] * phase[None] - z_out).max(initial=0.0) / np.sqrt(weight.mean() / len(x))
     residual = max(float(misfit), float(np.abs(np.abs(phase) - 1).max()))
     if residual > tolerance:
-        return MatchFailure(f"the channel pairs are not rotated rigidly (deviation {residual:.2g} > {tolerance:.2g})")
+        return MatchFailure(
+            f"the channel pairs are not rotated rigidly (deviation {residual:.2g} > {tolerance:.2g}), as where an "
+            "autoregressive model pools the positions of its history"
+        )
     unpaired = set(range(x.shape[2])) - {*first.tolist(), *second.tolist()}
     return Rotations(first, second, phase / np.abs(phase), residual, tuple(sorted(unpaired)))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 import torch.fx as fx
 
-from freeloc_fx.errors import CaptureError
 from freeloc_fx.meta import sites
 from freeloc_fx.pipeline import PassContext
 from freeloc_fx.probe import observe  # noqa: F401 - defines the operator
@@ -26,10 +25,6 @@ def observe_attention(graph: fx.Graph, context: PassContext) -> int:
     for node, site in sites(graph):
         if context.plan.site(site.path) is None:
             continue
-        if site.mask is not None or site.padded:
-            raise CaptureError(
-                f"probe: site {site.path} hides padded text, which observing would not; probe without it"
-            )
         given = arguments(node)
         call = (given["query"], given["key"], given["value"], context.recorder, site.path, site.scale)
         call += (given.get("attn_mask"), site.mask)

@@ -191,6 +191,22 @@ def test_constants_and_shared_weights_tell_pieces_apart() -> None:
     assert len(inner.modules) == 4
 
 
+def test_blocks_captured_alone_share_one_piece() -> None:
+    """As where a model has no single graph and each block is compiled on its own."""
+    artefacts, inner, x = Artefacts(), Counter(), torch.randn(2, 4, 8)
+    layers = [Layer(), Layer()]
+    for layer in layers:
+        call = torch.compile(
+            layer._call_impl,
+            backend=lambda module, inputs: compile_repeated(module, inputs, inner, artefacts, blocks=()),
+            fullgraph=True,
+            dynamic=False,
+        )
+        with torch.no_grad():
+            assert torch.equal(call(x), layer(x))
+    assert artefacts.compiled == len(inner.modules) == 1
+
+
 def test_autocast_has_pieces_of_its_own() -> None:
     artefacts, inner = Artefacts(), Counter()
     model, x = Stack(Layer(), Layer()), torch.randn(2, 4, 8)

@@ -224,15 +224,16 @@ def test_a_reward_decides_the_position_sensitivity_in_full_mode(model: Any) -> N
 def test_a_joint_model_is_observed_and_left_as_it_is(name: str) -> None:
     case, joint = diffusers_models.CASES[name], diffusers_models.build(name)
     given = diffusers_models.arguments(name, joint, 5, text_shown=9 if name == "HunyuanVideo" else None)
+    given["return_dict"] = False
     settings = ProbeSettings.for_length(3)
     with torch.no_grad():
-        expected = joint(**given, return_dict=False)[0]
+        expected = joint(**given)[0]
         outputs = {}
         for what in (None, Intervention(0, window=4), Intervention(0, window=1), Intervention(0, shift=4)):
             recorder = Recorder(f"joint {what}", settings, 0, intervention=what, trained=3)
             try:
                 with observing(joint, recorder) as watched:
-                    outputs[what] = watched(**given, return_dict=False)[0]
+                    outputs[what] = watched(**given)[0]
             finally:
                 recorder.close()
             grid = recorder.sites[case.sites[0]].grid
