@@ -99,7 +99,7 @@ class Measured:
         assert plans(changed)[0].rewritten == len(self.case.sites)
         return f"{distance(run(again, self.long), found):.0e}"
 
-    def offload(self) -> str:
+    def group_offload(self) -> str:
         from diffusers.hooks import apply_group_offloading
 
         model = build(self.name)
@@ -107,9 +107,17 @@ class Measured:
             model,
             onload_device=torch.device("cpu"),
             offload_device=torch.device("cpu"),
-            offload_type="leaf_level",
+            offload_type="block_level",
+            num_blocks_per_group=1,
         )
         changed = transform(model, PROFILE, backend="eager", attention="reference")
+        return f"{distance(run(changed, self.long), self.expected):.0e}"
+
+    def model_offload(self) -> str:
+        from accelerate import cpu_offload_with_hook
+
+        changed = transform(self.model, PROFILE, backend="eager", attention="reference")
+        cpu_offload_with_hook(changed, execution_device="cpu")
         return f"{distance(run(changed, self.long), self.expected):.0e}"
 
     def row(self) -> dict[str, str]:
@@ -123,7 +131,8 @@ class Measured:
             "full graph": self.full_graph,
             "aot_eager - reference": self.compiled,
             "LoRA": self.lora,
-            "offload": self.offload,
+            "group offload": self.group_offload,
+            "model offload": self.model_offload,
         }
         return {column: _cell(measure) for column, measure in cells.items()}
 

@@ -12,6 +12,7 @@ from torch import nn
 from . import pipeline
 from .plan import Plan
 from .profile import Profile
+from .repeat import Artefacts, compile_repeated
 
 if TYPE_CHECKING:
     from .probe.observe import Recorder
@@ -118,13 +119,14 @@ class Backend:
         self.size: tuple[int, int, int] | None = None
         self.shapes: tuple[tuple[int, ...], ...] = ()
         self.whole = self
+        self.artefacts = Artefacts()
 
     def part(self, path: str) -> Backend:
         """A backend that treats one module of the model as this one treats the whole."""
         made = Backend(
             self.profile, self.layers, self.inner, self.attention, self.verify, self.plan_only, self.recorder, path
         )
-        made.whole = self
+        made.whole, made.artefacts = self, self.artefacts
         return made
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -168,4 +170,6 @@ class Backend:
         rewritten.meta = dict(gm.meta)
         if self.inner is None:
             return rewritten.forward
-        return self.inner(rewritten, list(example_inputs))
+        # Blocks of one strategy are one compiled piece. A module captured alone is a block already.
+        blocks = () if self.prefix else (self.layers or None)
+        return compile_repeated(rewritten, list(example_inputs), self.inner, self.artefacts, blocks)

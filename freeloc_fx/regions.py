@@ -35,14 +35,10 @@ class Regions:
         """
         self.model, self.backend = model, backend
         self.lock = RLock()
-        self.blocks: list[tuple[nn.Module, Backend, Callable[..., Any]]] = []
-        for path in backend.layers:
-            module = model.get_submodule(path)
-            part = backend.part(path)
-            # Blocks share one code object. A backend object each keeps Dynamo from running the first block's graph,
-            # which carries that layer's strategy, for all of them.
-            call = torch.compile(module._call_impl, backend=part, fullgraph=True, dynamic=False)
-            self.blocks.append((module, part, call))
+        # Blocks share one code object. A backend object each keeps Dynamo from running the first block's graph, which
+        # carries that layer's strategy, for all of them.
+        self.blocks = [(model.get_submodule(path), backend.part(path)) for path in backend.layers]
+        self.compiled: dict[tuple[int, bool], Callable[..., Any]] = {}
         if not self.blocks:
             raise CaptureError(
                 f"{type(model).__name__} cannot be captured as one graph and has no list of transformer blocks to "
@@ -55,24 +51,44 @@ class Regions:
         Raises:
             CaptureError: a block has no single graph either, or no block holds an attention that can be planned.
         """
-        before = [len(part.plans) for _, part, _ in self.blocks]
+        before = [len(part.plans) for _, part in self.blocks]
         with self.lock, self._compiled():
             result = self.model._call_impl(*args, **kwargs)
-        new = [plan for (_, part, _), n in zip(self.blocks, before, strict=True) for plan in part.plans[n:]]
+        new = [plan for (_, part), n in zip(self.blocks, before, strict=True) for plan in part.plans[n:]]
         return result, merge(new) if new else None
 
     @contextmanager
     def _compiled(self) -> Iterator[None]:
-        for module, _, _ in self.blocks:
+        for module, _ in self.blocks:
             if module._compiled_call_impl is not None:
                 raise TransformError(f"a {type(module).__name__} is already compiled; transform the uncompiled model")
+        slots = [(*_slot(module), part, index) for index, (module, part) in enumerate(self.blocks)]
+        plain = [getattr(owner, name) for owner, name, _, _ in slots]
         try:
-            for module, part, call in self.blocks:
-                module._compiled_call_impl = _guarded(part.prefix, call)
+            for (owner, name, part, index), function in zip(slots, plain, strict=True):
+                setattr(owner, name, _guarded(part.prefix, self._call(index, owner, function, part)))
             yield
         finally:
-            for module, _, _ in self.blocks:
-                module._compiled_call_impl = None
+            for (owner, name, _, _), function in zip(slots, plain, strict=True):
+                setattr(owner, name, function)
+
+    def _call(self, index: int, owner: Any, function: Any, part: Backend) -> Callable[..., Any]:
+        """A block's compiled call; one for the module as it is and one for what its outermost hook runs."""
+        whole = owner is self.blocks[index][0]
+        key = (index, whole)
+        if key not in self.compiled:
+            inner = owner._call_impl if whole else function
+            self.compiled[key] = torch.compile(inner, backend=part, fullgraph=True, dynamic=False)
+        return self.compiled[key]
+
+
+def _slot(module: nn.Module) -> tuple[Any, str]:
+    """Where a block's compiled call goes: inside diffusers' hooks, which move weights and cannot be captured."""
+    registry = module.__dict__.get("_diffusers_hook")
+    hooks = getattr(registry, "_fn_refs", None)
+    if not hooks:
+        return module, "_compiled_call_impl"
+    return hooks[0], "forward" if hooks[0].original_forward is None else "original_forward"
 
 
 def _guarded(path: str, call: Callable[..., Any]) -> Callable[..., Any]:

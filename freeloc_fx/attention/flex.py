@@ -18,12 +18,14 @@ import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from ..meta import RopeLayout
+from ..positions import Identity
 from ..rope import angles, rotate
 from ..visibility import FULL, NONE, STRIPE
 from .bands import SpecBand, spec_bands
 from .softmax import attend, merge
 from .spec import AttentionSpec, Cache
 from .text import split, valid_keys
+from .tile_schedule import Column, take_columns
 
 __all__ = ["Block", "block_mask", "flex", "tile_states"]
 
@@ -36,7 +38,7 @@ _NO_STRIPE = np.ones((1, 1), bool)
 RECOMPILE_LIMIT = 512
 """Each shape of a band compiles once; beyond Dynamo's default of 8 it would silently run uncompiled."""
 
-_bands = Cache(64)
+_cuts = Cache(64)
 _masks = Cache(256)
 _stripes = Cache(8)
 _decays = Cache(64)
@@ -272,13 +274,17 @@ def flex(
     if change is not None:
         index = np.arange(grid.frames, dtype=np.float64)
         qf, kf = _turn(qf, index, change), _turn(kf, index, change)
-    bands = _bands.get(spec, lambda: spec_bands(spec))
-    if len(bands) == 1 and not grid.text:
+    columns, bands = _cuts.get(spec, lambda: _cut(spec))
+    if len(bands) == 1 and not columns and not grid.text:
         return _single(qf, kf, vf, spec, bands[0], scale, block)
     total, norm = _merged(qf, kf, vf, spec, bands, scale, block)
+    rope, turn = spec.effective_rope, spec.text_turn()
+    for column in columns:
+        rows, keys, values = _turn(qf, column.turn, rope), kf[:, :, column.frames], vf[:, :, column.frames]
+        out, lse = attend(rows.flatten(2, 3), keys.flatten(2, 3), values.flatten(2, 3), None, scale)
+        merge(total, norm, out.unflatten(2, total.shape[2:4]), lse.float().unflatten(2, total.shape[2:4]))
     if not grid.text:
         return total.flatten(2, 3).to(q.dtype)
-    rope, turn = spec.effective_rope, spec.text_turn()
     valid = valid_keys(key_mask, q.shape[0], grid)
     bias = None
     if valid is not None:
@@ -293,6 +299,16 @@ def flex(
     merge(text, text_norm, out, lse.float())
     first = grid.text_first
     return torch.cat([text[:, :, :first], total.flatten(2, 3), text[:, :, first:]], 2).to(q.dtype)
+
+
+def _cut(spec: AttentionSpec) -> tuple[list[Column], list[SpecBand]]:
+    """Columns and bands. Under a position map the key frames that everybody sees would fall apart into bands of a row
+    each; without one they are part of the one band."""
+    levels = spec.strategy.visibility.levels(spec.grid.frames).copy()
+    mapped = not isinstance(spec.strategy.positions, Identity)
+    alone = mapped and spec.strategy.decay is None and not (levels == FULL).all()
+    columns = take_columns(spec, levels) if alone else []
+    return columns, spec_bands(spec, levels)
 
 
 def _single(

@@ -21,7 +21,7 @@ from .bands import SpecBand, spec_bands
 from .schedule import Family, decompose
 from .spec import AttentionSpec
 
-__all__ = ["BandSchedule", "Chunk", "Column", "Schedule", "Step", "Walk", "make_schedule"]
+__all__ = ["BandSchedule", "Chunk", "Column", "Schedule", "Step", "Walk", "make_schedule", "take_columns"]
 
 _CALL = 2e6
 """What a call costs beside its arithmetic, in multiply-adds: about 40 microseconds of dispatch and merging on one
@@ -112,9 +112,11 @@ def make_schedule(spec: AttentionSpec, heads: int, dim: int) -> Schedule:
     if strategy.decay is not None or (mapped and (levels == FULL).all()):
         copies = min(4, -(-64 // grid.tokens), grid.frames) if strategy.decay is None else 1
         # Beside q, k, v: the turned copies, v, the output and, with text, the running sum and a part of it.
-        parts = copies + 1 + (4 if grid.text else 0) + (8 if strategy.decay is not None else 0)
+        # The copies' temporal channels are turned through temporaries the first time.
+        turned = -(-copies * 2 * len(spec.rope.first) // spec.rope.head_dim)
+        parts = copies + turned + 1 + (4 if grid.text else 0) + (8 if strategy.decay is not None else 0)
         return Schedule(heads, dim, _group(heads, parts), _walk(spec, copies), [], [], [])
-    columns = [] if (levels == FULL).all() else _columns(spec, levels, mapped)
+    columns = [] if (levels == FULL).all() else take_columns(spec, levels)
     bands = spec_bands(spec, levels)
     chunks = _chunks(spec) if any((band.levels == STRIPE).any() for band in bands) else []
     group = _group(heads, 7 if mapped else 5)
@@ -138,8 +140,9 @@ def _group(heads: int, parts: int) -> int:
     return max(1, min(heads, 5 * heads // parts))
 
 
-def _columns(spec: AttentionSpec, levels: np.ndarray, mapped: bool) -> list[Column]:
+def take_columns(spec: AttentionSpec, levels: np.ndarray) -> list[Column]:
     """Take the key frames that everybody sees out of `levels` (in place)."""
+    mapped = not isinstance(spec.strategy.positions, Identity)
     found = np.flatnonzero((levels == FULL).all(0))
     if not len(found) or (mapped and len(found) > _COLUMNS):
         return []
