@@ -46,9 +46,10 @@ def without_weights(source: str | Path | Mapping[str, Any], dtype: torch.dtype =
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
         register(self, key, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    made: Any = cls
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
-        model: nn.Module = cls.from_config(config) if len(config) > 1 else cls()
+        model: nn.Module = made.from_config(config) if len(config) > 1 else made()
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
     for module in model.modules():

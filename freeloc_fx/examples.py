@@ -137,13 +137,13 @@ def _indexed_tables(config: Any, positions: tuple[int, int, int], device: torch.
     from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
 
     frames, height, width = positions
-    scales = tuple(float(config[f"interpolation_scale_{axis}"]) for axis in "thw")
+    t, h, w = (float(config[f"interpolation_scale_{axis}"]) for axis in "thw")
     found: Any = get_3d_rotary_pos_embed_allegro(
         embed_dim=int(config["attention_head_dim"]),
         crops_coords=((0, 0), (height, width)),
         grid_size=(height, width),
         temporal_size=frames,
-        interpolation_scale=scales,
+        interpolation_scale=(t, h, w),
         device=device,
     )
     index = torch.meshgrid(*(torch.arange(n, device=device) for n in positions), indexing="ij")

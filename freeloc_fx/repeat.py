@@ -139,9 +139,9 @@ def _places(graph: fx.Graph, blocks: Collection[str] | None) -> dict[fx.Node, st
     known = set(blocks)
     places = {}
     for node in graph.nodes:
-        path = next((p for p in _paths(node) if p in known), None)
-        if path is not None and node.op not in ("placeholder", "get_attr", "output"):
-            places[node] = path
+        place = next((p for p in _paths(node) if p in known), None)
+        if place is not None and node.op not in ("placeholder", "get_attr", "output"):
+            places[node] = place
     if not places:
         raise _WholeError("it holds no transformer blocks")
     return places
@@ -263,7 +263,8 @@ def _filled(structure: Any, held: list[Any]) -> Any:
 
 def _given(run: list[fx.Node]) -> list[fx.Node]:
     """What a piece reads and does not make, in the order in which it reads."""
-    own, given = set(run), {}
+    own = set(run)
+    given: dict[fx.Node, None] = {}
     for node in run:
         for source in node.all_input_nodes:
             if source not in own and source.op != "get_attr":

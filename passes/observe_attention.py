@@ -26,8 +26,8 @@ def observe_attention(graph: fx.Graph, context: PassContext) -> int:
         if context.plan.site(site.path) is None:
             continue
         given = arguments(node)
-        call = (given["query"], given["key"], given["value"], context.recorder, site.path, site.scale)
-        call += (given.get("attn_mask"), site.mask)
+        operands = (given["query"], given["key"], given["value"])
+        call = (*operands, context.recorder, site.path, site.scale, given.get("attn_mask"), site.mask)
         replace_call(graph, node, torch.ops.freeloc_fx.observe_attention.default, call)
         count += 1
     return count

@@ -75,7 +75,7 @@ def test_the_folder_is_a_wan_pipeline() -> None:
             "shape_accuracy",
             0.75,
             marks=pytest.mark.xfail(
-                strict=True, reason="34,400 training samples taught colours and motion, not yet which shape is which"
+                strict=True, reason="it draws the prompt's shapes, but often swaps which colour has which shape"
             ),
         ),
     ],

@@ -80,10 +80,9 @@ class ShapeHistogram:
         magnitude = np.hypot(dx, dy).ravel()
         place = np.mod(np.arctan2(dy, dx), np.pi).ravel() / np.pi * self.directions
         low = place.astype(int)
-        shares = sum(
-            np.bincount((low + i) % self.directions, magnitude * w, self.directions)
-            for i, w in ((0, 1 - (place - low)), (1, place - low))
-        )
+        shares = np.zeros(self.directions)
+        for i, w in ((0, 1 - (place - low)), (1, place - low)):
+            shares += np.bincount((low + i) % self.directions, magnitude * w, self.directions)
         # A little of every direction: a frame without edges has no direction of its own, and noise must not decide.
         shares = shares / luma.size + 0.02
         return np.asarray(shares / shares.sum())
