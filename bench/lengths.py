@@ -150,16 +150,16 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
             start = [r for r in records if r["strategy"] == "direct" and r["frames"] == 81]
             points = start + [r for r in records if r["strategy"] == strategy and r["frames"] > 81]
             points = [p for p in points if p[name][0] is not None]
-            if len(points) > 1:
+            if len(points) > 2:  # a strategy measured at one length only is in the table
                 x = [p["frames"] / 81 for p in points]
                 axis.plot(x, [p[name][0] for p in points], marker="o", ms=3, label=strategy)
-                axis.fill_between(x, [p[name][1] for p in points], [p[name][2] for p in points], alpha=0.12)
+                axis.fill_between(x, [p[name][1] for p in points], [p[name][2] for p in points], alpha=0.08)
         if best is not None:
             axis.axhline(best[name][0], color="gray", ls=":", lw=1, label="VAE of real clips")
         axis.set_xscale("log", base=2)
         axis.set_xlabel("length, multiples of the trained 81 frames")
         axis.set_title(name)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
