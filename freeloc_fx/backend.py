@@ -170,6 +170,8 @@ class Backend:
         rewritten.meta = dict(gm.meta)
         if self.inner is None:
             return rewritten.forward
+        if not isinstance(self.inner, torch._TorchCompileInductorWrapper):
+            return self.inner(rewritten, list(example_inputs))  # somebody's own backend sees the graph as it is
         # Blocks of one strategy are one compiled piece. A module captured alone is a block already.
         blocks = () if self.prefix else (self.layers or None)
         return compile_repeated(rewritten, list(example_inputs), self.inner, self.artefacts, blocks)

@@ -14,6 +14,7 @@ from torch import nn
 
 from freeloc_fx import Profile, transform
 from freeloc_fx.repeat import Artefacts, compile_repeated
+from freeloc_fx.transform import state_of
 
 LONG = 9
 LAYERS = 6
@@ -86,6 +87,17 @@ def test_pieces_through_inductor() -> None:
     found = run(transform(model, profile, backend=block_by_block(inner)))
     torch.testing.assert_close(found, run(transform(model, profile, backend="eager")), rtol=1e-4, atol=1e-4)
     assert len(inner.modules) == 4
+
+
+@pytest.mark.slow
+def test_the_default_backend_compiles_each_strategy_once() -> None:
+    model = wan(num_layers=4)
+    profile = Profile(trained_frames=5, layers={0: "tsa", 1: "vrpr", 2: "tsa", 3: "vrpr"})
+    changed = transform(model, profile)
+    found = run(changed)
+    torch.testing.assert_close(found, run(transform(model, profile, backend="eager")), rtol=1e-4, atol=1e-4)
+    state = state_of(changed)
+    assert state is not None and state.backend.artefacts.compiled == 4
 
 
 def test_another_shape_is_another_piece_and_an_old_one_is_found_again() -> None:

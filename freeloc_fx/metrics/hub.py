@@ -4,6 +4,7 @@ through pyiqa. Nothing is imported or loaded before an object is made."""
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def _load(name: str, weights: str | os.PathLike[str], device: str, purpose: str)
     return model.eval().to(device)
 
 
-class _Encoder:
+class _Encoder(ABC):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     mode = "bilinear"
@@ -55,8 +56,9 @@ class _Encoder:
             parts = [self._encode(self._pixels(frames[i : i + _CHUNK])) for i in range(0, len(frames), _CHUNK)]
         return torch.cat(parts).float().cpu().numpy()
 
+    @abstractmethod
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """Features (frames, channels) of normalised pixels (frames, 3, height, width)."""
 
 
 class DinoFeatures(_Encoder):
