@@ -62,6 +62,5 @@ def _solve(trained_frames: int, frames: int, counts: tuple[float, ...]) -> VRPR:
             lost = float((weight * (size[index][reach + 1 :].astype(float) ** 2 - 1)).sum())
             if best is None or lost < best[0] * (1 - 1e-9):
                 best = lost, setting
-            break  # a larger group of the same first tier loses more
     assert best is not None, "w1 = 0 and one group that holds the window always fit"
     return best[1]

@@ -202,7 +202,10 @@ def test_inspect(model: Path, profile: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert [s["strategy"]["name"] for s in data["sites"]] == ["vrpr", "vrpr+tsa"]
-    assert data["grid"] == {"frames": 4, "height": 2, "width": 2} and data["class"] == "WanTransformer3DModel"
+    assert (
+        data["grid"] == {"frames": 4, "height": 2, "width": 2, "text_first": 0, "text_last": 0}
+        and data["class"] == "WanTransformer3DModel"
+    )
     assert data["sites"][0]["rope"]["pairing"] == "interleaved"
     assert 0 < data["totals"]["kept_pairs"] <= 1
     assert [s["path"] for s in data["skipped"]] == ["blocks.0.attn2", "blocks.1.attn2"]

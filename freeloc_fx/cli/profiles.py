@@ -24,7 +24,7 @@ def show_all() -> None:
     with exits():
         table = Table()
         for column in ("name", "model", "trained on", "layers", "source"):
-            table.add_column(column)
+            table.add_column(column, no_wrap=column == "name")
         for name in Profile.names():
             profile = Profile.load(name)
             model = "any" if profile.model is None else str(profile.model["class"])
