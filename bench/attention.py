@@ -26,7 +26,8 @@ from common import RESULTS, save
 
 from freeloc_fx.attention import op
 from freeloc_fx.attention.spec import AttentionSpec
-from freeloc_fx.meta import RopeLayout, TokenGrid
+from freeloc_fx.measure import wan_rope
+from freeloc_fx.meta import TokenGrid
 from freeloc_fx.strategy import Geometry, build
 
 TRAINED = 21
@@ -38,13 +39,6 @@ LIMITS = {
     1560: {"vrpr": 1.15, "tsa": 1.25, "vrpr+tsa": 1.35},
 }
 """What we hold ourselves to: time relative to dense, divided by the share of pairs kept."""
-
-
-def wan_rope(dim: int) -> RopeLayout:
-    """Wan's temporal channels: what the spatial axes leave of head_dim, theta 1e4, interleaved."""
-    pairs = (dim - 4 * (dim // 6)) // 2
-    omega = tuple(float(1e4 ** (-p / pairs)) for p in range(pairs))
-    return RopeLayout(dim, tuple(range(0, 2 * pairs, 2)), tuple(range(1, 2 * pairs, 2)), (omega,))
 
 
 def frames_of(extension: int) -> int:

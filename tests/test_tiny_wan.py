@@ -75,7 +75,7 @@ def test_the_folder_is_a_wan_pipeline() -> None:
             "shape_accuracy",
             0.75,
             marks=pytest.mark.xfail(
-                strict=True, reason="it draws the prompt's shapes, but often swaps which colour has which shape"
+                strict=True, reason="it often draws another kind of shape than the prompt gives that colour"
             ),
         ),
     ],

@@ -45,7 +45,7 @@ class Total:
         self.lse = torch.empty(heads, frames, tokens, device=device, dtype=torch.float32)
         self.empty = True
 
-    def add(self, out: torch.Tensor, lse: torch.Tensor, view: tuple[int, ...] | None = None) -> None:
+    def add(self, out: torch.Tensor, lse: torch.Tensor) -> None:
         """Add a part for every row: out (heads, frames, tokens, head_dim), lse (heads, frames, tokens)."""
         if self.empty:
             self.out.copy_(out)

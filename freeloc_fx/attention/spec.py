@@ -18,11 +18,9 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from ..errors import CaptureError
 from ..meta import RopeLayout, TokenGrid
-from ..rope import angles
 from ..strategy import Strategy
 from ..visibility import FULL, STRIPE
 
@@ -89,13 +87,6 @@ class AttentionSpec:
         """
         scale = self.strategy.text_scale
         return None if scale == 1.0 else np.arange(self.grid.frames) * (scale - 1.0)
-
-    def rotation(
-        self, frames: np.ndarray, device: torch.device, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin for one turn per latent frame: (heads or 1, frames, 1, pairs), to broadcast over tokens."""
-        cos, sin = angles(self.rope, frames)
-        return cos[:, :, None].to(device, dtype), sin[:, :, None].to(device, dtype)
 
 
 _STEP: ContextVar[int] = ContextVar("freeloc_fx_denoising_step", default=0)
