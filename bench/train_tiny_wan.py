@@ -234,12 +234,28 @@ def make_tokenizer():
 def make_text_encoder(vocab_size: int):
     from transformers import UMT5Config, UMT5EncoderModel
 
-    return UMT5EncoderModel(
+    encoder = UMT5EncoderModel(
         UMT5Config(
             vocab_size=vocab_size, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0,
             pad_token_id=0, eos_token_id=1,
         )
     )  # fmt: skip
+    look_at_neighbours(encoder)
+    return encoder
+
+
+@torch.no_grad()
+def look_at_neighbours(encoder: nn.Module, strength: float = 6.0) -> None:
+    """Start three of the four heads on the word before, the word after and the word two before.
+
+    The usual start, biases near zero, makes the encoder a bag of words, and it stayed one through two trainings:
+    swapping the kinds of two shapes in a prompt changed the loss by 0.00%, so no sampler could tell "a red circle and a
+    white square" from "a red square and a white circle".
+    """
+    for block in encoder.encoder.block:
+        bias = block.layer[0].SelfAttention.relative_attention_bias.weight  # (buckets, heads); 16 + d is d to the right
+        for head, bucket in enumerate((1, 17, 2)):
+            bias[bucket, head] = strength
 
 
 class CompactCrossAttention:
@@ -329,6 +345,8 @@ def train_dit(args: argparse.Namespace) -> None:
             Checkpoint(args.work / "short.safetensors", ema, (), model).load()  # its average starts this one
         elif args.dit_init is not None:
             read_pipeline(args.dit_init, model)
+            if args.reset_text_bias:
+                look_at_neighbours(model.text_encoder)
         ema.load_state_dict(model.state_dict())
     run = torch.compile(model) if args.compile else model
     running, started, first = [], time.monotonic(), step
@@ -456,6 +474,9 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=1100)
     parser.add_argument("--vae-lr", type=float, default=2e-3)
     parser.add_argument("--dit-init", type=Path, help="pipeline folder (an earlier export) whose weights to start from")
+    parser.add_argument(
+        "--reset-text-bias", action="store_true", help="with --dit-init: start the text encoder's positions afresh"
+    )
     parser.add_argument("--short-steps", type=int, default=1100)
     parser.add_argument("--muon", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--dit-steps", type=int, default=8200)
@@ -463,10 +484,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--layers", type=int, default=10)
     parser.add_argument("--heads", type=int, default=5)
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="default: where the CPU has it")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    if args.bf16 is None:
+        args.bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     {"vae": train_vae, "latents": make_latents, "short": train_dit, "dit": train_dit, "export": export}[args.stage](
         args
     )
