@@ -63,7 +63,12 @@ class Scorer:
         return json.dumps([row[f] for f in ("plan", "seed", "frames", "steps", "guidance", "weights")], sort_keys=True)
 
     def __call__(self, profile: Profile | None, seed: int, frames: int | None = None) -> float:
-        """The composite of one clip; None is the untransformed model.
+        """The composite of one clip; see `row`."""
+        return float(self.row(profile, seed, frames)["composite"])
+
+    def row(self, profile: Profile | None, seed: int, frames: int | None = None) -> dict[str, Any]:
+        """What the journal keeps of one clip: what made it, "composite", "scores" (a field of `GroundTruthScore` ->
+        float, None where unmeasurable), "seconds". A profile of None is the untransformed model.
 
         Raises:
             OutOfBudget: with --report, where the journal does not have it.
@@ -88,13 +93,16 @@ class Scorer:
             video = generate(
                 self.pipe, prompt_of(seed), frames=row["frames"], steps=args.steps, guidance=args.guidance, seed=seed
             )
-            composite = score(video.frames, prompt_of(seed)).composite
+            found = score(video.frames, prompt_of(seed)).as_dict()
+            composite = found["composite"]
             if not math.isfinite(composite):
                 raise SystemExit(f"clip {seed}: expected a finite composite, found {composite}")
-            self.lines.add({**row, "composite": composite, "seconds": time.monotonic() - started})
+            scores = {k: v if math.isfinite(v) else None for k, v in found.items() if isinstance(v, float)}
+            seconds = time.monotonic() - started
+            self.lines.add({**row, "composite": composite, "scores": scores, "seconds": seconds})
             self.known[key] = self.lines.rows[-1]
             print(f"{len(self.lines.rows)}: clip {seed}, composite {composite:.3f}, {row['plan']}", flush=True)
-        return float(self.known[key]["composite"])
+        return self.known[key]
 
 
 def content(profile: Profile) -> list[Any]:

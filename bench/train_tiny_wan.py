@@ -302,6 +302,22 @@ class TextToVideo(nn.Module):
         return self.transformer(z_t, t, text, return_dict=False)[0]
 
 
+def full_precision_muon() -> None:
+    """torch's Muon orthogonalises in bfloat16, which a CPU without it emulates a hundred times more slowly."""
+    from torch.optim import _muon
+
+    def orthogonal(grad: torch.Tensor, coefficients: tuple, steps: int, eps: float) -> torch.Tensor:
+        a, b, c = coefficients
+        x = grad.T if grad.size(0) > grad.size(1) else grad
+        x = x / x.norm().clamp(min=eps)
+        for _ in range(steps):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x.T if grad.size(0) > grad.size(1) else x
+
+    _muon._zeropower_via_newtonschulz = orthogonal
+
+
 def make_optimizers(model: TextToVideo, args: argparse.Namespace) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the matrices of the blocks, AdamW for everything else."""
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2] if args.muon else []
@@ -310,6 +326,8 @@ def make_optimizers(model: TextToVideo, args: argparse.Namespace) -> tuple[torch
     adam = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
     if not matrices:
         return (adam,)
+    if not args.bf16:
+        full_precision_muon()
     # match_rms_adamw gives both optimisers updates of one size, so that one learning rate serves them.
     return adam, torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
 
