@@ -1,6 +1,7 @@
 """Does the probe say the truth? Observe mode against full mode, and both against what correcting a layer does.
 
     python bench/probe_agreement.py --clips 4              # tiny-wan, 4x; resumes from its journals
+    python bench/probe_agreement.py --frames 801 --modes observe --assignments-only --name assignments_801
 
 The truth of a layer is measured on the ground-truth composite at the target length, for each correction (VRPR alone,
 TSA alone, both): "alone", the composite with that layer corrected and no other, less that of none; "left out", the
@@ -34,13 +35,15 @@ from freeloc_fx.profile import Sensitivity
 
 CORRECTIONS = ("vrpr", "tsa", "vrpr+tsa")
 KINDS = ("position", "context")
+PREDICTORS = (*KINDS, "temperature")
+"""What a probe says of a layer: the two sensitivities, and the score factor that undoes the rise of its entropy."""
 Figures = dict[str, np.ndarray]
 
 
 def probed(args: argparse.Namespace, scorer: Scorer, trained: int) -> Figures:
-    """ "observe position", ..., "full context": sensitivities, float64 (clips, layers)."""
+    """ "observe position", ..., "full temperature": what the probe says, float64 (clips, layers)."""
     lines = Lines(args.work / "probes.jsonl")
-    found: dict[str, list[list[float]]] = {f"{mode} {kind}": [] for mode in args.modes for kind in KINDS}
+    found: dict[str, list[list[float]]] = {f"{mode} {kind}": [] for mode in args.modes for kind in PREDICTORS}
     for seed in range(args.clips):
         for mode in args.modes:
             job = [mode, seed, args.frames, args.steps, args.every, args.shifts, scorer.weights]
@@ -60,9 +63,12 @@ def probed(args: argparse.Namespace, scorer: Scorer, trained: int) -> Figures:
                     on_unit=lambda done, total, name: print(f"{done} of {total}: {name}", flush=True),
                 )  # fmt: skip
                 measured = profile.sensitivities or {}
-                lines.add({"job": job, **{kind: [getattr(s, kind) for s in measured.values()] for kind in KINDS}})
+                lengths: Any = (profile.provenance or {})["lengths"]
+                (at_target,) = lengths.values()
+                lines.add({"job": job, **{kind: [getattr(s, kind) for s in measured.values()] for kind in KINDS},
+                           "temperature": list(at_target["matched_temperature"].values())})  # fmt: skip
                 row = lines.rows[-1]
-            for kind in KINDS:
+            for kind in PREDICTORS:
                 found[f"{mode} {kind}"].append(row[kind])
     return {name: np.array(values) for name, values in found.items()}
 
@@ -119,7 +125,7 @@ def plot(probes: Figures, truth: Figures, layers: list[int], path: Path) -> None
 
     figure = Figure(figsize=(13, 7), layout="constrained")
     axes = figure.subplots(2, 2)
-    panels = [{n: v for n, v in probes.items() if n.endswith(kind)} for kind in KINDS]
+    panels: list[Figures] = [{n: v for n, v in probes.items() if n.endswith(kind)} for kind in KINDS]
     panels += [{n: v for n, v in truth.items() if n.endswith(end)} for end in ("alone", "left out")]
     for axis, panel, title in zip(axes.flat, panels, (*KINDS, "corrected alone", "left out"), strict=True):
         for name, values in panel.items():
@@ -140,10 +146,18 @@ def cell(values: list[float | None]) -> str:
     return "-" if mean is None or low is None or high is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def _against_table(against: dict[str, dict[str, list[float | None]]]) -> list[str]:
+    titles = list(next(iter(against.values()), {}))
+    if not titles:
+        return []
+    rows = (f"| {name} | " + " | ".join(map(cell, values.values())) + " |" for name, values in against.items())
+    return ["| predictor | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|", *rows, ""]
+
+
 def run(args: argparse.Namespace, scorer: Scorer, base: Profile) -> str:
     layers = list(range(args.count)) if args.layers is None else args.layers
     probes = probed(args, scorer, base.trained_frames)
-    truth = truths(args, scorer, base, layers)
+    truth = truths(args, scorer, base, layers) if not args.assignments_only else {}
     seen = {name: values[:, layers] for name, values in probes.items()}
     modes = {}
     if len(args.modes) == 2:
@@ -161,11 +175,12 @@ def run(args: argparse.Namespace, scorer: Scorer, base: Profile) -> str:
         for name, s in scores.items()
     }
     plain = {name: values.tolist() for name, values in {**probes, **truth}.items()}
-    save("probe_agreement", {"frames": args.frames, "clips": args.clips, "layers": layers, "modes": modes,
+    save(args.name, {"frames": args.frames, "clips": args.clips, "layers": layers, "modes": modes,
                              "against_truth": against, "assignments": table, "random_assignments": args.random,
                              "rule_layers": {n: str(made[n].layers) for n in made if n.startswith("rule")},
                              "figures": plain})  # fmt: skip
-    plot(seen, truth, layers, RESULTS / "probe_agreement.png")
+    if truth:
+        plot(seen, truth, layers, RESULTS / f"{args.name}.png")
     lines = [
         f"{args.frames} frames, {args.clips} clips, {len(layers)} layers. Rank correlations over layers, 95% intervals "
         "over resampled clips.",
@@ -174,10 +189,7 @@ def run(args: argparse.Namespace, scorer: Scorer, base: Profile) -> str:
         "|---|---|",
         *(f"| {kind} | {cell(value)} |" for kind, value in modes.items()),
         "",
-        "| sensitivity | " + " | ".join(truth) + " |",
-        "|---" * (len(truth) + 1) + "|",
-        *(f"| {name} | " + " | ".join(map(cell, values.values())) + " |" for name, values in against.items()),
-        "",
+        *_against_table(against),
         "| assignment | composite | behind the rule |",
         "|---|---|---|",
         *(f"| {name} | {cell(v['composite'])} | {cell(v['behind_rule'])} |" for name, v in table.items()),
@@ -203,6 +215,8 @@ def main() -> None:
     parser.add_argument("--layers", type=numbers, help="of the truth, default all")
     parser.add_argument("--shifts", type=numbers, help="latent frames, default the paper's, scaled to the model")
     parser.add_argument("--random", type=int, default=8, help="random assignments")
+    parser.add_argument("--assignments-only", action="store_true", help="no truth layer by layer")
+    parser.add_argument("--name", default="probe_agreement", help="name of the result files")
     parser.add_argument("--work", type=Path, default=Path("bench-probe-agreement"), help="journals")
     parser.add_argument("--report", action="store_true", help="no generation: what the journals hold")
     args = parser.parse_args()
@@ -214,7 +228,7 @@ def main() -> None:
         markdown = run(args, scorer, base)
     except OutOfBudget as reason:
         raise SystemExit(f"nothing to report yet: {reason}") from None
-    (RESULTS / "probe_agreement.md").write_text(f"{markdown}\n\nMeasured: {json.dumps(environment())}\n")
+    (RESULTS / f"{args.name}.md").write_text(f"{markdown}\n\nMeasured: {json.dumps(environment())}\n")
     print(markdown)
 
 
