@@ -212,19 +212,25 @@ def load_latents(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def make_tokenizer():
-    """A word-level tokenizer over the prompt grammar, saved and loaded by transformers like any other."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    """A word-level tokenizer over the prompt grammar, saved and loaded by transformers like any other.
+
+    A colour and the kind behind it are one token, "red circle". With two tokens the model knew which colours and which
+    kinds a prompt asks for but never which belongs to which (see `look_at_neighbours`), however long it trained.
+    """
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = [*COLOURS, *SHAPES, *BACKGROUNDS, *TEXTURES, *SPEEDS]
     words += ["a", "and", "bounce", "over", "the", "camera", ",", "."]
     words += sorted({w for camera in CAMERAS for w in camera.split()})
     vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2}
+    words += [f"{colour} {kind}" for colour in COLOURS for kind in SHAPES]
     for word in words:
         vocabulary.setdefault(word, len(vocabulary))
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    shapes = rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b"
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{shapes}|\w+|[^\w\s]+"), "removed", invert=True)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=PAD_LENGTH
@@ -333,11 +339,27 @@ def make_optimizers(model: TextToVideo, args: argparse.Namespace) -> tuple[torch
     return adam, torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
 
 
+def with_shape_tokens(table: torch.Tensor, encoder: nn.Module) -> torch.Tensor:
+    """An embedding table of the words alone gets rows for "red circle" and the like: the sum of the two words'."""
+    tokenizer = make_tokenizer()
+    if len(table) == len(tokenizer):
+        return table
+    wide = encoder.shared.weight.detach().clone()
+    wide[: len(table)] = table
+    for word, index in tokenizer.get_vocab().items():
+        if " " in word:
+            colour, kind = word.split()
+            wide[index] = table[tokenizer.convert_tokens_to_ids(colour)] + table[tokenizer.convert_tokens_to_ids(kind)]
+    return wide
+
+
 def read_pipeline(folder: Path, *targets: TextToVideo) -> None:
     for name in ("transformer", "text_encoder"):
         (weights,) = (folder / name).glob("*.safetensors")
         part = {k: v.float() for k, v in load_file(weights).items()}
         for target in targets:
+            if name == "text_encoder":
+                part["shared.weight"] = with_shape_tokens(part["shared.weight"], target.text_encoder)
             missing, unexpected = getattr(target, name).load_state_dict(part, strict=False)
             assert not unexpected and all("embed_tokens" in k for k in missing), (missing, unexpected)
 
