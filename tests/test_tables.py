@@ -33,6 +33,7 @@ from freeloc_fx.errors import LengthError, StrategyError  # noqa: E402
 from freeloc_fx.noise import default_stride, for_pipeline, freenoise  # noqa: E402
 from freeloc_fx.profile_fields import Sensitivity  # noqa: E402
 from freeloc_fx.report import COLUMNS  # noqa: E402
+from freeloc_fx.report.rows import interval  # noqa: E402
 
 PROFILE = Profile.load("tiny-wan")
 SHORT = 9
@@ -344,8 +345,13 @@ def test_peak_memory_is_that_of_the_run_each_time() -> None:
 
 
 def test_lengths_shares_the_intervals() -> None:
-    stored = json.loads((ROOT / "bench" / "results" / "lengths.json").read_text())
-    assert lengths.table(stored["clips"])[0] == stored["means"]
+    rows = [
+        {"frames": 321, "strategy": "vrpr", "seconds": 1.0, **dict.fromkeys(lengths.SCORES, value)}
+        for value in (0.25, None, 0.75)
+    ]
+    (record,), text = lengths.table(rows)
+    assert record["composite"] == list(interval([0.25, 0.75])) and record["clips"] == 3
+    assert "| 321 | vrpr | 3 | 0.500 [0.250, 0.750]" in text
 
 
 # The real pipeline

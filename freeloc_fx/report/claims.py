@@ -16,8 +16,9 @@ __all__ = ["CLAIMS", "FEWEST", "MARGIN", "PEERS", "Claim", "Comparison", "Verdic
 
 MARGIN = 0.02
 """A difference between two scores (0..1) that is smaller than this does not matter."""
-FEWEST = 4
-"""Clips below which nothing is decided: the interval of fewer says too little about other clips."""
+FEWEST = 5
+"""Clips below which nothing is decided: four differences have one sign by chance in one case of eight, five in one of
+sixteen."""
 
 Sense = Literal["above", "below", "not below", "not above"]
 Word = Literal["holds", "does not hold", "undecided", "not measured"]

@@ -61,6 +61,7 @@ def render(results: Sequence[Results], videos: str | os.PathLike[str] | None = N
 
 
 def _model(results: Results, budget: list[int]) -> dict[str, Any]:
+    videos = _videos(results, budget)  # first: it is what may fail
     records, verdicts = summarise(results), judge_claims(results)
     main = next(iter(results.groups.values()), ())
     return {
@@ -80,7 +81,7 @@ def _model(results: Results, budget: list[int]) -> dict[str, Any]:
         ],
         "curves": plots.svg(plots.curves(results, main)),
         "cost": plots.svg(plots.cost(results)),
-        "videos": _videos(results, budget),
+        "videos": videos,
         "refused": dict(results.refused),
         "environment": dict(results.environment),
         "settings": {k: v if isinstance(v, str) else json.dumps(v) for k, v in results.settings.items()},

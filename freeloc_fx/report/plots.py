@@ -135,7 +135,7 @@ def svg(figure: Any) -> str:
     """The figure as an <svg> element, without the XML head; closes it."""
     plt = _pyplot()
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

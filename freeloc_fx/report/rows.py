@@ -6,16 +6,19 @@ clip with the mean of its draws, so that every interval is over clips.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
+
 from ..errors import FreelocError
-from ..probe.search import bootstrap
 
 __all__ = ["COLUMNS", "COMPANIONS", "SCHEMA", "Column", "Results", "ResultsError", "interval", "with_companions"]
 
@@ -92,13 +95,35 @@ def with_companions(columns: Iterable[str]) -> list[str]:
     return [*chosen[: last + 1], *(c for c in COMPANIONS if c not in chosen), *chosen[last + 1 :]]
 
 
-def interval(values: Iterable[float | None]) -> Interval:
-    """Mean and its 95% bootstrap interval, what was not measurable left out; three None where nothing was."""
-    kept = [v for v in values if v is not None and math.isfinite(v)]
-    if not kept:
+def interval(values: Iterable[float | None], draws: int = 10_000) -> Interval:
+    """Mean and its 95% bootstrap interval, what was not measurable left out; three None where nothing was.
+
+    The percentile interval (Efron 1979) of a few values is too narrow: of four it covers the truth in about four cases
+    of five. Its percentiles are moved outwards by the ratio of Student's interval to the normal one, Hesterberg's
+    expanded percentile interval ("What teachers should know about the bootstrap", 2015, section 5); of five or fewer
+    it is their range. Of one value it is that value, which says nothing about others.
+    """
+    kept = np.array([v for v in values if v is not None and math.isfinite(v)], float)
+    if not len(kept):
         return (None, None, None)
-    mean, low, high = bootstrap(kept)
-    return (mean, low, high)
+    means = np.random.default_rng(0).choice(kept, (draws, len(kept))).mean(1)
+    tail = _tail(len(kept))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return (float(kept.mean()), float(low), float(high))
+
+
+@functools.cache
+def _tail(count: int) -> float:
+    """Share of the bootstrap means to leave out at either end: Phi(-sqrt(n / (n - 1)) t), t of n - 1 degrees."""
+    if count == 1:
+        return 0.025
+    degrees = count - 1
+    x = np.linspace(0, 20, 200_001)  # t is at most 12.7
+    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(degrees * math.pi)
+    density = scale * (1 + x**2 / degrees) ** (-(degrees + 1) / 2)
+    mass = np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(x))
+    t = float(x[1:][np.searchsorted(mass, 0.475)])
+    return NormalDist().cdf(-math.sqrt(count / degrees) * t)
 
 
 @dataclass(frozen=True)
