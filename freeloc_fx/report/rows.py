@@ -100,7 +100,7 @@ def interval(values: Iterable[float | None], draws: int = 10_000) -> Interval:
 
     The percentile interval (Efron 1979) of a few values is too narrow: of four it covers the truth in about four cases
     of five. Its percentiles are moved outwards by the ratio of Student's interval to the normal one, Hesterberg's
-    expanded percentile interval ("What teachers should know about the bootstrap", 2015, section 5); of five or fewer
+    expanded percentile interval ("What teachers should know about the bootstrap", 2015, section 5); of four or fewer
     it is their range. Of one value it is that value, which says nothing about others.
     """
     kept = np.array([v for v in values if v is not None and math.isfinite(v)], float)
