@@ -93,6 +93,7 @@ def _claim(verdict: Verdict, results: Results) -> dict[str, Any]:
         "text": verdict.claim.text,
         "source": verdict.claim.source,
         "verdict": verdict.overall,
+        "fails": [f"{f.comparison.against} ({COLUMNS[f.comparison.column].label})" for f in verdict.exceptions],
         "figures": [finding_words(f) for f in verdict.findings],
         "lengths": [
             (n, verdict.lengths[n][0], [finding_words(f) for f in verdict.lengths[n][1]])

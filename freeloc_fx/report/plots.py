@@ -61,7 +61,10 @@ def lengths(results: Results, members: Sequence[str], columns: Sequence[str] = L
         best = results.mean(_REFERENCE, results.short, column)[0]
         if best is not None:
             axis.axhline(best, color="gray", ls=":", lw=1, label="VAE of true clips")
-        axis.set_xscale("log", base=2)
+        axis.set_xscale("log")
+        ticks = [results.extension(n) for n in results.lengths if n > 1]
+        axis.set_xticks(ticks, [f"{round(t)}x" for t in ticks])
+        axis.minorticks_off()
         axis.set_xlabel("times the trained length")
         axis.set_title(COLUMNS[column].label)
         axis.grid(alpha=0.2)
