@@ -14,6 +14,7 @@ plots, and with --keep-videos the videos that `freeloc report` shows.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -73,12 +74,10 @@ class Film:
 
 
 class Studio(Protocol):
-    """Where videos are made. weights: hash of the model's. short: frames of the trained length. period: frames after
-    which the model is expected to repeat, None where it is not."""
+    """Where videos are made. period: frames after which the model is expected to repeat, None where it is not."""
 
-    weights: str
-    short: int
-    period: int | None
+    @property
+    def period(self) -> int | None: ...
 
     def film(self, job: Job, steps: int, guidance: float) -> Film: ...
 
@@ -99,11 +98,11 @@ class Pipeline:
         self.weights = fingerprint(first)
         self.trained = self.profile.trained_frames
         self.short = (self.trained - 1) * Facts.of(self.pipe).temporal + 1
-        self.period = self._period()
         self._on: tuple[str, int, str] | None = None
         self._frames: int | None = None
 
-    def _period(self) -> int:
+    @functools.cached_property
+    def period(self) -> int:
         """Of the intrinsic frequency as RIFLEx finds it, in frames."""
         from freeloc_fx import plan
         from freeloc_fx.generate import Facts, check_request, defaults

@@ -46,7 +46,7 @@ class Killed(BaseException):
 class StandIn:
     """A studio whose videos say nothing but which job they are of."""
 
-    weights, short, period = "w", SHORT, None
+    period = None
 
     def __init__(self, on_film: Callable[[tables.Job], None] = lambda job: None) -> None:
         self.on_film, self.made = on_film, []

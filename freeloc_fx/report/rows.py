@@ -106,10 +106,15 @@ def interval(values: Iterable[float | None], draws: int = 10_000) -> Interval:
     kept = np.array([v for v in values if v is not None and math.isfinite(v)], float)
     if not len(kept):
         return (None, None, None)
-    means = np.random.default_rng(0).choice(kept, (draws, len(kept))).mean(1)
+    means = kept[_resamples(len(kept), draws)].mean(1)
     tail = _tail(len(kept))
     low, high = np.quantile(means, [tail, 1 - tail])
     return (float(kept.mean()), float(low), float(high))
+
+
+@functools.lru_cache(maxsize=8)
+def _resamples(count: int, draws: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, count, (draws, count), dtype=np.int32)
 
 
 @functools.cache
