@@ -95,7 +95,7 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
             mean, low, high = means[c]
             if mean is None:
                 cells.append("-")
-            elif c == "composite":
+            elif c == "composite" and low is not None:
                 cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
             else:
                 cells.append(f"{mean:.1f}" if c in ("psnr", "seconds") else f"{mean:.2f}")
@@ -120,7 +120,8 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
             if len(points) > 2:  # a strategy measured at one length only is in the table
                 x = [p["frames"] / 81 for p in points]
                 axis.plot(x, [p[name][0] for p in points], marker="o", ms=3, label=strategy)
-                axis.fill_between(x, [p[name][1] for p in points], [p[name][2] for p in points], alpha=0.08)
+                ends = ([p[name][0] if p[name][i] is None else p[name][i] for p in points] for i in (1, 2))
+                axis.fill_between(x, *ends, alpha=0.08)  # one clip has no interval
         if best is not None:
             axis.axhline(best[name][0], color="gray", ls=":", lw=1, label="VAE of real clips")
         axis.set_xscale("log", base=2)

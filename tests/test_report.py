@@ -101,6 +101,7 @@ def test_a_capture_counts_in_no_time_but_in_every_score() -> None:
 
 def test_intervals_leave_out_what_was_not_measurable() -> None:
     assert interval([None, float("nan")]) == (None, None, None)
+    assert interval([0.2, None]) == (0.2, None, None)  # one clip says nothing about others
     assert interval([0.2, None, 0.2]) == pytest.approx((0.2, 0.2, 0.2))
 
 
@@ -152,6 +153,7 @@ def test_verdicts(one: float, two: float, clips: int, sense: Any) -> None:
 
 def test_nothing_measured_is_no_verdict() -> None:
     assert rules.judge((None, None, None), 9, "above") == "not measured"
+    assert rules.judge((0.5, None, None), 1, "above") == "undecided"
     verdicts = {v.claim.key: v for v in judge_claims(Results("m", SHORT, [], {}))}
     assert {v.overall for v in verdicts.values()} == {"not measured"}
 

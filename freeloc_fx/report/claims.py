@@ -194,12 +194,12 @@ def judge(difference: Interval, clips: int, sense: Sense) -> Word:
     them. With fewer than `FEWEST` clips, or where the interval says neither: undecided.
     """
     mean, low, high = difference
-    if mean is None or low is None or high is None:
+    if mean is None:
         return "not measured"
+    if low is None or high is None or clips < FEWEST:
+        return "undecided"
     if sense in ("below", "not above"):
         low, high = -high, -low
-    if clips < FEWEST:
-        return "undecided"
     if sense in ("above", "below"):
         return "holds" if low > 0 else "does not hold" if high < MARGIN else "undecided"
     return "holds" if low > -MARGIN else "does not hold" if high < -MARGIN else "undecided"

@@ -57,7 +57,8 @@ def lengths(results: Results, members: Sequence[str], columns: Sequence[str] = L
                 x, mean, low, high = zip(*points, strict=True)
                 style = _style(results, name)
                 axis.plot(x, mean, marker="o", ms=3, label=name, **style)
-                axis.fill_between(x, low, high, color=style["color"], alpha=0.08, linewidth=0)
+                ends = ([m if e is None else e for m, e in zip(mean, end, strict=True)] for end in (low, high))
+                axis.fill_between(x, *ends, color=style["color"], alpha=0.08, linewidth=0)
         best = results.mean(_REFERENCE, results.short, column)[0]
         if best is not None:
             axis.axhline(best, color="gray", ls=":", lw=1, label="VAE of true clips")

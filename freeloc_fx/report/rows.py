@@ -101,11 +101,13 @@ def interval(values: Iterable[float | None], draws: int = 10_000) -> Interval:
     The percentile interval (Efron 1979) of a few values is too narrow: of four it covers the truth in about four cases
     of five. Its percentiles are moved outwards by the ratio of Student's interval to the normal one, Hesterberg's
     expanded percentile interval ("What teachers should know about the bootstrap", 2015, section 5); of four or fewer
-    it is their range. Of one value it is that value, which says nothing about others.
+    it is their range. One value has no interval.
     """
     kept = np.array([v for v in values if v is not None and math.isfinite(v)], float)
     if not len(kept):
         return (None, None, None)
+    if len(kept) == 1:
+        return (float(kept[0]), None, None)
     means = kept[_resamples(len(kept), draws)].mean(1)
     tail = _tail(len(kept))
     low, high = np.quantile(means, [tail, 1 - tail])
@@ -120,8 +122,6 @@ def _resamples(count: int, draws: int) -> np.ndarray:
 @functools.cache
 def _tail(count: int) -> float:
     """Share of the bootstrap means to leave out at either end: Phi(-sqrt(n / (n - 1)) t), t of n - 1 degrees."""
-    if count == 1:
-        return 0.025
     degrees = count - 1
     x = np.linspace(0, 20, 200_001)  # t is at most 12.7
     scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(degrees * math.pi)

@@ -57,10 +57,10 @@ def number(value: float | None, column: Column, signed: bool = False) -> str:
 
 
 def describe(found: Sequence[float | None], column: Column, signed: bool = False) -> str:
-    """Mean [low, high]."""
+    """Mean [low, high]; the mean alone of a single clip."""
     mean, low, high = found
-    if mean is None:
-        return "-"
+    if low is None:
+        return number(mean, column, signed)
     return f"{number(mean, column, signed)} [{number(low, column, signed)}, {number(high, column, signed)}]"
 
 
