@@ -14,55 +14,25 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clips import prompt_of, real_clip, reconstruct
 from common import RESULTS, environment, save
+from journal import Journal
 
 from freeloc_fx.generate import apply, generate, load_pipeline
 from freeloc_fx.metrics import score
-from freeloc_fx.tiny_wan.scenes import Scene
+from freeloc_fx.report.rows import interval
 
 STRATEGIES = ("direct", "direct+temp", "vrpr", "vrpr+temp", "tsa", "vrpr+tsa", "profile")
 SCORES = ("composite", "presence", "shape_accuracy", "sharpness", "area", "speed", "motion", "psnr", "foreign", "loop")
 
 
-def prompt_of(seed: int) -> str:
-    """The prompt that a seed stands for: scenes that training never drew (their generator has its own key)."""
-    return Scene.random(np.random.default_rng((seed, 4))).prompt
-
-
-def real_clip(seed: int, frames: int) -> np.ndarray:
-    """The scene of `prompt_of(seed)` itself, float32 (frames, 64, 64, 3)."""
-    return Scene.random(np.random.default_rng((seed, 4))).render(frames)
-
-
-def reconstruct(pipe: Any, video: np.ndarray) -> np.ndarray:
-    """What the VAE makes of a clip: the best that any sampler could score."""
-    import torch
-
-    x = torch.from_numpy(video)[None].permute(0, 4, 1, 2, 3) * 2 - 1
-    with torch.no_grad():
-        y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample
-    return (y[0].permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1).numpy()
-
-
-def interval(values: list[float]) -> list[float | None]:
-    """Mean and the 95% bootstrap interval of the mean over clips, NaN left out; None where nothing was measurable."""
-    data = np.array([v for v in values if v is not None and math.isfinite(v)])
-    if not len(data):
-        return [None, None, None]
-    draws = np.random.default_rng(0).choice(data, (2000, len(data))).mean(1)
-    return [float(data.mean()), *(float(q) for q in np.quantile(draws, [0.025, 0.975]))]
-
-
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    args.work.mkdir(parents=True, exist_ok=True)
-    journal = args.work / "lengths.jsonl"
-    rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    done = {(r["strategy"], r["frames"], r["seed"], r["steps"], r["guidance"]) for r in rows}
+    journal = Journal(args.work / "lengths.jsonl")
+    done = {(r["strategy"], r["frames"], r["seed"], r["steps"], r["guidance"]) for r in journal.rows}
     pipe = load_pipeline("tiny-wan") if not args.report else None
 
     def add(strategy: str, frames: int, seed: int, video: np.ndarray, seconds: float) -> None:
@@ -70,11 +40,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         scores = {k: v if math.isfinite(v) else None for k, v in scores.items()}
         row = {"strategy": strategy, "frames": frames, "seed": seed, "steps": args.steps, "guidance": args.guidance,
                "seconds": seconds, **scores}  # fmt: skip
-        rows.append(row)
-        with journal.open("a") as file:  # one line at once; a torn last line cannot occur within a page
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        journal.add(row)
         if args.keep:
             np.save(args.work / f"{strategy}-{frames}-{seed}.npy", (video * 255).round().astype(np.uint8))
         print(strategy, frames, seed, f"{seconds:.1f} s", {k: v and round(v, 3) for k, v in scores.items()}, flush=True)
@@ -96,7 +62,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 )
                 add(strategy, frames, seed, video.frames, video.seconds)
     wanted = set(args.seeds)
-    return [r for r in rows if r["seed"] in wanted and r["steps"] == args.steps and r["guidance"] == args.guidance]
+    asked = (args.steps, args.guidance)
+    return [r for r in journal.rows if r["seed"] in wanted and (r["steps"], r["guidance"]) == asked]
 
 
 def table(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
@@ -121,14 +88,14 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     keys = sorted({(r["frames"], r["strategy"]) for r in rows}, key=lambda k: (k[0], order.index(k[1])))
     for frames, strategy in keys:
         part = [r for r in rows if (r["frames"], r["strategy"]) == (frames, strategy)]
-        means = {c: interval([r[c] for r in part]) for c in columns}
+        means = {c: list(interval(r[c] for r in part)) for c in columns}
         records.append({"frames": frames, "strategy": strategy, "clips": len(part), **means})
         cells = []
         for c in columns:
             mean, low, high = means[c]
             if mean is None:
                 cells.append("-")
-            elif c == "composite":
+            elif c == "composite" and low is not None:
                 cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
             else:
                 cells.append(f"{mean:.1f}" if c in ("psnr", "seconds") else f"{mean:.2f}")
@@ -153,7 +120,8 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
             if len(points) > 2:  # a strategy measured at one length only is in the table
                 x = [p["frames"] / 81 for p in points]
                 axis.plot(x, [p[name][0] for p in points], marker="o", ms=3, label=strategy)
-                axis.fill_between(x, [p[name][1] for p in points], [p[name][2] for p in points], alpha=0.08)
+                ends = ([p[name][0] if p[name][i] is None else p[name][i] for p in points] for i in (1, 2))
+                axis.fill_between(x, *ends, alpha=0.08)  # one clip has no interval
         if best is not None:
             axis.axhline(best[name][0], color="gray", ls=":", lw=1, label="VAE of real clips")
         axis.set_xscale("log", base=2)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clips import prompt_of
 from common import RESULTS, environment, save
-from lengths import prompt_of
 from search import Scorer
 
 import freeloc_fx

@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from clips import prompt_of
 from common import RESULTS, environment, save
-from lengths import prompt_of
 
 from freeloc_fx.generate import generate, load_pipeline
 from freeloc_fx.probe.journal import Lines

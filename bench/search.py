@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clips import prompt_of
 from common import RESULTS, environment, save
-from lengths import prompt_of
 
 import freeloc_fx
 from freeloc_fx import Profile, solve

@@ -216,6 +216,7 @@ def generate(
     negative_prompt: str | None = None,
     on_step: Callable[[int, int], None] | None = None,
     vae_tiling: bool | None = None,
+    latents: torch.Tensor | None = None,
 ) -> Video:
     """Run a pipeline. The same seed gives the same initial noise whatever the device and the strategy.
 
@@ -224,6 +225,7 @@ def generate(
         on_step: called as on_step(done, total) after each denoising step; what it raises ends the run.
         vae_tiling: decode in spatial tiles (Wan's VAE decodes frame by frame anyway); None: where the clip has more
             pixels than 81 frames of 480x832.
+        latents: initial noise in place of that of the seed, in the pipeline's own layout (`noise.for_pipeline`).
 
     Raises:
         LengthError: see `check_request`. FreelocError: the frames are not finite. Others from the pipeline as they are.
@@ -255,6 +257,7 @@ def generate(
             generator=torch.Generator("cpu").manual_seed(seed),
             callback_on_step_end=after_step,
             output_type="np",
+            **({} if latents is None else {"latents": latents}),
         )
     finally:
         undo()

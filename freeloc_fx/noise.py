@@ -7,12 +7,14 @@ depends on their initial noise, so the noise of the first window is used again a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
 
 import torch
 
 from .errors import LengthError
 
-__all__ = ["freenoise"]
+__all__ = ["default_stride", "for_pipeline", "freenoise"]
 
 
 def freenoise(
@@ -64,3 +66,50 @@ def freenoise(
         origin[begin : begin + stride] = origin[begin - window + order]
     result = first.index_select(dim, origin)
     return result if device is None else result.to(device)
+
+
+def default_stride(window: int) -> int:
+    """The paper's stride of 4 for a window of 16, scaled to another window: 5 for 21 latent frames."""
+    return max(1, round(Fraction(4 * window, 16)))
+
+
+def for_pipeline(
+    pipe: Any, frames: int, height: int, width: int, window: int, stride: int | None = None, seed: int = 0
+) -> torch.Tensor:
+    """FreeNoise's initial noise in a diffusers pipeline's own layout, for its argument `latents`.
+
+    The layout is asked of the pipeline's `prepare_latents`, so that frames may be the second or the third axis.
+
+    Args:
+        frames, height, width: of the video, in frames and pixels.
+        window: latent frames, usually the trained length. stride: see `freenoise`; default `default_stride(window)`.
+        seed: of a generator on the CPU, so the noise is the same on every device.
+
+    Returns: float32, on the CPU; (1, channels, latent frames, latent height, latent width) for Wan.
+
+    Raises:
+        LengthError: as `freenoise`, or none of the two axes has as many latent frames as the request.
+    """
+    from .request import check_request
+
+    latent, _, _ = check_request(pipe, frames, height, width)
+    model = pipe.transformer if getattr(pipe, "transformer", None) is not None else pipe.transformer_2
+    made = pipe.prepare_latents(
+        batch_size=1,
+        num_channels_latents=model.config.in_channels,
+        height=height,
+        width=width,
+        num_frames=frames,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        generator=torch.Generator("cpu").manual_seed(seed),
+    )
+    shape = tuple((made[0] if isinstance(made, tuple) else made).shape)
+    dim = next((axis for axis in (2, 1) if len(shape) == 5 and shape[axis] == latent), None)
+    if dim is None:
+        raise LengthError(
+            f"{type(pipe).__name__}: expected latents of 5 axes with {latent} frames on the second or third, "
+            f"found {shape}"
+        )
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return freenoise(shape, window, default_stride(window) if stride is None else stride, generator, dim=dim)

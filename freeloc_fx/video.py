@@ -57,8 +57,10 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str] = VIDEOS)
     return path
 
 
-def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 16.0, scale: int = 1) -> Path:
-    """Write a clip as .mp4 (H.264, yuv420p, constant quality 17) or .gif (256 colours a frame, loops forever).
+def write_video(
+    path: str | os.PathLike[str], frames: np.ndarray, fps: float = 16.0, scale: int = 1, crf: int = 17
+) -> Path:
+    """Write a clip as .mp4 (H.264, yuv420p, constant quality) or .gif (256 colours a frame, loops forever).
 
     The file appears whole or not at all: it is written beside `path` under a temporary name and then renamed.
 
@@ -68,11 +70,14 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 1
         fps: frames per second; a gif rounds each frame to 1/100 s.
         scale: whole factor to enlarge by, each pixel becoming a square; use 4 or more for 64-pixel clips, whose
             colours yuv420p would otherwise smear over 2x2 pixels. An odd side is padded by a pixel for .mp4.
+        crf: x264's constant rate factor, 0 (lossless) to 51; a .gif has none.
 
     Raises:
-        VideoError: see `check_output`; also a wrong array, scale or fps, or a missing optional dependency.
+        VideoError: see `check_output`; also a wrong array, scale, fps or crf, or a missing optional dependency.
     """
     path = check_output(path)
+    if isinstance(crf, bool) or not isinstance(crf, int) or not 0 <= crf <= 51:
+        raise VideoError(f"crf={crf!r} must be a whole number from 0 to 51")
     clip = _enlarge(_bytes(frames), scale)
     if not 0 < fps <= 240:
         raise VideoError(f"fps={fps} must be above 0 and at most 240")
@@ -87,7 +92,7 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 1
                 temporary, "GIF", save_all=True, append_images=images[1:], duration=lasts.tolist(), loop=0, disposal=1
             )
         else:
-            _write_mp4(temporary, clip, fps)
+            _write_mp4(temporary, clip, fps, crf)
     return path
 
 
@@ -285,7 +290,7 @@ def _save_png(path: Path, sheet: np.ndarray) -> Path:
     return path
 
 
-def _write_mp4(path: Path, clip: np.ndarray, fps: float) -> None:
+def _write_mp4(path: Path, clip: np.ndarray, fps: float, crf: int) -> None:
     ffmpeg = _need("imageio_ffmpeg")
     height, width = clip.shape[1:3]
     if height % 2 or width % 2:  # yuv420p stores colour for 2x2 pixels
@@ -299,7 +304,7 @@ def _write_mp4(path: Path, clip: np.ndarray, fps: float) -> None:
         macro_block_size=1,
         pix_fmt_in="rgb24",
         pix_fmt_out="yuv420p",
-        output_params=["-crf", "17", "-preset", "medium", "-movflags", "+faststart"],
+        output_params=["-crf", str(crf), "-preset", "medium", "-movflags", "+faststart"],
         ffmpeg_log_level="error",
     )
     try:

@@ -81,6 +81,25 @@ def test_generate_writes_a_video_and_a_sheet(small: list[str], tmp_path: Path) -
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.mp4", "a.png", "profile.json"]
 
 
+def test_generate_at_pipeline_level(small: list[str], tmp_path: Path) -> None:
+    found = {}
+    for name, options in {
+        "direct": ["--strategy=direct"],
+        "windows": ["--windows"],
+        "freenoise": ["--strategy=direct", "--noise=freenoise"],
+        "both": ["--windows", "--noise=freenoise"],
+    }.items():
+        result = run("generate", PROMPT, "--frames=13", *small, *options, "-o", tmp_path / f"{name}.mp4")
+        assert result.exit_code == 0, result.output
+        found[name] = (tmp_path / f"{name}.mp4").read_bytes()
+        settings = json.loads((tmp_path / f"{name}.json").read_text())["settings"]
+        assert settings["windows"] == (name in ("windows", "both")), name
+        assert settings["noise"] == ("freenoise" if name in ("freenoise", "both") else "plain"), name
+    assert len(set(found.values())) == 4
+    refused = run("generate", PROMPT, "--frames=13", *small, "--windows", "--strategy=tsa", "-o", tmp_path / "a.mp4")
+    assert refused.exit_code == 2 and "--windows" in refused.stderr and not (tmp_path / "a.mp4").exists()
+
+
 def test_generate_gif_direct_with_scores(small: list[str], tmp_path: Path) -> None:
     size = ["--height=64", "--width=64", "--strategy=direct"]
     result = run("generate", PROMPT, "--frames=5", *small, *size, "-o", tmp_path / "a.gif")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pipelines
 import pytest
@@ -97,3 +97,37 @@ def test_lengths_and_frames_exclude_each_other(model: Path, asked: dict[str, Any
     result = run(model, "--lengths=2", "--frames=17", "-o", tmp_path / "p.json")
     assert result.exit_code == 2
     assert "expected one of them, found both" in result.output
+
+
+class Judge:
+    """VisionReward, as far as the command knows it."""
+
+    loaded: ClassVar[list[Any]] = []
+
+    @classmethod
+    def load(cls, *arguments: Any, **options: Any) -> Judge:
+        cls.loaded.append((arguments, options))
+        return cls()
+
+    def reward(self, prompts: list[str], seeds: Any) -> Any:
+        return lambda video, seed: (prompts, list(seeds), video, seed)
+
+
+def test_visionreward_rewards_a_full_probe(
+    model: Path, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "VisionReward", Judge)
+    files = (tmp_path / "q.txt", tmp_path / "w.json")
+    options = ["--visionreward", *files, "--seeds=2", "--prompt", "a cat", "-o", tmp_path / "p.json"]
+    result = run(model, "--mode=full", *options, "--visionreward-model=here", "--trust-remote-code")
+    assert result.exit_code == 0, result.output
+    ((arguments, given),) = Judge.loaded
+    assert arguments == (*files, "here") and given["trust_remote_code"] is True
+    assert asked["reward"]("video", 1) == (["a cat"], [0, 1], "video", 1)
+    refused = run(model, *options)
+    assert refused.exit_code == 2 and "--mode full" in refused.stderr and len(Judge.loaded) == 1
+
+
+def test_without_its_files_visionreward_is_not_loaded(model: Path, tmp_path: Path) -> None:
+    result = run(model, "--mode=full", "--visionreward", tmp_path / "q", tmp_path / "w", "-o", tmp_path / "p.json")
+    assert result.exit_code == 2 and "checklist" in result.stderr

@@ -13,6 +13,7 @@ from .generate import generate
 from .inspect import inspect
 from .probe import probe
 from .profiles import profiles
+from .report import report
 
 __all__ = ["app"]
 
@@ -46,4 +47,5 @@ app.command("eval")(evaluate_videos)
 app.command()(inspect)
 app.command()(probe)
 app.command()(bench)
+app.command()(report)
 app.add_typer(profiles, name="profiles")

@@ -127,7 +127,14 @@ class Job:
     attention: str
     latent: tuple[int, int, int]
 
-    def run(self, pipe: Any, prompt: str, seed: int, on_step: Callable[[int, int], None]) -> library.Video:
+    def run(
+        self,
+        pipe: Any,
+        prompt: str,
+        seed: int,
+        on_step: Callable[[int, int], None],
+        latents: torch.Tensor | None = None,
+    ) -> library.Video:
         return library.generate(
             pipe,
             prompt,
@@ -139,6 +146,7 @@ class Job:
             seed=seed,
             negative_prompt=self.negative_prompt,
             on_step=on_step,
+            latents=latents,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -12,10 +12,12 @@ from rich.table import Table
 
 from .. import generate as library
 from ..metrics import score
+from ..noise import default_stride, for_pipeline
 from ..plan import Plan
 from ..video import SHEETS, check_output, contact_sheet, write_video
+from ..windows import context_windows
 from . import common
-from .common import exits, load, out, prepare, progress, scorable, warn, write_json
+from .common import UsageError, exits, load, out, prepare, progress, scorable, warn, write_json
 
 __all__ = ["generate", "score_table"]
 
@@ -46,6 +48,14 @@ def generate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the initial noise.")] = 0,
+    noise: Annotated[
+        Literal["plain", "freenoise"],
+        typer.Option(help="freenoise: noise of the trained length, shuffled on and on; its authors add --windows."),
+    ] = "plain",
+    windows: Annotated[
+        bool,
+        typer.Option("--windows", help="Fuse predictions of overlapping windows of the trained length; no strategy."),
+    ] = False,
     steps: common.Steps = None,
     guidance: common.Guidance = None,
     height: common.Height = None,
@@ -68,6 +78,9 @@ def generate(
         check_output(output)
         sheet = check_output(output.with_suffix(".png"), SHEETS)
         report = check_output(output.with_suffix(".json"), (".json",))
+        if windows and strategy not in (None, "direct"):
+            raise UsageError(f"--windows: a window has the trained length, so --strategy {strategy} would do nothing")
+        strategy = "direct" if windows else strategy
         job = prepare(
             model, profile, [strategy], frames, height, width, steps, guidance, negative_prompt,
             dtype, device, backend, attention,
@@ -77,13 +90,24 @@ def generate(
             warn(f"no scores: {reason}")
         pipe = load(job)
         library.apply(pipe, job.profile, strategy, backend=job.backend, attention=job.attention)
+        trained = 0
+        if windows or noise == "freenoise":
+            trained = library.choose_profile(pipe.transformer, job.profile).trained_frames
+        if windows:
+            stride = default_stride(trained) if noise == "freenoise" else None
+            for name in library.TRANSFORMERS:
+                if getattr(pipe, name, None) is not None:
+                    setattr(pipe, name, context_windows(getattr(pipe, name), trained, stride))
+        latents = None
+        if noise == "freenoise":
+            latents = for_pipeline(pipe, job.frames, job.height, job.width, trained, seed=seed)
         with progress() as bar:
             task = bar.add_task("denoising", total=job.steps)
 
             def on_step(done: int, total: int) -> None:
                 bar.update(task, completed=done, description="denoising" if done < total else "decoding")
 
-            video = job.run(pipe, prompt, seed, on_step)
+            video = job.run(pipe, prompt, seed, on_step, latents)
             bar.update(task, description="done")
         write_video(output, video.frames, fps, common.enlargement(job.height, 256))
         written.append(output)
@@ -92,7 +116,7 @@ def generate(
         settings = {
             "prompt": prompt, "negative_prompt": negative_prompt, "model": model, "strategy": strategy or "profile",
             "seed": seed, "steps": job.steps, "guidance": job.guidance, "frames": job.frames, "height": job.height,
-            "width": job.width, "fps": fps,
+            "width": job.width, "fps": fps, "noise": noise, "windows": windows,
         }  # fmt: skip
         plan = None if video.plan is None else video.plan.to_dict()
         write_json(report, {"settings": settings, "seconds": video.seconds, "plan": plan})

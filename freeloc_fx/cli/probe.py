@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,13 +13,14 @@ from rich.table import Table
 
 from .. import generate as library
 from ..metrics import score
+from ..metrics.visionreward import VisionReward
 from ..probe import for_length, measured_lengths
 from ..probe import probe as run_probe
 from ..probe.plot import draw
 from ..profile import Profile
 from ..video import check_output
 from . import common
-from .common import EXAMPLE, UsageError, exits, load, out, prepare, progress, scorable
+from .common import EXAMPLE, Job, UsageError, exits, load, out, prepare, progress, scorable
 
 __all__ = ["probe"]
 
@@ -46,6 +48,20 @@ def probe(
     ] = None,
     temperature: Annotated[
         bool, typer.Option("--temperature", help="Entropy-matched score temperature for layers that keep every pair.")
+    ] = False,
+    visionreward: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="QUESTIONS WEIGHTS",
+            help="With --mode full: reward videos by VisionReward, the paper's measure; its checklist and weight.json.",
+            show_default="tiny-wan's ground truth, where the prompts allow it",
+        ),
+    ] = None,
+    visionreward_model: Annotated[
+        str, typer.Option(help="Folder or hub id of its video model.")
+    ] = "THUDM/VisionReward-Video",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with VisionReward's weights.")
     ] = False,
     steps: common.Steps = None,
     height: common.Height = None,
@@ -76,7 +92,7 @@ def probe(
         wanted = frames if frames is not None else (max(targets) - 1) * facts.temporal + 1
         job = prepare(model, None, ["direct"], wanted, height, width, steps, dtype=dtype, device=device)
         texts = prompts or [EXAMPLE]
-        scored = mode == "full" and all(scorable(job, text) is None for text in texts)
+        judge = _judge(job, mode, texts, range(seeds), visionreward, visionreward_model, trust_remote_code)
         pipe = load(job)
         with progress() as bar:
             task = bar.add_task("probing", total=None)
@@ -91,7 +107,7 @@ def probe(
                 steps=job.steps,
                 height=job.height,
                 width=job.width,
-                reward=(lambda video, seed: score(video, texts[seed % len(texts)]).composite) if scored else None,
+                reward=judge,
                 journal=folder,
                 on_unit=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
             )
@@ -102,6 +118,30 @@ def probe(
             out.print(f"{path}, for {(made.provenance or {})['target_frames']} latent frames:", highlight=False)
             out.print(_table(made))
         out.print(f"{picture}; the measurements are kept in {folder}", highlight=False, soft_wrap=True)
+
+
+def _judge(
+    job: Job,
+    mode: str,
+    texts: list[str],
+    seeds: Sequence[int],
+    files: tuple[Path, Path] | None,
+    model: str,
+    trust: bool,
+) -> Callable[[Any, int], float] | None:
+    """The reward of a full probe: VisionReward where its files are given, else the ground truth where there is one.
+
+    Raises:
+        UsageError: VisionReward without --mode full. MetricError, DependencyError: as `VisionReward.load`.
+    """
+    if files is not None:
+        if mode != "full":
+            raise UsageError(f"--visionreward: only --mode full rewards videos, found --mode {mode}")
+        loaded = VisionReward.load(*files, model, device=job.device, dtype=job.dtype, trust_remote_code=trust)
+        return loaded.reward(texts, seeds)
+    if mode == "full" and all(scorable(job, text) is None for text in texts):
+        return lambda video, seed: score(video, texts[seed % len(texts)]).composite
+    return None
 
 
 def _multiples(lengths: str | None, frames: int | None) -> list[float]:

@@ -17,7 +17,7 @@ import numpy as np
 from ..tiny_wan.scenes import SIZE, parse_prompt
 from . import vbench
 from .clip import Clip, MetricError, prompt_beside
-from .ground_truth import GroundTruthScore, per_time, score
+from .ground_truth import GroundTruthScore, score_and_drift
 from .models import FeatureModel, FlowModel, InterpolationModel, QualityModel
 from .proxies import ColourLayout, DisFlow, FlowMidpoint, ShapeHistogram, Sharpness
 from .repetition import NoRepeat, loop, no_repeat
@@ -234,7 +234,8 @@ def _ground_truth(
         if given:
             raise MetricError(f"prompt: {error}") from error
         return None, (), str(error)
-    return score(frames, prompt), tuple(per_time(frames, prompt, segments)), None
+    whole, parts = score_and_drift(frames, prompt, segments)
+    return whole, tuple(parts), None
 
 
 def _native(clip: Clip) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 from ..tiny_wan.scenes import AREA, SHAPES, SIZE, SPEEDS
 from .tracking import LAG, Analysis, Track, analyse
 
-__all__ = ["GroundTruthScore", "ShapeScore", "per_time", "score"]
+__all__ = ["GroundTruthScore", "ShapeScore", "per_time", "score", "score_and_drift"]
 
 _CHUNK = 24  # frames a median is taken over: few enough that a wall is met at most once on an axis
 _PAIRS = 12  # displacements a median needs: a wall spoils 4
@@ -77,6 +77,18 @@ class GroundTruthScore:
     composite: float
     shapes: tuple[ShapeScore, ...]
 
+    @property
+    def identity(self) -> float:
+        """The composite's first term, 0..1; NaN where no shape's kind could be told."""
+        return _identity(self.shapes, self.foreign)
+
+    @property
+    def quality(self) -> float:
+        """The composite without motion, 0..1: what a still frame can show."""
+        if self.presence == 0:
+            return 0.0
+        return _geometric([self.identity, float(_closeness(self.sharpness)), float(_closeness(self.area))])
+
     def as_dict(self) -> dict[str, Any]:
         """Plain floats, and `shapes` as a list of dicts. NaN stays NaN."""
         return {**asdict(self), "shapes": [asdict(s) for s in self.shapes]}
@@ -106,11 +118,19 @@ def per_time(video: np.ndarray, prompt: str, segments: int = 8) -> list[GroundTr
 
     Stretches of fewer than about 24 frames give noisy speeds; `loop` needs 48.
     """
+    return score_and_drift(video, prompt, segments)[1]
+
+
+def score_and_drift(
+    video: np.ndarray, prompt: str, segments: int = 8
+) -> tuple[GroundTruthScore, list[GroundTruthScore]]:
+    """`score` of the whole clip and `per_time`, for one tracking, which is what takes the time."""
     analysis = analyse(video, prompt)
     if not 1 <= segments <= len(video):
         raise ValueError(f"segments={segments} must be between 1 and the clip's {len(video)} frames")
     edges = np.linspace(0, len(video), segments + 1).round().astype(int)
-    return [_aggregate(analysis, slice(int(a), int(b))) for a, b in pairwise(edges)]
+    parts = [_aggregate(analysis, slice(int(a), int(b))) for a, b in pairwise(edges)]
+    return _aggregate(analysis, slice(0, len(video))), parts
 
 
 def _chunks(window: slice) -> list[slice]:
@@ -189,6 +209,19 @@ def _loop(tracks: tuple[Track, ...], window: slice, shortest: int = 16, run: int
     return best
 
 
+def _identity(shapes: tuple[ShapeScore, ...], foreign: float) -> float:
+    """A shape that was never found is wrong; one that others hid all the time is unknown."""
+    asked = len(shapes) * AREA / SIZE**2
+    found = _mean([0.0 if s.presence == 0 else s.presence * s.shape_accuracy for s in shapes])
+    return found * asked / (asked + foreign)
+
+
+def _geometric(terms: list[float]) -> float:
+    """Geometric mean, NaN terms left out; 0 of none."""
+    kept = [t for t in terms if not math.isnan(t)]
+    return math.prod(kept) ** (1 / len(kept)) if kept else 0.0
+
+
 def _aggregate(analysis: Analysis, window: slice) -> GroundTruthScore:
     scene = analysis.scene
     shapes = tuple(
@@ -203,13 +236,9 @@ def _aggregate(analysis: Analysis, window: slice) -> GroundTruthScore:
         for measured, true in analysis.scroll
     ]
     scroll_error = _mean(np.hypot.reduce(np.array(errors), axis=0))
-    asked = len(shapes) * AREA / SIZE**2
-    # A shape that was never found is wrong; one that others hid all the time is unknown.
-    identity = _mean([0.0 if s.presence == 0 else s.presence * s.shape_accuracy for s in shapes])
-    identity *= asked / (asked + foreign)
+    identity = _identity(shapes, foreign)
     terms = [identity, float(_closeness(mean["sharpness"])), mean["motion"], float(_closeness(mean["area"]))]
-    kept = [t for t in terms if not math.isnan(t)]
-    composite = math.prod(kept) ** (1 / len(kept)) if mean["presence"] != 0 and kept else 0.0
+    composite = _geometric(terms) if mean["presence"] != 0 else 0.0
     return GroundTruthScore(
         **mean,
         foreign=foreign,

@@ -1,0 +1,169 @@
+"""Who takes part in `tables.py`: named ways to make a long video, in groups, one group a table.
+
+A contestant is the untouched model or a profile applied to it, with or without FreeNoise's initial noise and windows of
+predictions. Those of a strategy name are that strategy in every layer with the settings of the model's profile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from freeloc_fx.generate import TRANSFORMERS, apply
+from freeloc_fx.noise import default_stride
+from freeloc_fx.positions import VRPR
+from freeloc_fx.profile import Profile
+from freeloc_fx.windows import context_windows
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "main": ("direct", "window", "riflex", "freelong", "freenoise", "profile"),
+    "peers": (
+        "direct", "freelong++", "longdiff", "ultravico", "anchors", "pi", "ntk", "yarn", "clip", "group",
+        "context-windows", "profile",
+    ),
+    "ablation": ("direct", "tsa", "vrpr", "vrpr+tsa", "random", "split", "profile"),
+    "temperature": (
+        "direct", "direct+temp", "vrpr", "vrpr+temp", "tsa", "tsa+temp", "vrpr+tsa", "vrpr+tsa+temp", "profile",
+        "profile+temp",
+    ),
+    "positions": ("direct", "clip", "group", "vrpr", "vrpr-separable"),
+}  # fmt: skip
+
+ABOUT = {
+    "direct": "the untouched model",
+    "profile": "FreeLOC: the model's profile, layer by layer",
+    "freelong": "spectral blend of global and local attention, from FreeNoise's initial noise",
+    "freelong++": "several windows, one band each, from FreeNoise's initial noise",
+    "freenoise": "FreeNoise's initial noise, predictions of overlapping windows fused with pyramid weights",
+    "context-windows": "predictions of half-overlapping windows fused with pyramid weights, independent noise",
+    "random": "the layer-wise strategies dealt to the layers at random, fixed seeds, several draws",
+    "split": "TSA in the 17 of 30 layers (in proportion) most sensitive to context, VRPR in the rest, as the paper has",
+    "vrpr-separable": "VRPR quantised as floor(i/G) - floor(j/G), as the official code does",
+    "reconstruction": "the model's VAE on the true clip: the best any sampler could score",
+}
+
+PAPER_SHARE = 17 / 30  # of Wan2.1-T2V-1.3B's layers that the paper gives TSA
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """profile: None for the untouched model. noise: FreeNoise's. stride: of windows of predictions in latent frames,
+    None without. draw: number of a random one."""
+
+    name: str
+    profile: Profile | None
+    noise: bool = False
+    stride: int | None = None
+    draw: int = 0
+
+    @property
+    def content(self) -> str:
+        """A hash of what decides the pixels beside model, seed and sampling, so that other settings are other rows."""
+        about = ("name", "provenance", "sensitivities", "model", "layer_count")
+        kept = self.profile and [
+            (field.name, getattr(self.profile, field.name)) for field in fields(self.profile) if field.name not in about
+        ]
+        return hashlib.sha256(repr((kept, self.noise, self.stride)).encode()).hexdigest()[:12]
+
+    def put_on(self, pipe: Any, originals: Mapping[str, Any], window: int, backend: str = "eager") -> None:
+        """Give the pipeline's transformers this contestant. originals: as they were loaded. window: the trained length.
+
+        Raises:
+            FreelocError: it cannot run on this model.
+        """
+        for name, model in originals.items():
+            setattr(pipe, name, model)
+        if self.profile is not None:
+            apply(pipe, self.profile, backend=backend)
+        if self.stride is not None:
+            for name in originals:
+                setattr(pipe, name, context_windows(getattr(pipe, name), window, self.stride))
+
+
+def originals_of(pipe: Any) -> dict[str, Any]:
+    return {n: getattr(pipe, n) for n in TRANSFORMERS if getattr(pipe, n, None) is not None}
+
+
+def split(profile: Profile, layers: int) -> Profile | None:
+    """The paper's kind of assignment from the profile's sensitivities; None where it has none."""
+    found = profile.sensitivities
+    if not found:
+        return None
+    order = sorted(range(layers), key=lambda layer: -found[layer].context)
+    sparse = set(order[: round(PAPER_SHARE * layers)])
+    return profile.with_layers({layer: "tsa" if layer in sparse else "vrpr" for layer in range(layers)}, "split")
+
+
+def layerwise(profile: Profile, layers: int) -> tuple[str, Profile] | None:
+    """(name, profile) of what the ablation calls layer-wise: the profile where it has more than one strategy, else the
+    split of its sensitivities, else nothing."""
+    if len({profile.strategy_name(layer) for layer in range(layers)}) > 1:
+        return "profile", profile
+    made = split(profile, layers)
+    return None if made is None else ("split", made)
+
+
+def dealt(profile: Profile, layers: int, draw: int) -> Profile:
+    """The profile's strategies, as many layers of each, dealt to the layers at random."""
+    names = [profile.strategy_name(layer) for layer in range(layers)]
+    random.Random(draw).shuffle(names)
+    return profile.with_layers(dict(enumerate(names)), f"random {draw}")
+
+
+def separable(profile: Profile) -> Profile:
+    """The profile with VRPR quantised separably, settings given or solved."""
+
+    def turned(value: Any) -> Any:
+        if isinstance(value, VRPR):
+            return replace(value, quantise="separable")
+        return {frames: turned(v) for frames, v in value.items()} if isinstance(value, Mapping) else value
+
+    return replace(profile, quantise="separable", vrpr=turned(profile.vrpr))
+
+
+def _with_temp(profile: Profile, layers: int) -> Profile:
+    names = {i: profile.strategy_name(i) for i in range(layers)}
+    return profile.with_layers({i: n if n.endswith("+temp") else f"{n}+temp" for i, n in names.items()}, "with temp")
+
+
+def contestants(profile: Profile, layers: int, draws: int = 3) -> tuple[dict[str, list[Contestant]], dict[str, str]]:
+    """Every contestant of `GROUPS` by name (random ones several), and why the others do not take part.
+
+    Args:
+        profile: the model's. layers: that the model has. draws: of the random assignment.
+    """
+    window = profile.trained_frames
+    made: dict[str, list[Contestant]] = {}
+    absent: dict[str, str] = {}
+    chosen = layerwise(profile, layers)
+    for name in dict.fromkeys(n for members in GROUPS.values() for n in members):
+        if name == "direct":
+            made[name] = [Contestant(name, None)]
+        elif name == "profile":
+            made[name] = [Contestant(name, profile)]
+        elif name == "profile+temp":
+            made[name] = [Contestant(name, _with_temp(profile, layers))]
+        elif name == "random":
+            if chosen is None:
+                absent[name] = "the profile gives every layer one strategy and has no sensitivities to split by"
+            else:
+                made[name] = [Contestant(name, dealt(chosen[1], layers, d), draw=d) for d in range(draws)]
+        elif name == "split":
+            if chosen is None or chosen[0] != "split":
+                absent[name] = (
+                    "the profile has no sensitivities" if chosen is None else "the profile is layer-wise itself"
+                )
+            else:
+                made[name] = [Contestant(name, chosen[1])]
+        elif name == "freenoise":
+            made[name] = [Contestant(name, None, True, default_stride(window))]
+        elif name == "context-windows":
+            made[name] = [Contestant(name, None, False, max(1, window // 2))]
+        elif name == "vrpr-separable":
+            made[name] = [Contestant(name, separable(profile).with_layers("vrpr"))]
+        else:
+            made[name] = [Contestant(name, profile.with_layers(name), name.startswith("freelong"))]
+    return made, absent

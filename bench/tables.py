@@ -1,0 +1,343 @@
+"""The paper's tables on a model whose truth is known: every contestant at 1x to 16x the trained length, with intervals.
+
+    python bench/tables.py --model tiny-wan                                 # all groups, 81 to 1281 frames, 5 clips
+    python bench/tables.py --model tiny-wan --groups main,ablation --frames 321
+    python bench/tables.py --model tiny-wan & python bench/tables.py --model tiny-wan & wait    # two processes share it
+    python bench/tables.py --model tiny-wan --report                        # no generation: what the journal holds
+
+Groups: main, peers, ablation, temperature, positions (`contestants.py`). Each finished video is one line of a journal,
+so a run that was killed goes on where it stopped, and the same seeds give the same figures. A clip is a seed, its
+prompt and its noise; contestants are compared within clips. Writes results/tables-MODEL/: tables.json, tables.md,
+plots, and with --keep-videos the videos that `freeloc report` shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from clips import peak_growth, prompt_of, real_clip, reconstruct
+from common import RESULTS, environment
+from contestants import ABOUT, GROUPS, Contestant, contestants, originals_of
+from journal import Journal
+
+from freeloc_fx.errors import FreelocError
+from freeloc_fx.files import replacing
+from freeloc_fx.metrics import evaluate
+from freeloc_fx.report import Results, judge_claims, markdown, summarise
+from freeloc_fx.report.plots import draw_all
+from freeloc_fx.video import write_video
+
+TRUTH = (
+    "composite", "quality", "motion", "identity", "presence", "shape_accuracy", "sharpness", "area", "speed", "psnr",
+    "foreign", "scroll_error", "loop",
+)  # fmt: skip
+PROXIES = {
+    "subject_consistency": "subject_consistency",
+    "background_consistency": "background_consistency",
+    "motion_smoothness": "motion_smoothness",
+    "dynamic_degree": "dynamic_degree",
+    "motion": "flow",
+    "freeze": "freeze",
+    "loop": "recurrence",
+    "imaging_quality": "imaging_quality",
+}
+"""Measure of `metrics.Evaluation` -> column; its motion and loop look at pixels, not at the prompt's shapes."""
+CURVE = ("composite", "quality", "motion", "sharpness", "psnr")
+STRETCH = 40  # frames of a point of the curve over time: speeds need about 24
+REFERENCE = "reconstruction"
+
+
+@dataclass(frozen=True)
+class Job:
+    contestant: Contestant
+    frames: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Film:
+    """frames: float32 (frames, 64, 64, 3). memory: bytes. captured: its time holds a capture of the graph."""
+
+    frames: np.ndarray
+    seconds: float
+    memory: int | None
+    captured: bool
+
+
+class Studio(Protocol):
+    """Where videos are made. period: frames after which the model is expected to repeat, None where it is not."""
+
+    @property
+    def period(self) -> int | None: ...
+
+    def film(self, job: Job, steps: int, guidance: float) -> Film: ...
+
+
+class Pipeline:
+    """A studio with a diffusers pipeline. A contestant stays on for as long as its jobs follow each other."""
+
+    def __init__(self, model: str, profile: str | None = None, device: str = "cpu", backend: str = "eager") -> None:
+        from freeloc_fx.generate import Facts, choose_profile, load_pipeline
+        from freeloc_fx.probe.run import fingerprint
+
+        self.pipe = load_pipeline(model, device=device)
+        self.device, self.backend = device, backend
+        self.originals = originals_of(self.pipe)
+        first = next(iter(self.originals.values()))
+        self.profile = choose_profile(first, profile)
+        self.layers = self.profile.layer_count or int(first.config.num_layers)
+        self.weights = fingerprint(first)
+        self.trained = self.profile.trained_frames
+        self.short = (self.trained - 1) * Facts.of(self.pipe).temporal + 1
+        self._on: tuple[str, int, str] | None = None
+        self._frames: int | None = None
+
+    @functools.cached_property
+    def period(self) -> int:
+        """Of the intrinsic frequency as RIFLEx finds it, in frames."""
+        from freeloc_fx import plan
+        from freeloc_fx.generate import Facts, check_request, defaults
+        from freeloc_fx.peers import RIFLEx
+
+        usual, facts = defaults(self.pipe), Facts.of(self.pipe)
+        latent = check_request(self.pipe, self.short, usual.height, usual.width)
+        first = next(iter(self.originals.values()))
+        omega = np.abs(
+            plan(first, self.profile, frames=latent[0], height=latent[1], width=latent[2]).sites[0].rope.omega
+        )
+        slowest = np.sort(omega[0])[::-1][RIFLEx(self.trained).component(omega[0]) - 1]
+        return round(2 * math.pi / slowest) * facts.temporal
+
+    def film(self, job: Job, steps: int, guidance: float) -> Film:
+        from freeloc_fx.generate import defaults, generate
+        from freeloc_fx.noise import for_pipeline
+
+        who = job.contestant
+        if who.name == REFERENCE:
+            made, memory = peak_growth(lambda: reconstruct(self.pipe, real_clip(job.seed, job.frames)), self.device)
+            return Film(made, 0.0, memory, False)
+        key = (who.name, who.draw, who.content)
+        fresh = (self._on, self._frames) != (key, job.frames)
+        if self._on != key:
+            self._on = None
+            who.put_on(self.pipe, self.originals, self.trained, self.backend)
+            self._on = key
+        self._frames = job.frames
+        usual = defaults(self.pipe)
+        latents = None
+        if who.noise:
+            latents = for_pipeline(self.pipe, job.frames, usual.height, usual.width, self.trained, seed=job.seed)
+        video, memory = peak_growth(
+            lambda: generate(
+                self.pipe, prompt_of(job.seed), frames=job.frames, steps=steps, guidance=guidance, seed=job.seed,
+                latents=latents,
+            ),
+            self.device,
+        )  # fmt: skip
+        return Film(video.frames, video.seconds, memory, fresh and who.profile is not None)
+
+
+def measure(
+    video: np.ndarray, prompt: str, period: int | None = None
+) -> tuple[dict[str, float | None], dict[str, Any]]:
+    """Every score of a video, and its curve over time: {"at": middle frames of the stretches, column: values}."""
+    frames = len(video)
+    segments = max(1, round(frames / STRETCH))
+    usable = period if period is not None and 2 <= period < frames else None
+    found = evaluate(np.clip(video, 0, 1), prompt=prompt, fps=16.0, period=usable, segments=segments)
+    assert found.ground_truth is not None  # a prompt was given
+    scores = {name: _plain(getattr(found.ground_truth, name)) for name in TRUTH}
+    scores |= {column: _plain(getattr(found, name).value) for name, column in PROXIES.items()}
+    if found.no_repeat is not None:
+        scores["no_repeat"] = float(not found.no_repeat.repeats)
+    edges = np.linspace(0, frames, segments + 1)
+    curve: dict[str, Any] = {"at": ((edges[1:] + edges[:-1]) / 2).tolist()}
+    curve |= {name: [_plain(getattr(s, name)) for s in found.ground_truth_segments] for name in CURVE}
+    return scores, curve
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def jobs_of(
+    known: dict[str, list[Contestant]], groups: Sequence[str], frames: Iterable[int], seeds: Sequence[int], short: int
+) -> list[Job]:
+    """In the order in which they are done: by length, contestant, seed, so that one capture serves all seeds."""
+    names = list(dict.fromkeys(n for group in groups for n in GROUPS[group]))
+    jobs = []
+    for length in sorted(frames):
+        if length <= short:  # within the trained length every strategy is the untouched model
+            who = [Contestant(REFERENCE, None)] if length == short else []
+            jobs += [Job(c, length, s) for c in (*who, *known["direct"]) for s in seeds]
+            continue
+        jobs += [Job(c, length, s) for n in names for c in known.get(n, ()) for s in seeds]
+    return jobs
+
+
+class Run:
+    """What is asked for, and the journal of what there is."""
+
+    def __init__(
+        self, journal: Journal, model: str, weights: str, short: int, jobs: Sequence[Job], steps: int, guidance: float
+    ) -> None:
+        self.journal, self.model, self.weights, self.short, self.jobs = journal, model, weights, short, jobs
+        self.steps, self.guidance = steps, guidance
+
+    def key(self, job: Job) -> str:
+        """Everything that the pixels depend on."""
+        who = job.contestant
+        values = (self.model, self.weights, who.name, who.draw, who.content, job.frames, job.seed, self.steps)
+        return json.dumps([*values, self.guidance])
+
+    def _known(self) -> dict[str, dict[str, Any]]:
+        return {row["key"]: row for row in self.journal.rows}
+
+    def work(self, studio: Studio, keep: Path | None = None, kept: Iterable[tuple[str, int]] = ()) -> int:
+        """Make what is missing; returns how many videos other processes are at work on.
+
+        keep: folder for the videos of the (contestant, seed) pairs `kept`.
+        """
+        busy, wanted = 0, set(kept)
+        tried: set[str] = set()  # what was refused before is tried once more
+        for job in self.jobs:
+            key = self.key(job)
+            filming = keep if (job.contestant.name, job.seed) in wanted and job.contestant.draw == 0 else None
+            if self._finished(key, filming, tried):
+                continue
+            with self.journal.claim(key) as mine:
+                if not mine:
+                    busy += 1
+                elif not self._finished(key, filming, tried):
+                    tried.add(key)
+                    self.journal.add({"key": key, **self._make(studio, job, filming)})
+        return busy
+
+    def _finished(self, key: str, keep: Path | None, tried: set[str]) -> bool:
+        row = self._known().get(key)
+        if row is None or ("refused" in row and key not in tried):
+            return False
+        return keep is None or "refused" in row or ("video" in row and (keep / row["video"]).is_file())
+
+    def _make(self, studio: Studio, job: Job, keep: Path | None) -> dict[str, Any]:
+        who, facts = job.contestant, {"contestant": job.contestant.name, "draw": job.contestant.draw}
+        facts |= {"model": self.model, "frames": job.frames, "seed": job.seed}
+        try:
+            film = studio.film(job, self.steps, self.guidance)
+        except FreelocError as error:
+            print(who.name, job.frames, job.seed, "refused:", error, flush=True)
+            return {**facts, "refused": str(error)}
+        scores, curve = measure(film.frames, prompt_of(job.seed), studio.period)
+        if who.name != REFERENCE:
+            scores |= {"seconds": film.seconds, "memory": None if film.memory is None else film.memory / 1e6}
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            facts["video"] = f"{who.name}-{job.frames}-{job.seed}.mp4"
+            write_video(keep / facts["video"], film.frames, scale=2, crf=23)
+        words = " ".join(f"{n} {v:.3f}" for n in ("composite", "motion", "loop") if (v := scores[n]) is not None)
+        print(f"{who.name} {who.draw}: {job.frames} frames, clip {job.seed}, {film.seconds:.1f} s, {words}", flush=True)
+        return {**facts, "captured": film.captured, "scores": scores, "curve": curve}
+
+    def results(self, layerwise: str | None, absent: dict[str, str], groups: Sequence[str]) -> Results:
+        """Of the jobs asked for that are finished, in their order, whatever order they were made in."""
+        known = self._known()
+        found = [known[key] for job in self.jobs if (key := self.key(job)) in known]
+        rows = [{k: v for k, v in r.items() if k not in ("key", "model")} for r in found if "scores" in r]
+        refused = {r["contestant"]: r["refused"] for r in found if "refused" in r}
+        videos = [
+            {"contestant": r["contestant"], "frames": r["frames"], "seed": r["seed"], "file": f"videos/{r['video']}"}
+            for r in rows
+            if "video" in r
+        ]
+        return Results(
+            model=self.model,
+            short=self.short,
+            rows=rows,
+            groups={g: GROUPS[g] for g in groups},
+            settings={
+                "steps": self.steps,
+                "guidance": self.guidance,
+                "seeds": sorted({j.seed for j in self.jobs}),
+                "prompts": {str(s): prompt_of(s) for s in sorted({j.seed for j in self.jobs})},
+                "weights": self.weights,
+                "videos missing": len(self.jobs) - len(found),
+            },
+            environment=environment(),
+            layerwise=layerwise,
+            refused={**absent, **refused},
+            models=ABOUT,
+            videos=videos,
+        )
+
+
+def write_results(results: Results, folder: Path) -> str:
+    """tables.json (which `freeloc report` reads), tables.md and plots; returns the Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records, verdicts = summarise(results), judge_claims(results)
+    text = markdown(results, records, verdicts)
+    data = {**results.as_dict(), "summary": records, "claims": [v.as_dict() for v in verdicts]}
+    with replacing(folder / "tables.json") as temporary:
+        temporary.write_text(json.dumps(data, indent=1) + "\n")
+    with replacing(folder / "tables.md") as temporary:
+        temporary.write_text(text)
+    draw_all(results, folder)
+    return text
+
+
+def numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-wan", help="tiny-wan, tiny-joint or a folder")
+    parser.add_argument("--profile", help="a probed profile, by name or path; default the model's shipped one")
+    parser.add_argument("--groups", default=",".join(GROUPS), help="of contestants")
+    parser.add_argument("--frames", type=numbers, default=[81, 161, 321, 801, 1281])
+    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2, 3, 4], help="clips; fewer than 5 decide no claim")
+    parser.add_argument("--draws", type=int, default=3, help="of the random assignment")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--backend", default="eager", help="of transform")
+    parser.add_argument("--work", type=Path, default=Path("bench-tables"), help="journal and its claims")
+    parser.add_argument("--keep-videos", action="store_true", help="of group main and the first seed, as .mp4")
+    parser.add_argument("--report", action="store_true", help="no generation: results of what the journal holds")
+    parser.add_argument("--output", type=Path, help="folder, default bench/results/tables-MODEL")
+    args = parser.parse_args()
+    groups = args.groups.split(",")
+    if unknown := [g for g in groups if g not in GROUPS]:
+        raise SystemExit(f"--groups: expected some of {', '.join(GROUPS)}, found {', '.join(unknown)}")
+    name = Path(args.model).name
+    folder = args.output or RESULTS / f"tables-{name}"
+    studio = Pipeline(args.model, args.profile, args.device, args.backend)
+    known, absent = contestants(studio.profile, studio.layers, args.draws)
+    jobs = jobs_of(known, groups, args.frames, args.seeds, studio.short)
+    run = Run(
+        Journal(args.work / f"{name}.jsonl"), name, studio.weights, studio.short, jobs, args.steps, args.guidance
+    )  # fmt: skip
+    if not args.report:
+        kept = [(n, args.seeds[0]) for n in (*GROUPS["main"], REFERENCE)] if args.keep_videos else []
+        busy = run.work(studio, folder / "videos" if kept else None, kept)
+        if busy:
+            print(f"{busy} videos are being made by other processes; --report when they have ended")
+    named = {n for g in groups for n in GROUPS[g]}
+    layer = "split" if "split" in known else "profile" if "random" in known else None
+    results = run.results(layer, {n: why for n, why in absent.items() if n in named}, groups)
+    if not results.rows:
+        raise SystemExit(f"nothing to report: {run.journal.path} has none of the {len(jobs)} videos asked for")
+    print(write_results(results, folder))
+    os.sync()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Plots of results with matplotlib (the `cli` extra, imported when used)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import replacing
+from ..metrics.clip import require
+from .rows import COLUMNS, Results, interval
+
+__all__ = ["cost", "curves", "draw_all", "lengths", "svg"]
+
+LENGTHS = ("composite", "quality", "motion", "subject_consistency", "flow", "recurrence")
+"""Consistency stands between what exposes it."""
+CURVES = ("composite", "quality", "motion")
+_REFERENCE = "reconstruction"
+
+
+def _pyplot() -> Any:
+    matplotlib = require("matplotlib", '"freeloc_fx[cli]"', "plots")
+    matplotlib.use("Agg")
+    # Text stays text, and equal results give equal bytes.
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "freeloc"})
+    return require("matplotlib.pyplot", '"freeloc_fx[cli]"', "plots")
+
+
+def _style(results: Results, name: str) -> dict[str, Any]:
+    """The same colour and line wherever a contestant is drawn."""
+    index = results.contestants().index(name)
+    strong = {"direct": "black", "profile": "tab:red"}
+    return {
+        "color": strong.get(name, f"C{index % 10}"),
+        "linestyle": "-" if name in strong else ("-", "--", "-.", ":")[(index // 10) % 4],
+        "linewidth": 2.2 if name in strong else 1.2,
+    }
+
+
+def lengths(results: Results, members: Sequence[str], columns: Sequence[str] = LENGTHS) -> Any:
+    """Scores against length, intervals shaded; every line begins with the clip of the trained length."""
+    plt = _pyplot()
+    rows = -(-len(columns) // 3)
+    figure, axes = plt.subplots(
+        rows, min(3, len(columns)), figsize=(12, 3.1 * rows), squeeze=False, constrained_layout=True
+    )
+    drawn = [n for n in results.contestants() if n in members]
+    for axis, column in zip(axes.flat, columns, strict=False):
+        for name in drawn:
+            points = [
+                (results.extension(n), *results.mean("direct" if n <= results.short else name, n, column))
+                for n in results.lengths
+            ]
+            points = [p for p in points if p[1] is not None]
+            if points:
+                x, mean, low, high = zip(*points, strict=True)
+                style = _style(results, name)
+                axis.plot(x, mean, marker="o", ms=3, label=name, **style)
+                ends = ([m if e is None else e for m, e in zip(mean, end, strict=True)] for end in (low, high))
+                axis.fill_between(x, *ends, color=style["color"], alpha=0.08, linewidth=0)
+        best = results.mean(_REFERENCE, results.short, column)[0]
+        if best is not None:
+            axis.axhline(best, color="gray", ls=":", lw=1, label="VAE of true clips")
+        axis.set_xscale("log")
+        ticks = [results.extension(n) for n in results.lengths if n > 1]
+        axis.set_xticks(ticks, [f"{round(t)}x" for t in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("times the trained length")
+        axis.set_title(COLUMNS[column].label)
+        axis.grid(alpha=0.2)
+    for axis in list(axes.flat)[len(columns) :]:
+        axis.set_axis_off()
+    _legend(figure, axes)
+    return figure
+
+
+def cost(results: Results) -> Any:
+    """Composite against seconds of generation, one panel a length beyond the trained one."""
+    plt = _pyplot()
+    long = [n for n in results.lengths if n > results.short]
+    figure, axes = plt.subplots(
+        1, max(1, len(long)), figsize=(4.2 * max(1, len(long)), 4), squeeze=False, constrained_layout=True
+    )
+    for axis, frames in zip(axes.flat, long, strict=False):
+        for name in results.contestants(frames):
+            seconds, score = (results.mean(name, frames, c)[0] for c in ("seconds", "composite"))
+            if seconds is not None and score is not None:
+                axis.plot(seconds, score, "o", ms=4, color=_style(results, name)["color"])
+                axis.annotate(name, (seconds, score), (4, 2), textcoords="offset points", fontsize=7)
+        axis.set_title(f"{frames} frames")
+        axis.set_xlabel("seconds a video")
+        axis.set_ylabel("composite")
+        axis.grid(alpha=0.2)
+        axis.margins(0.18, 0.1)
+    return figure
+
+
+def curves(results: Results, members: Sequence[str], columns: Sequence[str] = CURVES) -> Any:
+    """Scores over the time within the video, means over clips: a row a length, a column a score."""
+    plt = _pyplot()
+    long = [n for n in results.lengths if n > results.short]
+    figure, axes = plt.subplots(
+        max(1, len(long)), len(columns), figsize=(12, 2.6 * max(1, len(long))), squeeze=False, constrained_layout=True
+    )
+    for frames, line in zip(long, axes, strict=False):
+        for axis, column in zip(line, columns, strict=True):
+            for name in results.contestants(frames):
+                if name in members:
+                    at, values = curve(results, name, frames, column)
+                    axis.plot(at, values, label=name, **_style(results, name))
+            axis.set_title(f"{COLUMNS[column].label}, {frames} frames", fontsize=9)
+            axis.grid(alpha=0.2)
+        line[0].set_xlabel("frame")
+    _legend(figure, axes)
+    return figure
+
+
+def curve(results: Results, name: str, frames: int, column: str) -> tuple[list[float], list[float]]:
+    """(middle frames, mean over the videos that were measurable there) of one contestant."""
+    found = [r["curve"] for r in results.rows if r["contestant"] == name and r["frames"] == frames and "curve" in r]
+    if not found:
+        return [], []
+    at = found[0]["at"]
+    means = [interval(c[column][i] for c in found if len(c["at"]) == len(at))[0] for i in range(len(at))]
+    return list(at), [float("nan") if m is None else m for m in means]
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    found: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        figure.legend(found.values(), found.keys(), fontsize=8, loc="outside right center")
+
+
+def svg(figure: Any) -> str:
+    """The figure as an <svg> element, without the XML head; closes it."""
+    plt = _pyplot()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def draw_all(results: Results, folder: Path) -> list[Path]:
+    """Write lengths-GROUP.png for each group, curves.png and cost.png."""
+    plt = _pyplot()
+    main = next(iter(results.groups.values()), ())
+    figures = {f"lengths-{group}": lengths(results, members) for group, members in results.groups.items()}
+    figures |= {"curves": curves(results, main), "cost": cost(results)}
+    written = []
+    for name, figure in figures.items():
+        with replacing(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
+        plt.close(figure)
+        written.append(folder / f"{name}.png")
+    return written
