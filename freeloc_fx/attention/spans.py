@@ -22,12 +22,11 @@ ROWS = 16
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """CPU tensors, contiguous; S spans, T turns, n tokens a frame, t tiles of a frame.
+    """CPU tensors, contiguous; S spans, T turns, n = `frame` tokens a frame, t tiles of a frame.
 
     start: int64 (S + 1,), first token of each span. level: int8 (S, S), query by key. phase: int32 (S, S), the query's
     turn, -1 for none. decay: float32 (S, S) or None. cosine, sine: float32 (heads or 1, T, pairs). first, second: int32
-    (pairs,). bits: int16 (t, n), bit r set where row r of a tile sees a token under STRIPE. run: int32 (t + 1,) into
-    runs: int32 (.., 2), the ranges of tokens with any bit set.
+    (pairs,). bits: int16 (t, n) or None, bit r set where row r of a tile sees a token under STRIPE.
     """
 
     start: torch.Tensor
@@ -38,9 +37,8 @@ class Spans:
     sine: torch.Tensor
     first: torch.Tensor
     second: torch.Tensor
-    bits: torch.Tensor
-    run: torch.Tensor
-    runs: torch.Tensor
+    bits: torch.Tensor | None
+    frame: int
 
 
 def make_spans(spec: AttentionSpec) -> Spans:
@@ -57,7 +55,6 @@ def make_spans(spec: AttentionSpec) -> Spans:
         table[video, video] = strategy.decay.table(frames)
         decay = torch.from_numpy(table)
     phase, cosine, sine = _turns(spec, level, video)
-    bits, run, runs = _strips(spec, level)
     return Spans(
         torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)),
         torch.from_numpy(level),
@@ -67,9 +64,8 @@ def make_spans(spec: AttentionSpec) -> Spans:
         torch.from_numpy(sine),
         torch.tensor(spec.rope.first, dtype=torch.int32),
         torch.tensor(spec.rope.second, dtype=torch.int32),
-        torch.from_numpy(bits),
-        torch.from_numpy(run),
-        torch.from_numpy(runs),
+        _bits(spec) if (level == STRIPE).any() else None,
+        grid.tokens,
     )
 
 
@@ -99,17 +95,12 @@ def _turns(spec: AttentionSpec, level: np.ndarray, video: slice) -> tuple[np.nda
     return phase, np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
-def _strips(spec: AttentionSpec, level: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the rows of each tile of a frame see under STRIPE: bits, run, runs as in `Spans`."""
+def _bits(spec: AttentionSpec) -> torch.Tensor:
+    """What the rows of each tile of a frame see under STRIPE, as in `Spans`."""
     n = spec.grid.tokens
     tiles = -(-n // ROWS)
-    if not (level == STRIPE).any():
-        return np.zeros((0, n), np.int16), np.zeros(1, np.int32), np.zeros((0, 2), np.int32)
     visible = np.zeros((tiles * ROWS, n), bool)
     visible[:n] = spec.strategy.visibility.stripe(spec.grid.height, spec.grid.width)
-    by_tile = visible.reshape(tiles, ROWS, n)
-    bits = (by_tile << np.arange(ROWS, dtype=np.uint16)[:, None]).sum(1, dtype=np.uint16)
-    edges = np.diff(by_tile.any(1).astype(np.int8), prepend=0, append=0, axis=1)
-    (tile, low), (_, high) = np.nonzero(edges == 1), np.nonzero(edges == -1)
-    run = np.concatenate([[0], np.cumsum(np.bincount(tile, minlength=tiles))])
-    return bits.view(np.int16), run.astype(np.int32), np.stack([low, high], 1).astype(np.int32)
+    places = np.arange(ROWS, dtype=np.uint16)[:, None]
+    bits = (visible.reshape(tiles, ROWS, n).astype(np.uint16) << places).sum(1, dtype=np.uint16)
+    return torch.from_numpy(bits.view(np.int16))

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <exception>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -28,7 +29,8 @@ constexpr int W = 4, DEEP = 5;
 constexpr int W = 4, DEEP = 2;
 #endif
 constexpr int R = 16, N = R / W;           // query rows of a tile, vectors that hold them
-constexpr int KEYS = 128, GROUP = 8;       // keys of a chunk, tiles that share it
+constexpr int KEYS = 128, GROUP = 32;      // keys of a chunk, most tiles that share it
+constexpr int64_t STATE = 192 << 10;       // bytes of a group's tiles that stay in cache beside a chunk
 constexpr float LOW = -1e30f, HIDDEN = -3e38f;  // maximum of nothing; below it, so that a hidden key never counts
 enum Level : int8_t { NONE = 0, STRIPE = 1, FULL = 2 };
 
@@ -53,38 +55,62 @@ inline Vec exp2(Vec x) {
   return (Vec)((Int)p + ((Int)whole << 23));
 }
 
-// c[m, :] (+)= sum over k of a[m, k] * b[k, :], rows of 16. ROWS: a is (m, k) with row stride `stride`, else (k, m).
-template <int M, bool ROWS, bool ADD>
-inline void block(const float* a, int64_t stride, const float* b, int64_t depth, float* c) {
-  Vec sum[M][N];
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) sum[m][n] = ADD ? load(c + m * R + n * W) : Vec{};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec row[N];
-    for (int n = 0; n < N; ++n) row[n] = load(b + k * R + n * W);
-    for (int m = 0; m < M; ++m) {
-      const Vec x = splat(ROWS ? a[m * stride + k] : a[k * stride + m]);
-      for (int n = 0; n < N; ++n) sum[m][n] += x * row[n];
-    }
+// Scores of M keys for V vectors of query rows: c[m, :] = sum over k of a[m * dim + k] * b[k, :], rows of R floats.
+template <int M, int V>
+[[gnu::noinline]] void scores_of(const float* a, int64_t dim, const float* b, float* c) {
+  Vec sum[M][V] = {};
+  for (int64_t k = 0; k < dim; ++k) {
+    Vec row[V];
+    for (int v = 0; v < V; ++v) row[v] = load(b + k * R + v * W);
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) sum[m][v] += splat(a[m * dim + k]) * row[v];
   }
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) store(c + m * R + n * W, sum[m][n]);
+    for (int v = 0; v < V; ++v) store(c + m * R + v * W, sum[m][v]);
 }
 
-template <int M, bool ROWS, bool ADD>
-inline void sized(int size, const float* a, int64_t stride, const float* b, int64_t depth, float* c) {
-  if (size == M) return block<M, ROWS, ADD>(a, stride, b, depth, c);
-  if constexpr (M > 1) sized<M - 1, ROWS, ADD>(size, a, stride, b, depth, c);
+// M channels of weighted values: c[m, :] += sum over k of a[at[k] + m] * b[k, :].
+template <int M, int V>
+[[gnu::noinline]] void values_of(const float* a, const int32_t* at, int64_t keys, const float* b, float* c) {
+  Vec sum[M][V];
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < V; ++v) sum[m][v] = load(c + m * R + v * W);
+  for (int64_t k = 0; k < keys; ++k) {
+    const float* x = a + at[k];
+    Vec row[V];
+    for (int v = 0; v < V; ++v) row[v] = load(b + k * R + v * W);
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) sum[m][v] += splat(x[m]) * row[v];
+  }
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < V; ++v) store(c + m * R + v * W, sum[m][v]);
 }
 
-template <bool ROWS, bool ADD>
-void multiply(int rows, const float* a, int64_t stride, const float* b, int64_t depth, float* c) {
-  const int blocks = (rows + DEEP - 1) / DEEP;  // of nearly equal size: a small one would wait for its own sums
+template <int M, class Body>
+void pick(int size, int first, const Body& body) {
+  if (size == M) return body(std::integral_constant<int, M>{}, first);
+  if constexpr (M > 1) pick<M - 1>(size, first, body);
+}
+
+// `body` with a compile-time count, over `rows` rows in blocks of nearly equal size (a small block waits for its own sums).
+template <int MOST, class Body>
+void blocked(int rows, const Body& body) {
+  const int blocks = (rows + MOST - 1) / MOST;
   for (int i = 0, first = 0; i < blocks; ++i) {
     const int last = rows * (i + 1) / blocks;
-    sized<DEEP, ROWS, ADD>(last - first, a + first * (ROWS ? stride : 1), stride, b, depth, c + first * R);
+    pick<MOST>(last - first, first, body);
     first = last;
   }
+}
+
+template <int V>
+void score(int keys, const float* a, int64_t dim, const float* b, float* c) {
+  blocked<DEEP * N / V>(keys, [&](auto m, int first) { scores_of<m, V>(a + first * dim, dim, b, c + first * R); });
+}
+
+template <int V>
+void weigh(int dim, const float* a, const int32_t* at, int64_t keys, const float* b, float* c) {
+  blocked<DEEP * N / V>(dim, [&](auto m, int first) { values_of<m, V>(a + first, at, keys, b, c + first * R); });
 }
 
 struct Tensor {  // (batch, heads, tokens, head_dim), channels contiguous; strides in elements
@@ -108,8 +134,6 @@ extern "C" struct LongAttention {
   const int32_t* first;   // (pairs,) channels of a pair
   const int32_t* second;
   const uint16_t* bits;   // (tiles of a frame, tokens of a frame), bit r: row r of the tile sees the key; for STRIPE
-  const int32_t* run;     // (tiles of a frame + 1,) into `runs`
-  const int32_t* runs;    // (.., 2) ranges of tokens with any bit set
   int64_t frame;          // tokens of a frame
   const uint8_t* valid;   // (batch, tokens), 0 for padded text; null for none
   float scale;            // on q k, times log2(e)
@@ -120,21 +144,21 @@ namespace {
 
 struct Piece { int64_t span, low, high; };  // tokens [low, high) of a span
 struct Tile { int64_t span, row, rows; };   // rows [row, row + rows) of a span
-struct Run { int64_t key, count, place; };  // keys of a chunk and where their scores are
+struct Range { int64_t low, high; };         // tokens of a frame
 
-void read(const LongAttention& a, const Tensor& t, int64_t b, int64_t h, int64_t token, float* to, float scale = 1) {
+// Tokens [token, token + count) of one head, as rows of `dim` floats.
+void read(const LongAttention& a, const Tensor& t, int64_t b, int64_t h, int64_t token, int64_t count, float* to) {
   const int64_t at = b * t.batch + h * t.head + token * t.token;
-  if (!a.half) {
-    const float* x = static_cast<const float*>(t.data) + at;
-    for (int64_t c = 0; c < a.dim; ++c) to[c] = x[c] * scale;
-    return;
-  }
-  const uint16_t* x = static_cast<const uint16_t*>(t.data) + at;
-  for (int64_t c = 0; c < a.dim; ++c) {
-    const uint32_t wide = uint32_t(x[c]) << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof value);
-    to[c] = value * scale;
+  for (int64_t l = 0; l < count; ++l, to += a.dim) {
+    if (!a.half) {
+      std::copy_n(static_cast<const float*>(t.data) + at + l * t.token, a.dim, to);
+      continue;
+    }
+    const uint16_t* x = static_cast<const uint16_t*>(t.data) + at + l * t.token;
+    for (int64_t c = 0; c < a.dim; ++c) {
+      const uint32_t wide = uint32_t(x[c]) << 16;
+      std::memcpy(to + c, &wide, sizeof wide);
+    }
   }
 }
 
@@ -164,8 +188,9 @@ struct State {
 
 class Worker {
  public:
-  Worker(const LongAttention& a, const std::vector<Tile>& tiles, const std::vector<std::vector<Piece>>& chunks)
-      : a(a), tiles(tiles), chunks(chunks), keys(KEYS * a.dim), values(KEYS * a.dim), scores(KEYS * R), states(GROUP) {
+  Worker(const LongAttention& a, const std::vector<Tile>& tiles, const std::vector<std::vector<Piece>>& chunks,
+         const std::vector<std::vector<Range>>& strips)
+      : a(a), tiles(tiles), chunks(chunks), strips(strips), keys(KEYS * a.dim), values(KEYS * a.dim), states(GROUP) {
     for (State& s : states) s.query.resize(a.dim * R), s.turned.resize(a.dim * R), s.total.resize(a.dim * R);
     line.resize(a.dim);
   }
@@ -187,17 +212,19 @@ class Worker {
   const LongAttention& a;
   const std::vector<Tile>& tiles;
   const std::vector<std::vector<Piece>>& chunks;
-  std::vector<float> keys, values, scores, line;
+  const std::vector<std::vector<Range>>& strips;
+  std::vector<float> keys, values, line;
   std::vector<State> states;
   std::vector<int64_t> offset, packed;  // of each piece of the chunk
-  std::vector<Run> runs;
-  int64_t used = 0;
+  float scores[KEYS * R], shrink[R];
+  int32_t at[N][KEYS];                  // where the value of each score is, for each vector of rows
+  int64_t whole, used;                  // scores that all rows share, and all
 
   void begin(State& s, const Tile& tile, int64_t b, int64_t h) {
     std::fill(s.query.begin(), s.query.end(), 0.0f);
     for (int64_t r = 0; r < tile.rows; ++r) {
-      read(a, a.q, b, h, a.start[tile.span] + tile.row + r, line.data(), a.scale);
-      for (int64_t c = 0; c < a.dim; ++c) s.query[c * R + r] = line[c];
+      read(a, a.q, b, h, a.start[tile.span] + tile.row + r, 1, line.data());
+      for (int64_t c = 0; c < a.dim; ++c) s.query[c * R + r] = line[c] * a.scale;
     }
     s.turned = s.query;
     s.turn = -1;
@@ -218,11 +245,14 @@ class Worker {
       bool seen = false;
       for (int64_t t = first; t < last && !seen; ++t) seen = level(tiles[t].span, chunk[i].span) != NONE;
       if (!seen) continue;
-      for (int64_t token = a.start[chunk[i].span] + chunk[i].low; token < a.start[chunk[i].span] + chunk[i].high; ++token) {
-        if (a.valid && !a.valid[b * a.start[a.spans] + token]) continue;
-        read(a, a.k, b, h, token, &keys[count * a.dim]);
-        read(a, a.v, b, h, token, &values[count * a.dim]);
-        ++count;
+      const int64_t begin = a.start[chunk[i].span];
+      for (int64_t token = begin + chunk[i].low, end = begin + chunk[i].high, next; token < end; token = next) {
+        const uint8_t* valid = a.valid ? a.valid + b * a.start[a.spans] : nullptr;
+        for (next = token + 1; next < end && !(valid && valid[next] != valid[token]); ++next) {}
+        if (valid && !valid[token]) continue;
+        read(a, a.k, b, h, token, next - token, &keys[count * a.dim]);
+        read(a, a.v, b, h, token, next - token, &values[count * a.dim]);
+        count += next - token;
       }
       packed[i] = count - offset[i];
     }
@@ -248,54 +278,68 @@ class Worker {
     return s.turned.data();
   }
 
-  float* score(const float* query, int64_t key, int64_t count) {
-    float* to = &scores[used * R];
-    multiply<true, false>(int(count), &keys[key * a.dim], a.dim, query, a.dim, to);
-    if (!runs.empty() && runs.back().key + runs.back().count == key) runs.back().count += count;
-    else runs.push_back({key, count, used});
-    used += count;
-    return to;
+  // Score packed keys [key, key + count) for vectors [n, n + V), from slot `place` on.
+  template <int V>
+  void fill(const float* query, int64_t key, int64_t count, int64_t place, int n) {
+    score<V>(int(count), &keys[key * a.dim], a.dim, query + n * W, scores + place * R + n * W);
+    for (int v = n; v < n + V; ++v)
+      for (int64_t l = 0; l < count; ++l) at[v][place + l] = int32_t((key + l) * a.dim);
   }
 
-  void hide(float* score, const uint16_t* bits, int64_t count) const {
-    Int lane[N];
+  // Hide from vector n what `bits` (of the keys from slot `place` on) says its rows do not see.
+  void hide(const uint16_t* bits, int64_t count, int64_t place, int n) {
+    Int lane;
+    for (int i = 0; i < W; ++i) lane[i] = 1 << (n * W + i);
+    for (int64_t l = 0; l < count; ++l) {
+      float* x = scores + (place + l) * R + n * W;
+      store(x, (lane & int32_t(bits[l])) != 0 ? load(x) : splat(HIDDEN));
+    }
+  }
+
+  // Each vector of rows against its own stripe of a piece; rows that see fewer keys are filled up with hidden ones.
+  void stripes(const float* query, const Tile& tile, const Piece& piece, int64_t key) {
+    const int64_t strip = tile.row / R;
+    int64_t place[N];
+    for (int n = 0; n < N; ++n) {
+      place[n] = used;
+      for (const Range& seen : strips[strip * N + n]) {
+        const int64_t low = std::max(piece.low, seen.low), high = std::min(piece.high, seen.high);
+        if (low >= high) continue;
+        fill<1>(query, key + low - piece.low, high - low, place[n], n);
+        hide(a.bits + strip * a.frame + low, high - low, place[n], n);
+        place[n] += high - low;
+      }
+    }
+    used = *std::max_element(place, place + N);
     for (int n = 0; n < N; ++n)
-      for (int i = 0; i < W; ++i) lane[n][i] = 1 << (n * W + i);
-    for (int64_t l = 0; l < count; ++l)
-      if (bits[l] != 0xffff)
-        for (int n = 0; n < N; ++n) {
-          float* x = score + l * R + n * W;
-          store(x, (lane[n] & int32_t(bits[l])) != 0 ? load(x) : splat(HIDDEN));
-        }
+      for (; place[n] < used; ++place[n]) {
+        store(scores + place[n] * R + n * W, splat(HIDDEN));
+        at[n][place[n]] = 0;
+      }
   }
 
   void attend(State& s, const Tile& tile, const std::vector<Piece>& chunk, int64_t h) {
     used = 0;
-    runs.clear();
-    for (size_t i = 0; i < chunk.size(); ++i) {
-      const Piece& piece = chunk[i];
-      const int64_t pair = tile.span * a.spans + piece.span, before = used;
-      const Level seen = level(tile.span, piece.span);
-      if (seen == NONE || !packed[i]) continue;
-      const float* query = turn(s, a.phase[pair], h);
-      if (seen == FULL) {
-        score(query, offset[i], packed[i]);
-      } else {
-        const int64_t strip = tile.row / R;
-        for (int32_t n = a.run[strip]; n < a.run[strip + 1]; ++n) {
-          const int64_t low = std::max<int64_t>(piece.low, a.runs[2 * n]);
-          const int64_t high = std::min<int64_t>(piece.high, a.runs[2 * n + 1]);
-          if (low < high)
-            hide(score(query, offset[i] + low - piece.low, high - low), a.bits + strip * a.frame + low, high - low);
+    for (const Level sought : {FULL, STRIPE}) {
+      for (size_t i = 0; i < chunk.size(); ++i) {
+        const int64_t pair = tile.span * a.spans + chunk[i].span, before = used;
+        if (a.level[pair] != sought || !packed[i]) continue;
+        const float* query = turn(s, a.phase[pair], h);
+        if (sought == STRIPE) {
+          stripes(query, tile, chunk[i], offset[i]);
+        } else {
+          fill<N>(query, offset[i], packed[i], used, 0);
+          used += packed[i];
+        }
+        if (a.decay && a.decay[pair] != 1) {
+          const Vec factor = splat(a.decay[pair]);
+          for (float* x = scores + before * R; x < scores + used * R; x += W) {
+            const Vec y = load(x);
+            store(x, y > 0 ? y * factor : y);
+          }
         }
       }
-      if (a.decay && a.decay[pair] != 1) {
-        const Vec factor = splat(a.decay[pair]);
-        for (float* x = &scores[before * R]; x < &scores[0] + used * R; x += W) {
-          const Vec y = load(x);
-          store(x, y > 0 ? y * factor : y);
-        }
-      }
+      if (sought == FULL) whole = used;
     }
     if (used) add(s);
   }
@@ -328,11 +372,10 @@ class Worker {
           float* x = &s.total[c * R + n * W];
           store(x, load(x) * load(shrink + n * W));
         }
-    for (const Run& run : runs)
-      multiply<false, true>(int(a.dim), &values[run.key * a.dim], a.dim, &scores[run.place * R], run.count, s.total.data());
+    weigh<N>(int(a.dim), values.data(), at[0], whole, scores, s.total.data());
+    for (int n = 0; n < N && whole < used; ++n)
+      weigh<1>(int(a.dim), values.data(), at[n] + whole, used - whole, scores + whole * R + n * W, &s.total[n * W]);
   }
-
-  float shrink[R];
 };
 
 }  // namespace
@@ -353,15 +396,29 @@ extern "C" int freeloc_long_attention(const LongAttention* task) try {
       low = high;
     }
   }
-  const int64_t groups = (int64_t(tiles.size()) + GROUP - 1) / GROUP, count = a.batch * a.heads * groups;
+  // What each vector of rows of a frame sees under STRIPE.
+  std::vector<std::vector<Range>> strips((a.frame + R - 1) / R * N);
+  for (size_t i = 0; a.bits && i < strips.size(); ++i) {
+    const int mask = ((1 << W) - 1) << (i % N * W);
+    for (int64_t l = 0; l < a.frame; ++l) {
+      if (!(a.bits[i / N * a.frame + l] & mask)) continue;
+      if (!strips[i].empty() && strips[i].back().high == l) ++strips[i].back().high;
+      else strips[i].push_back({l, l + 1});
+    }
+  }
+  // Tiles of a group share what is packed; every thread should have several groups.
+  const int64_t size = tiles.size(), heads = a.batch * a.heads, bytes = 3 * a.dim * R * sizeof(float);
+  int64_t most = std::min<int64_t>({GROUP, STATE / bytes, size * heads / (4 * std::max<int64_t>(a.threads, 1))});
+  most = std::max<int64_t>(most, 1);
+  const int64_t groups = (size + most - 1) / most, count = heads * groups;
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   auto work = [&] {
     try {
-      Worker worker(a, tiles, chunks);
+      Worker worker(a, tiles, chunks, strips);
       for (int64_t i; (i = next.fetch_add(1)) < count;) {
-        const int64_t first = i % groups * GROUP, last = std::min<int64_t>(first + GROUP, tiles.size());
-        worker.group(i / groups / a.heads, i / groups % a.heads, first, last);
+        const int64_t g = i % groups, head = i / groups;
+        worker.group(head / a.heads, head % a.heads, size * g / groups, size * (g + 1) / groups);
       }
     } catch (const std::exception&) {
       failed = true;
