@@ -25,6 +25,7 @@ __all__ = ["build", "launch", "load"]
 
 _BYTES = {torch.float32: 4, torch.bfloat16: 2}
 _TIMEOUT = 300
+_SOURCES = ("tile_kernel.cpp", "tile_plan.h", "tile_vectors.h")
 
 
 class _Tensor(ctypes.Structure):
@@ -49,6 +50,7 @@ class _LongAttention(ctypes.Structure):
         ("valid", ctypes.c_void_p),
         ("scale", ctypes.c_float),
         ("threads", ctypes.c_int64),
+        ("scratch", ctypes.c_void_p),
     ]
 
 
@@ -81,18 +83,19 @@ def build() -> Path:
     compiler = get_cxx_compiler()
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
     flags = ["-std=gnu++17", "-O3", native, "-ffp-contract=fast", "-shared", "-fPIC", "-pthread"]
-    source = files(__package__).joinpath("tile_kernel.cpp").read_text()
+    sources = {name: files(__package__).joinpath(name).read_text() for name in _SOURCES}
     target = _run([compiler, *flags[:3], "-dM", "-E", "-x", "c++", os.devnull])  # compiler, version, processor
-    digest = hashlib.sha256("\0".join([source, target, *flags]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join([*sources.values(), target, *flags]).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / "freeloc_fx"
     library = folder / f"long_attention_{digest}.so"
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        code, made = Path(scratch) / "tile_kernel.cpp", Path(scratch) / library.name
-        code.write_text(source)
-        _run([compiler, *flags, str(code), "-o", str(made)])
+        for name, text in sources.items():
+            (Path(scratch) / name).write_text(text)
+        made = Path(scratch) / library.name
+        _run([compiler, *flags, str(Path(scratch) / "tile_kernel.cpp"), "-o", str(made)])
         os.replace(made, library)  # whole or not at all, whoever else builds it
     return library
 
@@ -106,6 +109,7 @@ def load() -> ctypes.CDLL:
     """
     library = ctypes.CDLL(str(build()))
     library.freeloc_long_attention.argtypes = [ctypes.POINTER(_LongAttention)]
+    library.freeloc_long_attention.restype = ctypes.c_int64
     return library
 
 
@@ -125,7 +129,7 @@ def launch(
         scale: factor on q k, natural logarithm. valid: uint8 (batch, tokens), 0 for a key that does not count.
 
     Raises:
-        MemoryError: the kernel could not allocate its few megabytes.
+        MemoryError: the kernel got no memory or no threads.
     """
 
     def pointer(x: torch.Tensor | None) -> int | None:
@@ -147,6 +151,13 @@ def launch(
         pointer(valid),
         scale * 1.4426950408889634,  # log2(e): the kernel's exponentials are in base 2
         torch.get_num_threads(),
+        None,
     )
-    if load().freeloc_long_attention(ctypes.byref(task)):
-        raise MemoryError("long attention: the kernel could not allocate its working memory")
+    run = load().freeloc_long_attention
+    floats = run(ctypes.byref(task))
+    if floats > 0:
+        scratch = torch.empty(floats)  # by torch's allocator, so that whoever measures memory sees it
+        task.scratch = scratch.data_ptr()
+        if run(ctypes.byref(task)) == 0:
+            return
+    raise MemoryError("long attention: the kernel got no memory or no threads")
