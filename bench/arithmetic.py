@@ -17,9 +17,12 @@ dense: one call, A = S^2. Working memory: nothing beside q, k, v and the output.
 flex: a call a band, with the tiles of its block mask (128); text as three dense calls. For each band its rows and all
   keys are rotated. Working memory: turned rows and keys, v in one piece and, with several calls, a part, its two
   float32 copies and the running sum; of the largest band.
-tiles: the families, columns and chunks of its schedule. Working memory: `parts` of a group of heads, as the schedule
+calls: the families, columns and chunks of its schedule. Working memory: `parts` of a group of heads, as the schedule
   promises. Rotations: each call's rows, and keys once a band that turns them (an upper bound: the keys that do not move
   are not written again). A merge for each call.
+tiles: the C++ kernel for CPU. Pairs: all that a tile of 16 rows computes, ranges of keys under a stripe included. Bytes
+  as one call; a tile turns its queries once for each key frame that stands elsewhere. Working memory: 64 MB at most
+  (0.6 MB for each of a hundred threads), whatever the length.
 official: five masked calls a layer (near, past and future of the middle tier, past and future of the far tier), with
   their own rotated q and k in complex128: 10 copies of 8 h d V bytes, written and read; one sparse call and no
   rotation but the far first frame's for a layer of tsa alone. "official" skips the tiles that a mask leaves empty,
@@ -39,11 +42,13 @@ import numpy as np
 from common import RESULTS, save
 
 from freeloc_fx.attention.bands import spec_bands
+from freeloc_fx.attention.spans import ROWS, make_spans
 from freeloc_fx.attention.spec import AttentionSpec
 from freeloc_fx.attention.tile_schedule import Schedule, make_schedule
 from freeloc_fx.measure import TRAINED, count_tiles, make_spec
 from freeloc_fx.positions import VRPR
 from freeloc_fx.strategy import Geometry, build
+from freeloc_fx.visibility import FULL, NONE, STRIPE
 
 MODELS = {"wan-1.3b": (12, 128, 0), "wan-14b": (40, 128, 0), "hunyuan": (24, 128, 256)}
 """Heads, head_dim, joint text tokens."""
@@ -116,7 +121,7 @@ def flex(spec: AttentionSpec, heads: int, dim: int) -> Cost:
     return cost
 
 
-def tiles(spec: AttentionSpec, heads: int, dim: int) -> Cost:
+def calls(spec: AttentionSpec, heads: int, dim: int) -> Cost:
     cost, plan = Cost(), make_schedule(spec, heads, dim)
     n, video, frames, pairs = spec.grid.tokens, spec.grid.video, spec.grid.frames, len(spec.rope.first)
     groups = -(-heads // plan.group)
@@ -147,6 +152,20 @@ def tiles(spec: AttentionSpec, heads: int, dim: int) -> Cost:
     cost.memory = ITEM * dim * video * parts * plan.group
     assert frames * n == video
     _text(cost, spec, heads, dim)
+    return cost
+
+
+def tiles(spec: AttentionSpec, heads: int, dim: int) -> Cost:
+    cost, grid, spans = Cost(), spec.grid, make_spans(spec)
+    level, video = spec.strategy.visibility.levels(grid.frames), float(grid.video)
+    area = float((level == FULL).sum()) * grid.tokens**2 + 2 * video * grid.text + float(grid.text) ** 2
+    if spans.bits is not None:
+        # rows of a tile are computed for every key that one of them sees
+        area += float((level == STRIPE).sum()) * ROWS * int((spans.bits != 0).sum())
+    cost.call(heads, dim, grid.sequence, grid.sequence, area)
+    turns = int(((spans.phase >= 0) & (spans.level != NONE)).sum())
+    cost.flops += 6.0 * heads * len(spec.rope.first) * turns * grid.tokens  # in cache: no bytes
+    cost.memory = 64e6
     return cost
 
 
@@ -195,7 +214,8 @@ def measure(model: str, size: tuple[int, int], extension: int, strategy: str) ->
     base = dense(spec, heads, dim)
     ways = {"dense": base}
     if strategy != "direct":
-        ways = {"flex": flex(spec, heads, dim), "tiles": tiles(spec, heads, dim)}
+        ways = {"flex": flex(spec, heads, dim), "calls": calls(spec, heads, dim)}
+        ways["tiles"] = tiles(spec, heads, dim)
         ways["official"] = official(spec, heads, dim, True)
         ways["official, dense masks"] = official(spec, heads, dim, False)
     own = 3.0 * ITEM * heads * dim * spec.grid.sequence

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from freeloc_fx.attention import op
 from freeloc_fx.attention.bands import spec_bands
+from freeloc_fx.attention.calls import calls
 from freeloc_fx.attention.flex import flex
 from freeloc_fx.attention.reference import reference
 from freeloc_fx.attention.spec import AttentionSpec, register
@@ -208,11 +209,13 @@ def test_reference_computes_chosen_frames_alone() -> None:
 
 @settings(max_examples=40)
 @given(cases())
-def test_tiles_equal_the_reference(case: Case) -> None:
+def test_tiles_and_calls_equal_the_reference(case: Case) -> None:
     inputs = case.tensors()
-    found = tiles(*inputs, case.spec)
-    assert found.shape == inputs[0].shape and found.dtype == torch.float32
-    assert distance(found, reference(*inputs, case.spec)) <= 1e-5
+    expected = reference(*inputs, case.spec)
+    for way in (tiles, calls):
+        found = way(*inputs, case.spec)
+        assert found.shape == inputs[0].shape and found.dtype == torch.float32
+        assert distance(found, expected) <= 1e-5
 
 
 @settings(max_examples=8)
@@ -228,21 +231,23 @@ def test_flex_of_several_bands_equals_the_reference(case: Case) -> None:
 
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("layout", ["contiguous", "as a model has it"])
-def test_tiles_for_every_strategy(name: str, layout: str) -> None:
+@pytest.mark.parametrize("way", [tiles, calls])
+def test_tiles_and_calls_for_every_strategy(way: Lowering, name: str, layout: str) -> None:
     case = named(name, grid=(30, 3, 4))
     inputs = case.tensors()
     if layout != "contiguous":  # (batch, tokens, heads, head_dim) in memory
         inputs = tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs)  # type: ignore[assignment]
-    assert distance(tiles(*inputs, case.spec), reference(*inputs, case.spec)) <= 1e-5
+    assert distance(way(*inputs, case.spec), reference(*inputs, case.spec)) <= 1e-5
 
 
+@pytest.mark.parametrize("way", [tiles, calls])
 @pytest.mark.parametrize("name", ["direct+temp", "vrpr", "tsa", "vrpr+tsa+temp"])
-def test_tiles_in_bfloat16(name: str) -> None:
+def test_tiles_and_calls_in_bfloat16(way: Lowering, name: str) -> None:
     case = named(name, pairs=(4, 4, 4))
     inputs = case.tensors(torch.bfloat16)
     q, k, v = (x.float() for x in inputs)
     expected = reference(q, k, v, case.spec).double()
-    found = tiles(*inputs, case.spec)
+    found = way(*inputs, case.spec)
     assert found.dtype == torch.bfloat16
     assert float((found.double() - expected).norm() / expected.norm()) <= 2e-2
 
@@ -259,7 +264,7 @@ def test_flex_in_bfloat16() -> None:
     assert float((found.double() - expected).norm() / expected.norm()) <= 2e-2
 
 
-@pytest.mark.parametrize("lowering", [tiles, reference])
+@pytest.mark.parametrize("lowering", [tiles, calls, reference])
 def test_an_explicit_scale_multiplies_the_temperature(lowering: Lowering) -> None:
     case = named("vrpr+tsa+temp", grid=(9, 2, 3))
     q, k, v = case.raw()
@@ -270,7 +275,7 @@ def test_an_explicit_scale_multiplies_the_temperature(lowering: Lowering) -> Non
 # Laws
 
 
-@pytest.mark.parametrize("lowering", [reference, tiles])
+@pytest.mark.parametrize("lowering", [reference, tiles, calls])
 @pytest.mark.parametrize(
     "change",
     [
@@ -289,22 +294,23 @@ def test_what_hides_and_moves_nothing_is_dense_attention(lowering: Lowering, cha
     assert distance(lowering(*inputs, case.spec), dense(*inputs)) <= 1e-5
 
 
+@pytest.mark.parametrize("way", [tiles, calls])
 @pytest.mark.parametrize("name", ["tsa", "vrpr+tsa+temp"])
-def test_hidden_keys_have_no_influence(name: str) -> None:
+def test_hidden_keys_have_no_influence(way: Lowering, name: str) -> None:
     """Without a sink, a frame far from all others decides nothing about them."""
     case = named(name, tsa=TSA_RASTER | {"sink": False})
     n = case.grid[1] * case.grid[2]
     q, k, v = case.tensors()
-    before = tiles(q, k, v, case.spec)
+    before = way(q, k, v, case.spec)
     k, v = k.clone(), v.clone()
     k[:, :, -n:], v[:, :, -n:] = 1e4, 1e6
-    after = tiles(q, k, v, case.spec)
+    after = way(q, k, v, case.spec)
     last_seeing = case.grid[0] - TSA_RASTER["d2"]
     assert torch.equal(before[:, :, : last_seeing * n], after[:, :, : last_seeing * n])
     assert not torch.equal(before[:, :, last_seeing * n :], after[:, :, last_seeing * n :])
 
 
-@pytest.mark.parametrize("lowering", [reference, tiles])
+@pytest.mark.parametrize("lowering", [reference, tiles, calls])
 def test_inputs_are_left_alone(lowering: Lowering) -> None:
     case = named("vrpr+tsa+temp")
     inputs = case.tensors()
@@ -313,10 +319,11 @@ def test_inputs_are_left_alone(lowering: Lowering) -> None:
     assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
 
 
-def test_large_scores_stay_finite() -> None:
+@pytest.mark.parametrize("way", [tiles, calls])
+def test_large_scores_stay_finite(way: Lowering) -> None:
     case = named("vrpr+tsa+temp")
     q, k, v = case.tensors()
-    found = tiles(30 * q, 30 * k, v, case.spec)
+    found = way(30 * q, 30 * k, v, case.spec)
     assert found.isfinite().all()
     assert distance(found, reference(30 * q, 30 * k, v, case.spec)) <= 1e-3
 
@@ -350,7 +357,7 @@ def test_flex_says_when_it_cannot_be_compiled() -> None:
 # The operator
 
 
-@pytest.mark.parametrize("lowering", ["reference", "tiles"])
+@pytest.mark.parametrize("lowering", ["reference", "tiles", "calls"])
 @pytest.mark.parametrize("name", ["direct+temp", "vrpr+tsa+temp"])
 def test_the_operator_passes_opcheck(lowering: str, name: str) -> None:
     case = named(name, grid=(7, 2, 2))
@@ -363,7 +370,7 @@ def test_the_operator_passes_opcheck(lowering: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("lowering", ["reference", "tiles"])
+@pytest.mark.parametrize("lowering", ["reference", "tiles", "calls"])
 def test_the_fake_kernel_has_the_real_layout(lowering: str, dtype: torch.dtype) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -420,5 +427,5 @@ def test_auto_is_flex_on_cuda_and_tiles_elsewhere(device: str) -> None:
 
 
 def test_an_unknown_lowering_lists_what_there_is() -> None:
-    with pytest.raises(ValueError, match="expected 'auto', 'reference', 'tiles', 'flex', found 'fast'"):
+    with pytest.raises(ValueError, match="expected 'auto', 'reference', 'tiles', 'calls', 'flex', found 'fast'"):
         op.choose("fast", torch.device("cpu"))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_attention import Case, distance, named
 
 from freeloc_fx.attention import op
+from freeloc_fx.attention.calls import calls
 from freeloc_fx.attention.flex import flex
 from freeloc_fx.attention.reference import reference
 from freeloc_fx.attention.spec import AttentionSpec
@@ -99,7 +100,7 @@ def test_the_reference_is_dense_attention_written_out(name: str, first: int, las
     assert distance(reference(*tensors, spec), expected) <= 1e-5
 
 
-@pytest.mark.parametrize("way", [reference, tiles, flex])
+@pytest.mark.parametrize("way", [reference, tiles, calls, flex])
 def test_padding_is_left_out_sample_by_sample(way: op.Lowering) -> None:
     spec, tensors = joint(named("vrpr+tsa+temp", grid=(11, 2, 2), batch=2), 0, 5, 0.5)
     valid = np.ones((2, spec.grid.sequence), bool)
@@ -125,7 +126,7 @@ def test_padding_is_left_out_sample_by_sample(way: op.Lowering) -> None:
 )
 def test_masks_that_are_no_padding_are_refused(mask: torch.Tensor, message: str) -> None:
     spec, tensors = joint(named("vrpr", grid=(11, 2, 2), batch=1), 0, 5)
-    for way in (reference, tiles):
+    for way in (reference, tiles, calls):
         with pytest.raises(CaptureError, match=message):
             way(*tensors, spec, None, mask)
 
@@ -139,11 +140,13 @@ def test_masks_that_are_no_padding_are_refused(mask: torch.Tensor, message: str)
     st.integers(12, 24),
     st.sampled_from([(1, 1), (2, 3), (5, 4)]),
 )
-def test_tiles_equal_the_reference(
+def test_tiles_and_calls_equal_the_reference(
     name: str, first: int, last: int, text_scale: float, frames: int, size: tuple[int, int]
 ) -> None:
     spec, tensors = joint(named(name, grid=(frames, *size), batch=1), first, last, text_scale)
-    assert distance(tiles(*tensors, spec), reference(*tensors, spec)) <= 1e-5
+    expected = reference(*tensors, spec)
+    assert distance(tiles(*tensors, spec), expected) <= 1e-5
+    assert distance(calls(*tensors, spec), expected) <= 1e-5
 
 
 def test_flex_with_text_equals_the_reference() -> None:
@@ -166,10 +169,11 @@ def peer(name: str, text: int = 0) -> tuple[AttentionSpec, Tensors]:
 
 @pytest.mark.parametrize("text", [0, 3])
 @pytest.mark.parametrize("name", PEERS)
-def test_every_peer_runs_on_tiles_as_on_the_reference(name: str, text: int) -> None:
+def test_every_peer_runs_as_on_the_reference(name: str, text: int) -> None:
     spec, tensors = peer(name, text)
     expected = op.run("reference", *tensors, spec)
     assert distance(op.run("tiles", *tensors, spec), expected) <= 1e-5
+    assert distance(op.run("calls", *tensors, spec), expected) <= 1e-5
     plain = op.run("reference", *tensors, dataclasses.replace(spec, strategy=Strategy()))
     assert distance(plain, expected) > 1e-3, "the strategy changes nothing here"
 

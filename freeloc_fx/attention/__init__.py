@@ -1,1 +1,1 @@
-"""Long attention: one operator, three ways of running it (`reference`, `tiles`, `flex`)."""
+"""Long attention: one operator, four ways of running it (`reference`, `tiles`, `calls`, `flex`)."""

@@ -117,14 +117,12 @@ def tile_states(
 
 def _ordered(blocks: np.ndarray, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
     """FlexAttention's form of a bool table: (count per row, column indices with the True ones first), int32."""
-    blocks = np.ascontiguousarray(blocks)
-    columns = np.arange(blocks.shape[1], dtype=np.int32)
-    seen = blocks.cumsum(1, dtype=np.int32)
-    count = np.ascontiguousarray(seen[:, -1])
-    place = np.where(blocks, seen - 1, count[:, None] + columns - seen)
-    place += np.arange(len(blocks), dtype=np.int32)[:, None] * len(columns)
+    columns = np.broadcast_to(np.arange(blocks.shape[1], dtype=np.int32), blocks.shape)
+    count = blocks.sum(1, dtype=np.int32)
     index = np.empty(blocks.shape, np.int32)
-    index.reshape(-1)[place.reshape(-1)] = np.broadcast_to(columns, blocks.shape).reshape(-1)
+    first = columns < count[:, None]
+    index[first] = columns[blocks]  # row by row on both sides
+    index[~first] = columns[~blocks]
     return torch.from_numpy(count)[None, None].to(device), torch.from_numpy(index)[None, None].to(device)
 
 

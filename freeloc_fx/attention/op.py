@@ -16,6 +16,7 @@ import torch
 
 from ..errors import CaptureError, VerificationError
 from . import spec as specs
+from .calls import calls
 from .flex import flex
 from .reference import reference
 from .spec import AttentionSpec
@@ -27,7 +28,7 @@ __all__ = ["LOWERINGS", "choose", "long_attention", "run"]
 Lowering = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, AttentionSpec, float | None, torch.Tensor | None], torch.Tensor
 ]
-LOWERINGS: dict[str, Lowering] = {"reference": reference, "tiles": tiles, "flex": flex}
+LOWERINGS: dict[str, Lowering] = {"reference": reference, "tiles": tiles, "calls": calls, "flex": flex}
 
 
 def run(

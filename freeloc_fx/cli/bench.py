@@ -30,7 +30,7 @@ def bench(
     strategies: Annotated[str, typer.Option(help="Names, separated by commas.")] = "vrpr,tsa,vrpr+tsa",
     extension: Annotated[int, typer.Option(min=1, help="Times the trained length of 21 latent frames.")] = 4,
     size: Annotated[str, typer.Option(help="Tokens of a frame, height x width.")] = "8x8",
-    attention: Annotated[str, typer.Option(help="The lowering: tiles, flex or reference.")] = "tiles",
+    attention: Annotated[str, typer.Option(help="The lowering: tiles, calls, flex or reference.")] = "tiles",
     device: Annotated[str, typer.Option(help="Where attention runs.")] = "cpu",
     runs: Annotated[int, typer.Option(min=1, help="Alternating runs; the median counts.")] = 5,
     json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,

@@ -45,7 +45,7 @@ err = Console(stderr=True)
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Engine = Literal["auto", "eager", "inductor"]
-Attention = Literal["auto", "flex", "tiles", "reference"]
+Attention = Literal["auto", "flex", "tiles", "calls", "reference"]
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help=f'What to show, e.g. "{EXAMPLE}".', show_default=False)]
 Model = Annotated[

@@ -1,0 +1,252 @@
+"""Long attention as a few scaled_dot_product_attention calls on views: work = visible pairs, any device with SDPA.
+
+What a strategy keeps is cut three ways (see `tile_schedule`): where a frame sees every key at its
+remapped distance, query frames walk through the clip with one buffer of turned keys; key frames that everybody sees
+are one call with turned queries; the rest are bands cut into families of rectangles. Calls that serve the same query
+merge by float32 log-sum-exp.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ..meta import RopeLayout, TokenGrid
+from ..rope import Turner
+from .bands import SpecBand
+from .schedule import Family
+from .softmax import Total, attend, merge
+from .spec import AttentionSpec, Cache
+from .text import split, valid_keys, video_span
+from .tile_schedule import Chunk, Schedule, make_schedule
+from .turned import TurnedKeys
+
+__all__ = ["calls"]
+
+_schedules = Cache(64)
+_turners = Cache(64)
+_masks = Cache(2048)
+
+
+def calls(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: AttentionSpec,
+    scale: float | None = None,
+    key_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Same contract as `reference`, arithmetic in q's dtype with float32 accumulation between calls.
+
+    Heads run in groups, so that memory beyond q, k, v (the output included) stays below twice their size.
+    """
+    grid = spec.grid
+    scale = (1 / math.sqrt(q.shape[-1]) if scale is None else scale) * spec.strategy.temperature
+    batch, heads, length, dim = q.shape
+    plan = _schedules.get((spec, heads, dim), lambda: make_schedule(spec, heads, dim))
+    valid = valid_keys(key_mask, batch, grid)
+    result = q.new_empty(batch, length, heads, dim).transpose(1, 2)
+    for b in range(batch):
+        for first in range(0, heads, plan.group):
+            group = slice(first, min(first + plan.group, heads))
+            _Sample(q[b, group], k[b, group], v[b, group], spec, plan, scale, group).run(
+                result[b, group], None if valid is None else valid[b]
+            )
+    return result
+
+
+def _layout(rope: RopeLayout, group: slice) -> RopeLayout:
+    return replace(rope, omega=rope.omega[group]) if len(rope.omega) > 1 else rope
+
+
+class _Sample:
+    """One sample and one group of heads: (heads, tokens, head_dim) each."""
+
+    def __init__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        spec: AttentionSpec,
+        plan: Schedule,
+        scale: float,
+        group: slice,
+    ) -> None:
+        self.spec, self.plan, self.scale, self.grid = spec, plan, scale, spec.grid
+        self.turner = _turner(_layout(spec.rope, group), q.device)
+        self.q, self.q_text = split(q, self.grid)
+        self.k, self.k_text = split(k, self.grid)
+        self.v, self.v_text = split(v, self.grid)
+        change = spec.frequency_change()
+        if change is not None:  # as if the model had been built with the strategy's frequencies
+            turn, rebase = np.arange(self.grid.frames, dtype=np.float64), _turner(_layout(change, group), q.device)
+            self.q, self.k = (rebase(x, turn, _copy(x)) for x in (self.q, self.k))
+            self.turner = _turner(_layout(spec.effective_rope, group), q.device)
+
+    def run(self, result: torch.Tensor, valid: torch.Tensor | None) -> None:
+        """Write the output (heads, tokens, head_dim) into `result`."""
+        video = result[:, video_span(self.grid)].unflatten(1, (self.grid.frames, self.grid.tokens))
+        if valid is not None and not bool(valid.all()):
+            self.k_text, self.v_text = self.k_text[:, valid], self.v_text[:, valid]
+        walk_only = self.plan.walk is not None and not self.plan.columns and not self.grid.text
+        if walk_only:
+            self._walk(video, None)
+            return
+        heads, frames, n, dim = self.q.shape
+        total = Total(heads, frames, n, dim, self.q.device)
+        if self.plan.walk is not None:
+            self._walk(None, total)
+        for column in self.plan.columns:
+            self._column(column.frames, column.turn, total)
+        if self.plan.bands:
+            self._bands(total)
+        if self.grid.text:
+            if self.k_text.shape[1]:
+                self._rows(self.q, self.spec.text_turn(), self.k_text, self.v_text, total)
+            self._text_rows(result)
+        video.copy_(total.out)
+
+    def _rows(self, q: torch.Tensor, turn: np.ndarray | None, k: torch.Tensor, v: torch.Tensor, total: Total) -> None:
+        """Every video row against keys (heads, keys, head_dim)."""
+        rows = q if turn is None else self.turner(q, turn, _copy(q))
+        out, lse = attend(rows.flatten(1, 2)[None], k[None], v[None], None, self.scale)
+        shape = q.shape[1:3]
+        total.add(out[0].unflatten(1, shape), lse[0].float().unflatten(1, shape))
+
+    def _column(self, frames: slice, turn: np.ndarray | None, total: Total) -> None:
+        self._rows(self.q, turn, self.k[:, frames].flatten(1, 2), self.v[:, frames].flatten(1, 2), total)
+
+    def _text_rows(self, result: torch.Tensor) -> None:
+        """Text sees all text and all video; the rows stand at either end of the sequence."""
+        turn = self.spec.text_turn()
+        keys = self.k if turn is None else self.turner(self.k, turn, _copy(self.k))
+        q = self.q_text[None]
+        out, lse = attend(q, keys.flatten(1, 2)[None], self.v.flatten(1, 2)[None], None, self.scale)
+        total, norm = out.float(), lse.float()
+        if self.k_text.shape[1]:
+            out, lse = attend(q, self.k_text[None], self.v_text[None], None, self.scale)
+            merge(total, norm, out, lse.float())
+        first, span = self.grid.text_first, video_span(self.grid)
+        result[:, :first] = total[0, :, :first].to(result.dtype)
+        result[:, span.stop :] = total[0, :, first:].to(result.dtype)
+
+    def _walk(self, video: torch.Tensor | None, total: Total | None) -> None:
+        """Query frames in order against all keys, each at its exact remapped distance."""
+        assert self.plan.walk is not None
+        n = self.grid.tokens
+        v = self.v.contiguous().flatten(1, 2)
+        keys = TurnedKeys(self.k, self.turner, self.plan.walk.copies)
+        for step in self.plan.walk.steps:
+            count = len(step.query_turn)
+            frames = slice(step.first, step.first + count)
+            rows = self.q[:, frames]
+            if step.query_turn.any():
+                rows = self.turner(rows, step.query_turn, _copy(rows))
+            turned = keys.to(step.key_turn).flatten(2, 3)
+            weights = v[None].expand(count, -1, -1, -1)
+            if step.decay is None:
+                out, lse = attend(rows.transpose(0, 1), turned, weights, None, self.scale)
+            else:
+                out, lse = _decayed(
+                    rows.transpose(0, 1), turned, weights, step.decay, step.hidden(self.grid), self.scale
+                )
+            if video is not None:
+                video[:, frames] = out.transpose(0, 1)
+            else:
+                assert total is not None
+                total.strided(out, lse, step.first, 1, 1, 1, slice(0, n))
+
+    def _bands(self, total: Total) -> None:
+        n = self.grid.tokens
+        whole = Chunk(0, n, 0, n, None)
+        if any(item.full for item in self.plan.bands):
+            self._chunk(whole, "full", total)
+        if any(item.stripe for item in self.plan.bands):
+            for place, chunk in enumerate(self.plan.chunks):
+                self._chunk(chunk, f"stripe{place}", total)
+
+    def _chunk(self, chunk: Chunk, kind: str, total: Total) -> None:
+        """All bands of query tokens [q0, q1) against key tokens [k0, k1) of a frame."""
+        tokens = slice(chunk.q0, chunk.q1)
+        q = self.q[:, :, tokens]
+        v = self.v[:, :, chunk.k0 : chunk.k1].contiguous()
+        turned = TurnedKeys(self.k[:, :, chunk.k0 : chunk.k1].contiguous(), self.turner)
+        for number, item in enumerate(self.plan.bands):
+            families = item.full if kind == "full" else item.stripe
+            if not families:
+                continue
+            band = item.band
+            rows = q[:, band.rows]
+            if band.query_turn is not None:
+                rows = self.turner(rows, band.query_turn, _copy(rows))
+            keys = turned.to(_turn_of(band, self.grid))[0]
+            for index, family in enumerate(families):
+                mask = self._mask((number, kind, index), family, chunk)
+                out, lse = attend(_family_rows(rows, family), _family_keys(keys, family), _family_keys(v, family), mask,
+                                  self.scale)  # fmt: skip
+                first = band.rows.start + family.row * band.rows.step
+                step = band.rows.step
+                total.strided(out, lse, first, step, family.rows, family.row_step * step, tokens)
+
+    def _mask(self, place: tuple[int, str, int], family: Family, chunk: Chunk) -> torch.Tensor | None:
+        """Mask (1, 1, rows * tokens, keys * tokens) of a ragged family or a stripe's chunk; None for neither."""
+        if family.mask is None and chunk.mask is None:
+            return None
+
+        def build() -> torch.Tensor:
+            frames = np.ones((family.rows, family.keys), bool) if family.mask is None else family.mask
+            shape = (chunk.q1 - chunk.q0, chunk.k1 - chunk.k0)
+            tokens = np.ones(shape, bool) if chunk.mask is None else chunk.mask
+            visible = torch.from_numpy(np.kron(frames, tokens)).to(self.q.device)
+            mask = torch.zeros(visible.shape, dtype=self.q.dtype, device=self.q.device)
+            return mask.masked_fill_(~visible, float("-inf"))[None, None]
+
+        key = (self.spec, self.plan.heads, self.plan.head_dim, *place, self.q.dtype, self.q.device)
+        return _masks.get(key, build)
+
+
+def _turner(layout: RopeLayout, device: torch.device) -> Turner:
+    return _turners.get((layout, device), lambda: Turner(layout, device))
+
+
+def _copy(x: torch.Tensor) -> torch.Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _turn_of(band: SpecBand, grid: TokenGrid) -> np.ndarray:
+    turn = np.zeros(grid.frames) if band.key_turn is None else band.key_turn
+    return turn[None]
+
+
+def _family_rows(x: torch.Tensor, family: Family) -> torch.Tensor:
+    """Query rows of a family, (count, heads, rows * tokens, head_dim), from x (heads, frames, tokens, head_dim)."""
+    heads, _, n, dim = x.shape
+    sh, sf, sn, sd = x.stride()
+    size = (family.count, heads, family.rows, n, dim)
+    stride = (family.row_step * sf, sh, sf, sn, sd)
+    return x.as_strided(size, stride, x.storage_offset() + family.row * sf).flatten(2, 3)
+
+
+def _family_keys(x: torch.Tensor, family: Family) -> torch.Tensor:
+    """Key rows of a family, (count, heads, keys * tokens, head_dim): a view, since x is frame-contiguous."""
+    heads, _, n, dim = x.shape
+    sh, sf, sn, sd = x.stride()
+    size = (family.count, heads, family.keys * n, dim)
+    return x.as_strided(size, (family.key_step * sf, sh, sn, sd), x.storage_offset() + family.key * sf)
+
+
+def _decayed(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: np.ndarray, hidden: torch.Tensor | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`attend` with explicit scores: positive ones times decay (count, key frames), then those in `hidden` (count,
+    rows, keys) dropped."""
+    scores = (q.float() @ k.float().transpose(-1, -2)) * scale
+    factor = torch.from_numpy(decay).to(q.device, torch.float32).repeat_interleave(k.shape[2] // decay.shape[1], 1)
+    scores = torch.where(scores > 0, scores * factor[:, None, None], scores)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden[:, None].to(q.device), float("-inf"))
+    lse = scores.logsumexp(-1)
+    return ((scores - lse[..., None]).exp() @ v.float()).to(q.dtype), lse

@@ -1,0 +1,128 @@
+// Vectors of floats and the register blocks of `tile_kernel.cpp`. No intrinsics: GCC's and clang's vector extension.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int W = 16, DEEP = 14;  // lanes of a vector; rows of a register block
+#elif defined(__AVX__)
+constexpr int W = 8, DEEP = 6;
+#elif defined(__aarch64__)
+constexpr int W = 4, DEEP = 5;
+#else
+constexpr int W = 4, DEEP = 2;
+#endif
+constexpr int R = 16, N = R / W;   // query rows of a tile, vectors that hold them
+
+typedef float Vec __attribute__((vector_size(W * sizeof(float))));
+typedef int32_t Int __attribute__((vector_size(W * sizeof(int32_t))));
+
+inline Vec load(const float* x) { Vec v; std::memcpy(&v, x, sizeof v); return v; }
+inline void store(float* x, Vec v) { std::memcpy(x, &v, sizeof v); }
+inline Vec splat(float x) { return x - Vec{}; }
+inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+// 2^x for x <= 0, relative error 2e-7; not below 2^-126. NaN stays NaN.
+inline Vec exp2(Vec x) {
+  const Vec least = splat(-126.0f), shift = splat(12582912.0f);  // 1.5 * 2^23 rounds to an integer
+  x = x < least ? least : x;
+  const Vec whole = x + shift, f = x - (whole - shift);
+  Vec p = splat(1.327646886e-3f) * f + splat(9.675541309e-3f);
+  p = p * f + splat(5.550713283e-2f);
+  p = p * f + splat(2.402211972e-1f);
+  p = p * f + splat(6.931469671e-1f);
+  p = p * f + splat(1.000000072f);
+  return (Vec)((Int)p + ((Int)whole << 23));
+}
+
+// Scores of M keys for V vectors of query rows: c[m, :] = sum over k of a[m * dim + k] * b[k, :], rows of R floats.
+template <int M, int V>
+[[gnu::noinline]] void scores_of(const float* a, int64_t dim, const float* b, float* c) {
+  Vec sum[M][V] = {};
+  for (int64_t k = 0; k < dim; ++k) {
+    Vec row[V];
+    for (int v = 0; v < V; ++v) row[v] = load(b + k * R + v * W);
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) sum[m][v] += splat(a[m * dim + k]) * row[v];
+  }
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < V; ++v) store(c + m * R + v * W, sum[m][v]);
+}
+
+// M channels of weighted values: c[m, :] += sum over k of a[at[k] + m] * b[k, :].
+template <int M, int V>
+[[gnu::noinline]] void values_of(const float* a, const int32_t* at, int64_t keys, const float* b, float* c) {
+  Vec sum[M][V];
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < V; ++v) sum[m][v] = load(c + m * R + v * W);
+  for (int64_t k = 0; k < keys; ++k) {
+    const float* x = a + at[k];
+    Vec row[V];
+    for (int v = 0; v < V; ++v) row[v] = load(b + k * R + v * W);
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) sum[m][v] += splat(x[m]) * row[v];
+  }
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < V; ++v) store(c + m * R + v * W, sum[m][v]);
+}
+
+template <int M, class Body>
+void pick(int size, int first, const Body& body) {
+  if (size == M) return body(std::integral_constant<int, M>{}, first);
+  if constexpr (M > 1) pick<M - 1>(size, first, body);
+}
+
+// `body` with a compile-time count, over `rows` rows in blocks of nearly equal size (a small block waits for its own sums).
+template <int MOST, class Body>
+void blocked(int rows, const Body& body) {
+  const int blocks = (rows + MOST - 1) / MOST;
+  for (int i = 0, first = 0; i < blocks; ++i) {
+    const int last = rows * (i + 1) / blocks;
+    pick<MOST>(last - first, first, body);
+    first = last;
+  }
+}
+
+template <int V>
+void score(int keys, const float* a, int64_t dim, const float* b, float* c) {
+  blocked<DEEP * N / V>(keys, [&](auto m, int first) { scores_of<m, V>(a + first * dim, dim, b, c + first * R); });
+}
+
+template <int V>
+void weigh(int dim, const float* a, const int32_t* at, int64_t keys, const float* b, float* c) {
+  blocked<DEEP * N / V>(dim, [&](auto m, int first) { values_of<m, V>(a + first, at, keys, b, c + first * R); });
+}
+
+// Scores of M diagonals: c[m, r] = sum over k of b[k, r] * a[m][k * stride + r].
+template <int M>
+[[gnu::noinline]] void diagonal_scores(const float* const* a, int64_t stride, const float* b, int64_t dim, float* c) {
+  Vec sum[M][N] = {};
+  for (int64_t k = 0; k < dim; ++k)
+    for (int n = 0; n < N; ++n) {
+      const Vec row = load(b + k * R + n * W);
+      for (int m = 0; m < M; ++m) sum[m][n] += load(a[m] + k * stride + n * W) * row;
+    }
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) store(c + m * R + n * W, sum[m][n]);
+}
+
+// Values weighted along M diagonals: c[k, r] += sum over m of b[m, r] * a[m][k * stride + r].
+template <int M>
+[[gnu::noinline]] void diagonal_values(const float* const* a, int64_t stride, const float* b, int64_t dim, float* c) {
+  Vec row[M][N];
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) row[m][n] = load(b + m * R + n * W);
+  for (int64_t k = 0; k < dim; ++k)
+    for (int n = 0; n < N; ++n) {
+      Vec sum = load(c + k * R + n * W);
+      for (int m = 0; m < M; ++m) sum += load(a[m] + k * stride + n * W) * row[m][n];
+      store(c + k * R + n * W, sum);
+    }
+}
+
+}  // namespace
