@@ -5,7 +5,8 @@
 
 Peak of the bytes that torch's allocator had handed out at once, the output included, over the bytes of q, k and v; on
 the second call, when schedules and masks are there; the first call's peak, with the tables that all layers and steps
-share from then on, stands beside it. Exits with 1 where a peak is not below the limit. Writes results/memory.json,
+share from then on (numpy's memory added, which torch's allocator does not see), stands beside it. Exits with 1 where
+a peak, the first call's included, is not below the limit. Writes results/memory.json,
 memory.md and memory.png.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import tracemalloc
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from attention import GRIDS
 from common import RESULTS, save
 
 from freeloc_fx.attention import op, spec
+from freeloc_fx.attention.tiles import engine
 from freeloc_fx.measure import make_spec, peak_bytes
 
 LIMIT = 2.0
@@ -37,8 +40,14 @@ def measure(grid: int, extension: int, strategy: str, lowering: str, heads: int 
         return result
 
     own = 3 * q.nbytes
+    engine(q.device, q.dtype)  # builds and loads the kernel: modules are no tables
     with torch.no_grad():
-        first, second = peak_bytes(run), peak_bytes(run)
+        tracemalloc.start()  # numpy's share of the first call; as if both peaks came together
+        try:
+            first = peak_bytes(run) + tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        second = peak_bytes(run)
     return {
         "tokens_a_frame": grid,
         "heads": heads,
@@ -98,7 +107,7 @@ def main() -> None:
         print(f"{grid:>5} x{extension:<3} {strategy:10} {lowering:9} {r['peak']:.2f} (first {r['first_call']:.2f})")
         save("memory", {"limit": LIMIT, "rows": rows})
     report(rows)
-    over = [r for r in rows if r["lowering"] == "tiles" and not r["peak"] < LIMIT]
+    over = [r for r in rows if r["lowering"] == "tiles" and not max(r["peak"], r["first_call"]) < LIMIT]
     if over:
         raise SystemExit(f"{len(over)} peaks are not below {LIMIT} times q, k and v: see results/memory.md")
 
