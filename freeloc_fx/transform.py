@@ -17,6 +17,7 @@ from .attention import op
 from .attention.spec import denoising_step
 from .backend import Backend, PlanReady, compiler, layer_table
 from .errors import CaptureError, FreelocError, TransformError
+from .hooks import check_blocks
 from .inputs import call_arguments, check_limits, example_inputs, integer_size, latent_size
 from .plan import Plan
 from .profile import Profile
@@ -28,6 +29,8 @@ __all__ = ["plan", "plans", "restore", "transform"]
 Model = TypeVar("Model", bound=nn.Module)
 
 log = logging.getLogger("freeloc_fx")
+
+HOOKED = "the blocks carry hooks, which stay outside the graphs"
 
 RECOMPILE_LIMIT = 256
 """Input shapes (and adapters) one transformed model may see. Past Dynamo's own limit of 8 it would silently run the
@@ -116,12 +119,7 @@ def transform(
         )
     op.choose(attention, torch.device("cpu"))
     chosen = _profile(model, profile)
-    mode = backend.get("mode") if isinstance(backend, Mapping) else backend
-    if mode in ("reduce-overhead", "max-autotune", "cudagraphs") and follows_steps(chosen):
-        raise ValueError(
-            f"backend: {mode!r} records CUDA graphs, which would repeat the first step's attention; profile "
-            f"{chosen.name!r} follows denoising steps: expected another mode, e.g. 'max-autotune-no-cudagraphs'"
-        )
+    _check_mode(backend, chosen)
     made = Backend(chosen, layer_table(model), compiler(backend), attention, verify)
     return attach(copy.copy(model), model, made)
 
@@ -130,12 +128,18 @@ def attach(result: Model, original: Model, made: Backend) -> Model:
     """Give a shallow copy of a model our backend: its calls are captured and run through it from now on."""
     state = _State(original, result, made)
     result.__dict__["_freeloc"] = state
+    result.__dict__["compile"] = _choose_backend(result, made)
     compiled = torch.compile(result._call_impl, backend=made, fullgraph=True, dynamic=False)
 
     counter = StepCounter() if follows_steps(made.profile) else None
 
+    # Somebody's torch.compile around the model would trace through our call and drop our backend without a word.
+    @torch.compiler.disable(reason="a transformed model compiles itself; choose its backend in transform")
     def call(*args: Any, **kwargs: Any) -> Any:
         _describe(result, made, args, kwargs)
+        if check_blocks((path, result.get_submodule(path)) for path in made.layers) and state.regions is None:
+            state.regions = Regions(result, made, HOOKED)
+            log.info("%s: captured block by block: %s", type(result).__name__, HOOKED)
         step = 0 if counter is None else counter.see(call_arguments(result, args, kwargs))
         with torch.no_grad(), _capturing(made), denoising_step(step):
             if state.regions is None:
@@ -151,6 +155,42 @@ def attach(result: Model, original: Model, made: Backend) -> Model:
 
     result._compiled_call_impl = call
     return result
+
+
+def _choose_backend(result: nn.Module, made: Backend) -> Callable[..., None]:
+    def compile(*args: Any, **kwargs: Any) -> None:
+        """`nn.Module.compile` of a transformed model: the same as `transform(..., backend=...)`.
+
+        Args: torch.compile's backend, mode and options. fullgraph and dynamic say nothing new: a transformed model is
+            captured whole where it can be, and once for each shape.
+
+        Raises:
+            TransformError: any other argument. ValueError: an unknown backend.
+        """
+        unknown = kwargs.keys() - {"backend", "mode", "options", "fullgraph", "dynamic"}
+        if args or unknown:
+            raise TransformError(
+                "compile of a transformed model: expected backend, mode, options by name, found "
+                f"{[*args, *sorted(unknown)]}"
+            )
+        chosen = {k: v for k, v in kwargs.items() if k in ("backend", "mode", "options") and v is not None}
+        _check_mode(chosen, made.profile)
+        again = Backend(made.profile, made.layers, compiler(chosen), made.attention, made.verify)
+        again.plans = made.plans
+        state = state_of(result)
+        assert state is not None
+        attach(result, state.original, again)
+
+    return compile
+
+
+def _check_mode(backend: str | Callable[..., Any] | Mapping[str, Any], profile: Profile) -> None:
+    mode = backend.get("mode") if isinstance(backend, Mapping) else backend
+    if mode in ("reduce-overhead", "max-autotune", "cudagraphs") and follows_steps(profile):
+        raise ValueError(
+            f"backend: {mode!r} records CUDA graphs, which would repeat the first step's attention; profile "
+            f"{profile.name!r} follows denoising steps: expected another mode, e.g. 'max-autotune-no-cudagraphs'"
+        )
 
 
 def _describe(model: nn.Module, made: Backend, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -241,6 +281,11 @@ def plan(
     made = Backend(_profile(model, profile), layer_table(model), None, plan_only=True)
     arguments = example_inputs(model, frames, height, width, inputs)
     _describe(model, made, (), arguments)
+    if check_blocks((path, model.get_submodule(path)) for path in made.layers):
+        with torch.no_grad(), _capturing(made):
+            _, found = Regions(model, made, HOOKED).run(**arguments)
+        if found is not None:
+            return found
     compiled = torch.compile(copy.copy(model)._call_impl, backend=made, fullgraph=True, dynamic=False)
     try:
         with torch.no_grad(), _capturing(made):
