@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,12 +18,25 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from .errors import CaptureError, TransformError
 
-__all__ = ["check_blocks", "hooks_of", "inside", "leaf_call", "leaf_calls"]
+__all__ = ["check_blocks", "hooks_of", "inside", "leaf_call", "leaf_calls", "slot", "without_caches"]
 
 
 def hooks_of(module: nn.Module) -> dict[str, Any]:
-    """Name -> hook of diffusers' registry on one module."""
-    return dict(getattr(module.__dict__.get("_diffusers_hook"), "hooks", {}))
+    """Name -> hook of diffusers' registry, or accelerate's, on one module."""
+    found = dict(getattr(module.__dict__.get("_diffusers_hook"), "hooks", {}))
+    if "_hf_hook" in module.__dict__:
+        found[type(module.__dict__["_hf_hook"]).__name__] = module.__dict__["_hf_hook"]
+    return found
+
+
+def slot(module: nn.Module) -> tuple[Any, str]:
+    """(object, attribute) that holds a block's call inside its hooks, which cannot be captured."""
+    refs = getattr(module.__dict__.get("_diffusers_hook"), "_fn_refs", None)
+    if refs:
+        return refs[0], "forward" if refs[0].original_forward is None else "original_forward"
+    if "_hf_hook" in module.__dict__:
+        return module, "_old_forward"
+    return module, "_compiled_call_impl"
 
 
 def inside(block: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
@@ -54,13 +68,33 @@ def check_blocks(blocks: Iterable[tuple[str, nn.Module]]) -> bool:
         for path, module, hooks in inside(block):
             found = True
             for name, hook in hooks.items():
-                if getattr(hook, "_is_stateful", False):
+                if _keeps(hook):
                     raise CaptureError(
                         f"{prefix}.{path} ({type(module).__name__}) carries the hook {name!r}, which keeps an "
                         "attention's result from step to step; expected caches on whole blocks only, such as "
                         "FirstBlockCache: disable_cache() first"
                     )
     return found
+
+
+def _keeps(hook: Any) -> bool:
+    """Whether a hook remembers results; some share what another of them keeps."""
+    return getattr(hook, "_is_stateful", False) or hasattr(hook, "state_manager")
+
+
+@contextmanager
+def without_caches(model: nn.Module) -> Iterator[None]:
+    """Context: modules that keep results from call to call forget their hooks, so that nothing is kept of a capture
+    whose numbers nobody wants."""
+    taken = []
+    for module in model.modules():
+        if "forward" in module.__dict__ and any(map(_keeps, hooks_of(module).values())):
+            taken.append((module, module.__dict__.pop("forward"), module.__dict__.pop("_diffusers_hook")))
+    try:
+        yield
+    finally:
+        for module, forward, registry in taken:
+            module.__dict__ |= {"forward": forward, "_diffusers_hook": registry}
 
 
 _CALLS: weakref.WeakValueDictionary[str, _Leaf] = weakref.WeakValueDictionary()

@@ -17,7 +17,7 @@ from torch._dynamo.exc import BackendCompilerFailed, TorchRuntimeError, Unsuppor
 
 from .backend import Backend
 from .errors import CaptureError, FreelocError
-from .hooks import inside, leaf_calls
+from .hooks import inside, leaf_calls, slot
 from .plan import Plan, merge
 
 __all__ = ["NO_SINGLE_GRAPH", "Regions"]
@@ -63,35 +63,26 @@ class Regions:
 
     @contextmanager
     def _compiled(self) -> Iterator[None]:
-        slots = [(*_slot(module), part, index) for index, (module, part) in enumerate(self.blocks)]
+        slots = [(*slot(module), part, index) for index, (module, part) in enumerate(self.blocks)]
         plain = [getattr(owner, name) for owner, name, _, _ in slots]
         try:
             for (owner, name, part, index), function in zip(slots, plain, strict=True):
                 block = self.blocks[index][0]
-                setattr(owner, name, _guarded(part.prefix, block, self._call(index, owner, function, part)))
+                setattr(owner, name, _guarded(part.prefix, block, self._call(index, owner, name, function, part)))
             with self.leaves:
                 yield
         finally:
             for (owner, name, _, _), function in zip(slots, plain, strict=True):
                 setattr(owner, name, function)
 
-    def _call(self, index: int, owner: Any, function: Any, part: Backend) -> Callable[..., Any]:
+    def _call(self, index: int, owner: Any, name: str, function: Any, part: Backend) -> Callable[..., Any]:
         """A block's compiled call; one for the module as it is and one for what its outermost hook runs."""
-        whole = owner is self.blocks[index][0]
+        whole = name == "_compiled_call_impl"
         key = (index, whole)
         if key not in self.compiled:
             inner = owner._call_impl if whole else function
             self.compiled[key] = torch.compile(inner, backend=part, fullgraph=True, dynamic=False)
         return self.compiled[key]
-
-
-def _slot(module: nn.Module) -> tuple[Any, str]:
-    """Where a block's compiled call goes: inside diffusers' hooks, which move weights and cannot be captured."""
-    registry = module.__dict__.get("_diffusers_hook")
-    hooks = getattr(registry, "_fn_refs", None)
-    if not hooks:
-        return module, "_compiled_call_impl"
-    return hooks[0], "forward" if hooks[0].original_forward is None else "original_forward"
 
 
 def _guarded(path: str, block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:

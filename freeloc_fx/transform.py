@@ -17,8 +17,8 @@ from .attention import op
 from .attention.spec import denoising_step
 from .backend import Backend, PlanReady, compiler, layer_table
 from .errors import CaptureError, FreelocError, TransformError
-from .hooks import check_blocks
-from .inputs import call_arguments, check_limits, example_inputs, integer_size, latent_size
+from .hooks import check_blocks, without_caches
+from .inputs import call_arguments, check_limits, check_one_clip, example_inputs, integer_size, latent_size
 from .plan import Plan
 from .profile import Profile
 from .regions import NO_SINGLE_GRAPH, Regions
@@ -104,6 +104,7 @@ def transform(
         TransformError: the model is already transformed or compiled.
         ProfileError: the profile is for another model, or names layers that this one does not have.
         ValueError: unknown backend or attention.
+        CaptureError: the model is autoregressive.
         On the first call with a shape: CaptureError, LengthError, SolveError.
     """
     if not isinstance(model, nn.Module):
@@ -117,6 +118,7 @@ def transform(
             f"this {type(model).__name__} is already compiled; "
             "transform the uncompiled model and choose its backend here"
         )
+    check_one_clip(model)
     op.choose(attention, torch.device("cpu"))
     chosen = _profile(model, profile)
     _check_mode(backend, chosen)
@@ -239,6 +241,12 @@ def restore(model: Model) -> Model:
     state = state_of(model)
     if state is None:
         raise TransformError(f"this {type(model).__name__} is not a transformed model")
+    # Adapters sit on the shared modules; the original must know of those that were loaded or unloaded here.
+    for name in ("peft_config", "_hf_peft_config_loaded"):
+        if name in model.__dict__:
+            state.original.__dict__[name] = model.__dict__[name]
+        else:
+            state.original.__dict__.pop(name, None)
     return state.original  # type: ignore[return-value]
 
 
@@ -277,24 +285,25 @@ def plan(
     state = state_of(model)
     if state is not None:
         model, profile = state.original, profile if profile is not None else state.backend.profile
+    check_one_clip(model)
     check_limits(model, frames, height, width)
     made = Backend(_profile(model, profile), layer_table(model), None, plan_only=True)
     arguments = example_inputs(model, frames, height, width, inputs)
     _describe(model, made, (), arguments)
-    if check_blocks((path, model.get_submodule(path)) for path in made.layers):
-        with torch.no_grad(), _capturing(made):
-            _, found = Regions(model, made, HOOKED).run(**arguments)
-        if found is not None:
-            return found
-    compiled = torch.compile(copy.copy(model)._call_impl, backend=made, fullgraph=True, dynamic=False)
-    try:
-        with torch.no_grad(), _capturing(made):
-            _unwrapped(compiled, **arguments)
-    except PlanReady as ready:
-        return ready.plan
-    except NO_SINGLE_GRAPH as why:
-        with torch.no_grad(), _capturing(made):
+    blocks = [(path, model.get_submodule(path)) for path in made.layers]
+    check_blocks(blocks)
+    with without_caches(model), torch.no_grad(), _capturing(made):
+        try:
+            if check_blocks(blocks):
+                _, found = Regions(model, made, HOOKED).run(**arguments)
+            else:
+                compiled = torch.compile(copy.copy(model)._call_impl, backend=made, fullgraph=True, dynamic=False)
+                _unwrapped(compiled, **arguments)
+                found = None
+        except PlanReady as ready:
+            return ready.plan
+        except NO_SINGLE_GRAPH as why:
             _, found = Regions(model, made, why).run(**arguments)
-        if found is not None:
-            return found
+    if found is not None:
+        return found
     raise CaptureError(f"{type(model).__name__}: the forward pass ran without anything to capture")
