@@ -118,8 +118,8 @@ def check_one_clip(model: nn.Module) -> None:
     found = [n for n in inspect.signature(model.forward).parameters if any(word in n for word in _WINDOWED)]
     if found:
         raise CaptureError(
-            f"{type(model).__name__}.forward takes {', '.join(found)}: it is autoregressive and makes video of any length "
-            "piece by piece from its own history; expected a model that makes a whole clip at once"
+            f"{type(model).__name__}.forward takes {', '.join(found)}: it is autoregressive and makes video of any "
+            "length piece by piece from its own history; expected a model that makes a whole clip at once"
         )
 
 

@@ -318,8 +318,8 @@ def conventional(layout: RopeLayout) -> bool:
 
 
 SHIFTS = (1 / 1024, 1 / 64, 1 / 8)
-"""Fractions of a frame by which `count_turns` moves a clip: the first tells rates of up to 3200 radians per frame apart,
-the others make up for tables in half precision."""
+"""Fractions of a frame by which `count_turns` moves a clip: the first tells rates of up to 3200 radians per frame
+apart, the others make up for tables in half precision."""
 
 
 def count_turns(

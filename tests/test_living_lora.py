@@ -1,5 +1,5 @@
-"""Adapters come and go on a transformed model: load, scale, hotswap, unload, fuse; each gives a transformed fresh model's
-output."""
+"""Adapters come and go on a transformed model: load, scale, hotswap, unload, fuse; each gives the output of a fresh
+model transformed."""
 
 from __future__ import annotations
 

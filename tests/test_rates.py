@@ -116,9 +116,12 @@ def clip(omega: np.ndarray, shift: float, frames: int, text: int) -> Rotations:
     return Rotations(np.arange(pairs), np.arange(pairs) + pairs, phase[:1], 0.0, (), lambda tokens: phase[:, tokens])
 
 
+RATE = st.floats(-3000, 3000, allow_subnormal=False)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.floats(-3000, 3000, allow_subnormal=False), min_size=2, max_size=6),
+    st.lists(RATE, min_size=2, max_size=6),
     st.integers(2, 9),
     st.integers(0, 3),
 )
