@@ -11,7 +11,7 @@ import networkx as nx
 import torch
 import torch.fx as fx
 
-from freeloc_fx import rope
+from freeloc_fx import rates, rope
 from freeloc_fx.match import UNKNOWN, MatchFailure, Slice, ancestors, flow, linear_slice, run_nodes, shape_of
 from freeloc_fx.meta import AttentionSite, RopeLayout, TokenGrid, sites, write
 from freeloc_fx.pipeline import PassContext
@@ -110,7 +110,7 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, context: PassCo
     if isinstance(found, MatchFailure):
         return MatchFailure(found.reason, name)
     layout, grid = found
-    if rope.conventional(layout):
+    if rates.conventional(layout):
         return found
     for node in _frame_axes(view, part, grid.frames, context):
 
@@ -118,7 +118,7 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, context: PassCo
             return measure(_outside(view, part, context, (node, shift)))
 
         try:
-            counted = rope.count_turns(layout, grid, rotations, moved)
+            counted = rates.count_turns(layout, grid, rotations, moved)
         except Exception:  # positions that are indices take no fraction; another axis, or none, may
             counted = None
         if counted is not None:

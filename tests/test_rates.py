@@ -19,7 +19,8 @@ from freeloc_fx import Profile, transform
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.match import MatchFailure
 from freeloc_fx.meta import RopeLayout, TokenGrid
-from freeloc_fx.rope import Rotations, conventional, count_turns
+from freeloc_fx.rates import conventional, count_turns
+from freeloc_fx.rope import Rotations
 
 
 def run(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
