@@ -182,12 +182,12 @@ def short_table(rows: dict[str, dict[str, str]]) -> str:
     for name, row in rows.items():
         cells = [
             name,
-            row["sites found"],
-            row["RoPE"].rpartition(", to ")[0],
-            row["grid at 2x"],
-            row["identity bitwise"],
+            row.get("sites found", "not measured"),
+            row.get("RoPE", "not measured").rpartition(", to ")[0],
+            row.get("grid at 2x", "not measured"),
+            row.get("identity bitwise", "not measured"),
             number(row, "tiles - reference", "flex - reference"),
-            row["full graph"],
+            row.get("full graph", "not measured"),
             number(row, "aot_eager - reference"),
             number(row, "LoRA"),
             number(row, "group offload", "leaf offload", "model offload"),

@@ -7,6 +7,7 @@ an attention's result from step to step cannot be captured at all.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -98,13 +99,14 @@ def without_caches(model: nn.Module) -> Iterator[None]:
 
 
 _CALLS: weakref.WeakValueDictionary[str, _Leaf] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()  # two transformed copies of one model have leaves of their own
 
 
 class _Leaf:
     """One hooked module without children and how it is called: x (..., channels) -> (..., channels out)."""
 
     def __init__(self, path: str, module: nn.Module) -> None:
-        self.key = f"{path}#{id(module)}"
+        self.key = f"{path}#{next(_NUMBERS)}"
         self.call: Callable[..., Any] = module.forward
         self.results: dict[tuple[int, torch.dtype, torch.device], torch.Tensor] = {}
         _CALLS[self.key] = self

@@ -3,6 +3,7 @@ refusal that names the hook."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +88,19 @@ def test_offloading_after_the_first_call() -> None:
     by_leaf(changed)
     assert distance(run(changed, given), expected) <= 1e-6
     assert [plan.rewritten for plan in plans(changed)] == [2, 2]
+
+
+def test_two_transformed_copies_of_an_offloaded_model() -> None:
+    """The second's end takes nothing from the first."""
+    model = build("Wan")
+    given = arguments("Wan", model, 10)
+    by_leaf(model)
+    first, second = changed_of(model), changed_of(model, attention="tiles")
+    expected = run(first, given)
+    assert distance(run(second, given), expected) <= 1e-5
+    del second
+    gc.collect()
+    assert distance(run(first, given), expected) <= 1e-6
 
 
 def test_a_plan_of_an_offloaded_model() -> None:
