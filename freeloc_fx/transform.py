@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,11 +133,11 @@ def attach(result: Model, original: Model, made: Backend) -> Model:
     state = _State(original, result, made)
     result.__dict__["_freeloc"] = state
     result.__dict__["compile"] = _choose_backend(result, made)
+    gate = _gate(result)
     compiled = torch.compile(result._call_impl, backend=made, fullgraph=True, dynamic=False)
 
     counter = StepCounter() if follows_steps(made.profile) else None
 
-    # Somebody's torch.compile around the model would trace through our call and drop our backend without a word.
     @torch.compiler.disable(reason="a transformed model compiles itself; choose its backend in transform")
     def call(*args: Any, **kwargs: Any) -> Any:
         _describe(result, made, args, kwargs)
@@ -143,7 +145,7 @@ def attach(result: Model, original: Model, made: Backend) -> Model:
             state.regions = Regions(result, made, HOOKED)
             log.info("%s: captured block by block: %s", type(result).__name__, HOOKED)
         step = 0 if counter is None else counter.see(call_arguments(result, args, kwargs))
-        with torch.no_grad(), _capturing(made), denoising_step(step):
+        with torch.no_grad(), _capturing(made), denoising_step(step), gate.open():
             if state.regions is None:
                 try:
                     return _unwrapped(compiled, *args, **kwargs)
@@ -157,6 +159,54 @@ def attach(result: Model, original: Model, made: Backend) -> Model:
 
     result._compiled_call_impl = call
     return result
+
+
+class _Gate:
+    """Sends every call of a model's forward through our own, but for those that our own makes.
+
+    Dynamo steps over a module's compiled call into its forward, so somebody's torch.compile around a transformed model
+    would run it untransformed without a word; so would a direct call of forward.
+    """
+
+    def __init__(self, result: nn.Module) -> None:
+        self.own = result.__dict__.get("forward")  # of a hook that was there before us
+        self.running = False
+        self.result = weakref.ref(result)
+        plain = result.forward
+
+        @functools.wraps(plain)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return plain(*args, **kwargs) if self.running else result._compiled_call_impl(*args, **kwargs)
+
+        self.forward = forward
+        result.__dict__["forward"] = forward
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """The model's own forward in place, as a capture must see it; under later hooks, ours lets through."""
+        result = self.result()
+        on_top = result is not None and result.__dict__.get("forward") is self.forward
+        self.running = True
+        if result is not None and on_top:
+            del result.__dict__["forward"]
+            if self.own is not None:
+                result.__dict__["forward"] = self.own
+        try:
+            yield
+        finally:
+            self.running = False
+            if result is not None and on_top:
+                result.__dict__["forward"] = self.forward
+
+
+def _gate(result: nn.Module) -> _Gate:
+    """The gate of a model, made at its first attach."""
+    known: _Gate | None = result.__dict__.get("_freeloc_gate")
+    if known is None or known.result() is not result:
+        if known is not None and result.__dict__.get("forward") is known.forward:
+            del result.__dict__["forward"]  # a shallow copy of a transformed model
+        known = result.__dict__["_freeloc_gate"] = _Gate(result)
+    return known
 
 
 def _choose_backend(result: nn.Module, made: Backend) -> Callable[..., None]:

@@ -3,11 +3,13 @@ around it. Adapters and hooks have files of their own; saving, copying and pickl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 from diffusers_models import CASES, arguments, build
 from models import wan, wan_inputs
 
@@ -29,6 +31,15 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def changed_of(model: Any, **options: Any) -> Any:
     return transform(model, PROFILE, **({"backend": "eager", "attention": "reference"} | options))
+
+
+@pytest.fixture(autouse=True)
+def attention_backend_of_the_process() -> Iterator[None]:
+    """diffusers keeps the backend chosen last for the whole process, not for one model."""
+    registry: Any = attention_dispatch._AttentionBackendRegistry
+    before = registry._active_backend
+    yield
+    registry._active_backend = before
 
 
 # Fused projections
@@ -107,6 +118,14 @@ def test_compile_around_it_keeps_the_long_attention(backend: str) -> None:
     assert len(plans(changed)) == 1
 
 
+def test_a_direct_call_of_forward_is_transformed() -> None:
+    model, given = wan(), wan_inputs(10)
+    changed = changed_of(model)
+    with torch.no_grad():
+        assert distance(changed.forward(**given)[0], run(changed, given)) <= 1e-6
+        assert distance(model.forward(**given)[0], run(changed, given)) > 1e-2
+
+
 def test_compile_around_it_as_one_graph_is_refused_with_the_reason() -> None:
     changed = changed_of(wan())
     outer = torch.compile(changed, backend="eager", fullgraph=True)
@@ -126,7 +145,7 @@ def test_its_own_compile_chooses_the_backend() -> None:
 
     changed.compile(backend=mine, fullgraph=True, dynamic=False)
     assert distance(run(changed, given), expected) <= 1e-6
-    assert len(seen) == 1 and seen[0].count("long_attention") == 2
+    assert len(seen) == 1 and seen[0].count("target=torch.ops.freeloc_fx.long_attention") == 2
     assert restore(changed) is model and model._compiled_call_impl is None
     with pytest.raises(TransformError, match=r"expected backend, mode, options by name, found \['disable'\]"):
         changed.compile(disable=True)
