@@ -126,11 +126,12 @@ def test_a_direct_call_of_forward_is_transformed() -> None:
         assert distance(model.forward(**given)[0], run(changed, given)) > 1e-2
 
 
-def test_compile_around_it_as_one_graph_is_refused_with_the_reason() -> None:
-    changed = changed_of(wan())
-    outer = torch.compile(changed, backend="eager", fullgraph=True)
-    with torch.no_grad(), pytest.raises(Exception, match="a transformed model compiles itself; choose its backend"):
-        outer(**wan_inputs(10))
+def test_compile_around_it_as_one_graph_is_no_way_around_it() -> None:
+    """Dynamo leaves our call out of its graph, also where somebody asks for one graph."""
+    model, given = wan(), wan_inputs(10)
+    changed = changed_of(model)
+    expected = run(changed, given)
+    assert distance(run(torch.compile(changed, backend="eager", fullgraph=True), given), expected) <= 1e-6
 
 
 def test_its_own_compile_chooses_the_backend() -> None:
