@@ -2,8 +2,10 @@
 
     python bench/model_table.py                    # every class, minutes
     python bench/model_table.py --models Wan,LTX   # part of it, merged into the results that are there
+    python bench/model_table.py --columns LoRA     # one column of every class, merged
 
-Writes results/model_table.json and model_table.md. A cell that could not be measured holds the error.
+Writes results/model_table.json, model_table.md and model_table_short.md, which the README holds. A cell that could not
+be measured holds the error.
 """
 
 from __future__ import annotations
@@ -90,6 +92,8 @@ class Measured:
         from peft import LoraConfig
 
         model = build(self.name)
+        if not hasattr(model, "add_adapter"):
+            return "no LoRA in diffusers"
         config = LoraConfig(r=2, target_modules=list(self.case.lora), init_lora_weights=False)
         changed = transform(model, PROFILE, backend="eager", attention="reference")
         model.add_adapter(config, "style")
@@ -103,13 +107,7 @@ class Measured:
         from diffusers.hooks import apply_group_offloading
 
         model = build(self.name)
-        apply_group_offloading(
-            model,
-            onload_device=torch.device("cpu"),
-            offload_device=torch.device("cpu"),
-            offload_type="block_level",
-            num_blocks_per_group=1,
-        )
+        apply_group_offloading(model, torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1)
         changed = transform(model, PROFILE, backend="eager", attention="reference")
         return f"{distance(run(changed, self.long), self.expected):.0e}"
 
@@ -120,7 +118,8 @@ class Measured:
         cpu_offload_with_hook(changed, execution_device="cpu")
         return f"{distance(run(changed, self.long), self.expected):.0e}"
 
-    def row(self) -> dict[str, str]:
+    def row(self, columns: list[str]) -> dict[str, str]:
+        """The cells of `columns`, all for an empty list."""
         cells: dict[str, Callable[[], str]] = {
             "sites found": self.sites,
             "RoPE": self.rope,
@@ -134,7 +133,9 @@ class Measured:
             "group offload": self.group_offload,
             "model offload": self.model_offload,
         }
-        return {column: _cell(measure) for column, measure in cells.items()}
+        if unknown := set(columns) - cells.keys():
+            raise ValueError(f"--columns: expected some of {', '.join(cells)}; found {', '.join(sorted(unknown))}")
+        return {column: _cell(measure) for column, measure in cells.items() if not columns or column in columns}
 
 
 def _cell(measure: Callable[[], str]) -> str:
@@ -146,18 +147,56 @@ def _cell(measure: Callable[[], str]) -> str:
         return f"{type(error).__name__}: {first}"[:160]
 
 
+COLUMNS = (
+    "sites found", "RoPE", "grid at 2x", "identity bitwise", "tiles - reference", "flex - reference", "full graph",
+    "aot_eager - reference", "LoRA", "group offload", "model offload",
+)  # fmt: skip
+
+
 def table(rows: dict[str, dict[str, str]]) -> str:
-    columns = list(next(iter(rows.values())))
+    columns = list(COLUMNS)
     lines = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
         lines.append(f"| {name} | " + " | ".join(row.get(c, "").replace("|", "/") for c in columns) + " |")
     return "\n".join(lines) + "\n"
 
 
+def short_table(rows: dict[str, dict[str, str]]) -> str:
+    """The README's: a tick or a word for a cell, differences from the reference as the largest of a row."""
+
+    def number(row: dict[str, str], *columns: str) -> str:
+        values = [row.get(c, "not measured") for c in columns]
+        try:
+            return f"{max(map(float, values)):.0e}"
+        except ValueError:
+            return next(v for v in values if not v.replace("e", "").replace("-", "").replace("+", "").isdigit())
+
+    heads = ["model", "sites", "RoPE inferred", "grid at 2x", "1x bitwise", "lowerings", "full graph", "compiled"]
+    heads += ["LoRA", "offload"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, row in rows.items():
+        cells = [
+            name,
+            row.get("sites found", "not measured"),
+            row.get("RoPE", "not measured").rpartition(", to ")[0],
+            row.get("grid at 2x", "not measured"),
+            row.get("identity bitwise", "not measured"),
+            number(row, "tiles - reference", "flex - reference"),
+            row.get("full graph", "not measured"),
+            number(row, "aot_eager - reference"),
+            number(row, "LoRA"),
+            number(row, "group offload", "model offload"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(CASES), help="comma-separated names")
-    chosen = parser.parse_args().models.split(",")
+    parser.add_argument("--columns", default="", help="comma-separated headings, default all")
+    given = parser.parse_args()
+    chosen, columns = given.models.split(","), [c for c in given.columns.split(",") if c]
     unknown = set(chosen) - CASES.keys()
     if unknown:
         parser.error(f"--models: expected some of {', '.join(CASES)}; found {', '.join(sorted(unknown))}")
@@ -166,11 +205,12 @@ def main() -> None:
     rows: dict[str, dict[str, str]] = json.loads(path.read_text())["rows"] if path.exists() else {}
     for name in chosen:
         torch._dynamo.reset()
-        rows[name] = Measured(name).row()
+        rows[name] = rows.get(name, {}) | Measured(name).row(columns)
         print(name, rows[name], flush=True)
         ordered = {known: rows[known] for known in CASES if known in rows}
         save("model_table", {"trained_frames": TRAINED, "strategy": PROFILE.layers, "rows": ordered})
         (RESULTS / "model_table.md").write_text(table(ordered))
+        (RESULTS / "model_table_short.md").write_text(short_table(ordered))
 
 
 if __name__ == "__main__":

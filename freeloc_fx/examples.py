@@ -55,6 +55,8 @@ def makers(model: nn.Module, frames: int, height: int, width: int) -> dict[str, 
         "encoder_attention_mask": ones(1, text),
         "pooled_projections": zeros(1, first("pooled_projection_dim", "in_text_dim2", default=TEXT)),
     }
+    if config.get("video_length"):
+        del result["encoder_attention_mask"]  # attention over one frame at a time, whose pipeline passes no mask
     if "use_rotary_positional_embeddings" in config:
         result["hidden_states"] = zeros(1, frames, channels, height, width)
         if config["use_rotary_positional_embeddings"]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from .errors import CaptureError, LengthError
 
-__all__ = ["call_arguments", "check_limits", "example_inputs", "integer_size", "latent_size"]
+__all__ = ["call_arguments", "check_limits", "check_one_clip", "example_inputs", "integer_size", "latent_size"]
 
 
 def config_of(model: nn.Module) -> Mapping[str, Any]:
@@ -104,6 +104,23 @@ def check_limits(model: nn.Module, frames: int, height: int, width: int) -> None
                 f"{sizes[axis]} latent {names[axis]} need {needed} positions, the model's {limit} is {positions}; "
                 f"ask for fewer {names[axis]} or {change}"
             )
+
+
+_WINDOWED = ("history", "kv_cache")
+
+
+def check_one_clip(model: nn.Module) -> None:
+    """Refuse a model that makes long video piece by piece, by its forward's arguments for what came before.
+
+    Raises:
+        CaptureError: names the arguments.
+    """
+    found = [n for n in inspect.signature(model.forward).parameters if any(word in n for word in _WINDOWED)]
+    if found:
+        raise CaptureError(
+            f"{type(model).__name__}.forward takes {', '.join(found)}: it is autoregressive and makes video of any "
+            "length piece by piece from its own history; expected a model that makes a whole clip at once"
+        )
 
 
 def example_inputs(

@@ -18,6 +18,8 @@ import torch.fx as fx
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
 
+from . import hooks as hooks  # registers the operator that stands for a hooked leaf
+
 __all__ = ["UNKNOWN", "MatchFailure", "Slice", "ancestors", "between", "bounded_shape", "flow", "is_write"]
 __all__ += ["linear_slice", "run_nodes", "shape_of"]
 
@@ -182,7 +184,7 @@ _LENDING = {"type_as", "view_as", "expand_as", "reshape_as"}
 _ACTIVATIONS: set[Any] = {
     F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, F.silu, F.gelu, F.relu,
     F.softmax, torch.softmax, F.layer_norm, torch.layer_norm, F.group_norm, F.rms_norm, torch.rms_norm, torch.addmm,
-    F.scaled_dot_product_attention,
+    F.scaled_dot_product_attention, torch.ops.freeloc_fx.leaf_call.default,
 }  # fmt: skip
 
 

@@ -25,7 +25,9 @@ class RopeLayout:
     Channel pair p of head h is (first[p], second[p]); one latent frame turns it by omega[h][p] radians:
     (x1, x2) -> (x1 cos - x2 sin, x1 sin + x2 cos). `omega` has one row where all heads agree.
 
-    residual: largest deviation of a measured rotation from this description, as a complex modulus.
+    residual: largest deviation of a measured rotation from this description, as a complex modulus. whole_turns: whether
+    omega is the rate itself; False where frames only show it up to whole turns, which is enough for any turn by a whole
+    number of frames and no other.
     """
 
     head_dim: int
@@ -33,6 +35,7 @@ class RopeLayout:
     second: tuple[int, ...]
     omega: tuple[tuple[float, ...], ...]
     residual: float = field(default=0.0, compare=False)
+    whole_turns: bool = True
 
     @property
     def pairing(self) -> str:

@@ -141,6 +141,21 @@ def _nothing_found(skipped: Sequence[tuple[str, str]]) -> CaptureError:
     return CaptureError(f"no video self-attention with temporal RoPE was found; what was found instead:\n{reasons}")
 
 
+def _check_rates(site: AttentionSite, strategy: Strategy) -> None:
+    """
+    Raises:
+        CaptureError: the strategy turns by fractions of a frame, and the site's rates are known up to whole turns only.
+    """
+    assert site.rope is not None and site.grid is not None
+    parts = [p for p in strategy.turns_by_fractions if p != "squeeze" or site.grid.text]
+    if parts and not site.rope.whole_turns:
+        raise CaptureError(
+            f"{site.path}: {', '.join(parts)} need RoPE's rates; expected tables made from a count of frames in the "
+            "graph, found tables that tell the rates up to whole turns per frame only (positions are given from "
+            "outside, or by index). Use parts that move whole frames: vrpr, clip, group, tsa, window, temp"
+        )
+
+
 def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool = False) -> Plan:
     """Decide a strategy for each video site.
 
@@ -188,6 +203,7 @@ def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool
                     f"trained positions end at {profile.trained_frames - 1}"
                 )
         strategy, kept = known[key]
+        _check_rates(site, strategy)
         planned.append(
             PlannedSite(
                 site.path,

@@ -16,7 +16,8 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed, TorchRuntimeError, Unsupported, UserError
 
 from .backend import Backend
-from .errors import CaptureError, FreelocError, TransformError
+from .errors import CaptureError, FreelocError
+from .hooks import inside, leaf_calls, slot
 from .plan import Plan, merge
 
 __all__ = ["NO_SINGLE_GRAPH", "Regions"]
@@ -28,8 +29,10 @@ NO_SINGLE_GRAPH = (Unsupported, UserError, TorchRuntimeError)
 class Regions:
     """The blocks of one model, each with a compiled call of its own that is in place only while `run` is running."""
 
-    def __init__(self, model: nn.Module, backend: Backend, why: Exception) -> None:
+    def __init__(self, model: nn.Module, backend: Backend, why: Exception | str) -> None:
         """
+        why: what keeps the model from being one graph.
+
         Raises:
             CaptureError: the model has no list of transformer blocks to capture one by one.
         """
@@ -43,7 +46,8 @@ class Regions:
             raise CaptureError(
                 f"{type(model).__name__} cannot be captured as one graph and has no list of transformer blocks to "
                 f"capture one by one: {_first_line(why)}"
-            ) from why
+            ) from (why if isinstance(why, Exception) else None)
+        self.leaves = leaf_calls((part.prefix, block) for block, part in self.blocks)
 
     def run(self, *args: Any, **kwargs: Any) -> tuple[Any, Plan | None]:
         """The model's result, and the plan of what was captured in this call (None: every block had been seen).
@@ -59,22 +63,21 @@ class Regions:
 
     @contextmanager
     def _compiled(self) -> Iterator[None]:
-        for module, _ in self.blocks:
-            if module._compiled_call_impl is not None:
-                raise TransformError(f"a {type(module).__name__} is already compiled; transform the uncompiled model")
-        slots = [(*_slot(module), part, index) for index, (module, part) in enumerate(self.blocks)]
+        slots = [(*slot(module), part, index) for index, (module, part) in enumerate(self.blocks)]
         plain = [getattr(owner, name) for owner, name, _, _ in slots]
         try:
             for (owner, name, part, index), function in zip(slots, plain, strict=True):
-                setattr(owner, name, _guarded(part.prefix, self._call(index, owner, function, part)))
-            yield
+                block = self.blocks[index][0]
+                setattr(owner, name, _guarded(part.prefix, block, self._call(index, owner, name, function, part)))
+            with self.leaves:
+                yield
         finally:
             for (owner, name, _, _), function in zip(slots, plain, strict=True):
                 setattr(owner, name, function)
 
-    def _call(self, index: int, owner: Any, function: Any, part: Backend) -> Callable[..., Any]:
+    def _call(self, index: int, owner: Any, name: str, function: Any, part: Backend) -> Callable[..., Any]:
         """A block's compiled call; one for the module as it is and one for what its outermost hook runs."""
-        whole = owner is self.blocks[index][0]
+        whole = name == "_compiled_call_impl"
         key = (index, whole)
         if key not in self.compiled:
             inner = owner._call_impl if whole else function
@@ -82,21 +85,14 @@ class Regions:
         return self.compiled[key]
 
 
-def _slot(module: nn.Module) -> tuple[Any, str]:
-    """Where a block's compiled call goes: inside diffusers' hooks, which move weights and cannot be captured."""
-    registry = module.__dict__.get("_diffusers_hook")
-    hooks = getattr(registry, "_fn_refs", None)
-    if not hooks:
-        return module, "_compiled_call_impl"
-    return hooks[0], "forward" if hooks[0].original_forward is None else "original_forward"
-
-
-def _guarded(path: str, call: Callable[..., Any]) -> Callable[..., Any]:
+def _guarded(path: str, block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return call(*args, **kwargs)
         except NO_SINGLE_GRAPH as error:
-            raise CaptureError(f"{path} cannot be captured as one graph: {_first_line(error)}") from error
+            carried = ", ".join(f"{p} ({', '.join(hooks)})" for p, _, hooks in inside(block))
+            hooked = f"; hooks inside it: {carried}" if carried else ""
+            raise CaptureError(f"{path} cannot be captured as one graph: {_first_line(error)}{hooked}") from error
         except BackendCompilerFailed as failure:
             if isinstance(failure.inner_exception, FreelocError):
                 raise failure.inner_exception from None
@@ -105,5 +101,5 @@ def _guarded(path: str, call: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | str) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -87,6 +87,13 @@ class Strategy:
         return self.mixture is None and not _set_fields(self) and all(s.changes_nothing for _, s in self.stages)
 
     @property
+    def turns_by_fractions(self) -> list[str]:
+        """What turns q or k by other than a whole number of frames, so that rates must be known beyond whole turns."""
+        found = {s.frequencies.describe()["kind"] for s in self.members if not isinstance(s.frequencies, Unchanged)}
+        found |= {"squeeze"} if any(s.text_scale not in (0.0, 1.0) for s in self.members) else set()
+        return sorted(found.union(*(early.turns_by_fractions for _, early in self.stages)))
+
+    @property
     def follows_steps(self) -> bool:
         """Whether anything depends on the denoising step."""
         return bool(self.stages) or self.period > 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +19,8 @@ from .attention import op
 from .attention.spec import denoising_step
 from .backend import Backend, PlanReady, compiler, layer_table
 from .errors import CaptureError, FreelocError, TransformError
-from .inputs import call_arguments, check_limits, example_inputs, integer_size, latent_size
+from .hooks import check_blocks, without_caches
+from .inputs import call_arguments, check_limits, check_one_clip, example_inputs, integer_size, latent_size
 from .plan import Plan
 from .profile import Profile
 from .regions import NO_SINGLE_GRAPH, Regions
@@ -28,6 +31,8 @@ __all__ = ["plan", "plans", "restore", "transform"]
 Model = TypeVar("Model", bound=nn.Module)
 
 log = logging.getLogger("freeloc_fx")
+
+HOOKED = "the blocks carry hooks, which stay outside the graphs"
 
 RECOMPILE_LIMIT = 256
 """Input shapes (and adapters) one transformed model may see. Past Dynamo's own limit of 8 it would silently run the
@@ -102,6 +107,7 @@ def transform(
         TransformError: the model is already transformed or compiled.
         ProfileError: the profile is for another model, or names layers that this one does not have.
         ValueError: unknown backend or attention.
+        CaptureError: the model is autoregressive.
         On the first call with a shape: CaptureError, LengthError, SolveError.
     """
     if not isinstance(model, nn.Module):
@@ -115,14 +121,10 @@ def transform(
             f"this {type(model).__name__} is already compiled; "
             "transform the uncompiled model and choose its backend here"
         )
+    check_one_clip(model)
     op.choose(attention, torch.device("cpu"))
     chosen = _profile(model, profile)
-    mode = backend.get("mode") if isinstance(backend, Mapping) else backend
-    if mode in ("reduce-overhead", "max-autotune", "cudagraphs") and follows_steps(chosen):
-        raise ValueError(
-            f"backend: {mode!r} records CUDA graphs, which would repeat the first step's attention; profile "
-            f"{chosen.name!r} follows denoising steps: expected another mode, e.g. 'max-autotune-no-cudagraphs'"
-        )
+    _check_mode(backend, chosen)
     made = Backend(chosen, layer_table(model), compiler(backend), attention, verify)
     return attach(copy.copy(model), model, made)
 
@@ -131,14 +133,20 @@ def attach(result: Model, original: Model, made: Backend) -> Model:
     """Give a shallow copy of a model our backend: its calls are captured and run through it from now on."""
     state = _State(original, result, made)
     result.__dict__["_freeloc"] = state
+    result.__dict__["compile"] = _choose_backend(result, made)
+    gate = _gate(result)
     compiled = torch.compile(result._call_impl, backend=made, fullgraph=True, dynamic=False)
 
     counter = StepCounter() if follows_steps(made.profile) else None
 
+    @torch.compiler.disable(reason="a transformed model compiles itself; choose its backend in transform")
     def call(*args: Any, **kwargs: Any) -> Any:
         _describe(result, made, args, kwargs)
+        if check_blocks((path, result.get_submodule(path)) for path in made.layers) and state.regions is None:
+            state.regions = Regions(result, made, HOOKED)
+            log.info("%s: captured block by block: %s", type(result).__name__, HOOKED)
         step = 0 if counter is None else counter.see(call_arguments(result, args, kwargs))
-        with torch.no_grad(), _capturing(made), denoising_step(step):
+        with torch.no_grad(), _capturing(made), denoising_step(step), gate.open():
             if state.regions is None:
                 try:
                     return _unwrapped(compiled, *args, **kwargs)
@@ -152,6 +160,90 @@ def attach(result: Model, original: Model, made: Backend) -> Model:
 
     result._compiled_call_impl = call
     return result
+
+
+class _Gate:
+    """Sends every call of a model's forward through our own, but for those that our own makes.
+
+    Dynamo steps over a module's compiled call into its forward, so somebody's torch.compile around a transformed model
+    would run it untransformed without a word; so would a direct call of forward.
+    """
+
+    def __init__(self, result: nn.Module) -> None:
+        self.own = result.__dict__.get("forward")  # of a hook that was there before us
+        self.running = False
+        self.result = weakref.ref(result)
+        plain = result.forward
+
+        @functools.wraps(plain)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return plain(*args, **kwargs) if self.running else result._compiled_call_impl(*args, **kwargs)
+
+        self.forward = forward
+        result.__dict__["forward"] = forward
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """The model's own forward in place, as a capture must see it; under later hooks, ours lets through."""
+        result = self.result()
+        on_top = result is not None and result.__dict__.get("forward") is self.forward
+        self.running = True
+        if result is not None and on_top:
+            del result.__dict__["forward"]
+            if self.own is not None:
+                result.__dict__["forward"] = self.own
+        try:
+            yield
+        finally:
+            self.running = False
+            if result is not None and on_top:
+                result.__dict__["forward"] = self.forward
+
+
+def _gate(result: nn.Module) -> _Gate:
+    """The gate of a model, made at its first attach."""
+    known: _Gate | None = result.__dict__.get("_freeloc_gate")
+    if known is None or known.result() is not result:
+        if known is not None and result.__dict__.get("forward") is known.forward:
+            del result.__dict__["forward"]  # a shallow copy of a transformed model
+        known = result.__dict__["_freeloc_gate"] = _Gate(result)
+    return known
+
+
+def _choose_backend(result: nn.Module, made: Backend) -> Callable[..., None]:
+    def compile(*args: Any, **kwargs: Any) -> None:
+        """`nn.Module.compile` of a transformed model: the same as `transform(..., backend=...)`.
+
+        Args: torch.compile's backend, mode and options. fullgraph and dynamic say nothing new: a transformed model is
+            captured whole where it can be, and once for each shape.
+
+        Raises:
+            TransformError: any other argument. ValueError: an unknown backend.
+        """
+        unknown = kwargs.keys() - {"backend", "mode", "options", "fullgraph", "dynamic"}
+        if args or unknown:
+            raise TransformError(
+                "compile of a transformed model: expected backend, mode, options by name, found "
+                f"{[*args, *sorted(unknown)]}"
+            )
+        chosen = {k: v for k, v in kwargs.items() if k in ("backend", "mode", "options") and v is not None}
+        _check_mode(chosen, made.profile)
+        again = Backend(made.profile, made.layers, compiler(chosen), made.attention, made.verify)
+        again.plans = made.plans
+        state = state_of(result)
+        assert state is not None
+        attach(result, state.original, again)
+
+    return compile
+
+
+def _check_mode(backend: str | Callable[..., Any] | Mapping[str, Any], profile: Profile) -> None:
+    mode = backend.get("mode") if isinstance(backend, Mapping) else backend
+    if mode in ("reduce-overhead", "max-autotune", "cudagraphs") and follows_steps(profile):
+        raise ValueError(
+            f"backend: {mode!r} records CUDA graphs, which would repeat the first step's attention; profile "
+            f"{profile.name!r} follows denoising steps: expected another mode, e.g. 'max-autotune-no-cudagraphs'"
+        )
 
 
 def _describe(model: nn.Module, made: Backend, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -200,6 +292,12 @@ def restore(model: Model) -> Model:
     state = state_of(model)
     if state is None:
         raise TransformError(f"this {type(model).__name__} is not a transformed model")
+    # Adapters sit on the shared modules; the original must know of those that were loaded or unloaded here.
+    for name in ("peft_config", "_hf_peft_config_loaded"):
+        if name in model.__dict__:
+            state.original.__dict__[name] = model.__dict__[name]
+        else:
+            state.original.__dict__.pop(name, None)
     return state.original  # type: ignore[return-value]
 
 
@@ -238,19 +336,25 @@ def plan(
     state = state_of(model)
     if state is not None:
         model, profile = state.original, profile if profile is not None else state.backend.profile
+    check_one_clip(model)
     check_limits(model, frames, height, width)
     made = Backend(_profile(model, profile), layer_table(model), None, plan_only=True)
     arguments = example_inputs(model, frames, height, width, inputs)
     _describe(model, made, (), arguments)
-    compiled = torch.compile(copy.copy(model)._call_impl, backend=made, fullgraph=True, dynamic=False)
-    try:
-        with torch.no_grad(), _capturing(made):
-            _unwrapped(compiled, **arguments)
-    except PlanReady as ready:
-        return ready.plan
-    except NO_SINGLE_GRAPH as why:
-        with torch.no_grad(), _capturing(made):
+    blocks = [(path, model.get_submodule(path)) for path in made.layers]
+    check_blocks(blocks)
+    with without_caches(model), torch.no_grad(), _capturing(made):
+        try:
+            if check_blocks(blocks):
+                _, found = Regions(model, made, HOOKED).run(**arguments)
+            else:
+                compiled = torch.compile(copy.copy(model)._call_impl, backend=made, fullgraph=True, dynamic=False)
+                _unwrapped(compiled, **arguments)
+                found = None
+        except PlanReady as ready:
+            return ready.plan
+        except NO_SINGLE_GRAPH as why:
             _, found = Regions(model, made, why).run(**arguments)
-        if found is not None:
-            return found
+    if found is not None:
+        return found
     raise CaptureError(f"{type(model).__name__}: the forward pass ran without anything to capture")

@@ -43,6 +43,19 @@ def replace_call(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, .
     return new
 
 
+_ITS_OWN = (
+    " is an attention kernel of its own, where scaled_dot_product_attention was expected; "
+    "set_attention_backend('native') gives that"
+)
+
+
+def _kernel(node: fx.Node) -> str:
+    """Name of an attention kernel that is no scaled_dot_product_attention; empty for any other node."""
+    name = str(getattr(node.target, "__name__", node.target))
+    kernel = any(word in name.lower() for word in ("attention", "attn", "sdpa")) and len(node.all_input_nodes) >= 3
+    return name if kernel else ""
+
+
 def find_attention(graph: fx.Graph, context: PassContext) -> int:
     """Put an AttentionSite on every scaled_dot_product_attention call.
 
@@ -51,10 +64,13 @@ def find_attention(graph: fx.Graph, context: PassContext) -> int:
     """
     found = 0
     for node in graph.nodes:
-        if node.op != "call_function" or node.target not in (
-            F.scaled_dot_product_attention,
-            torch.ops.aten.scaled_dot_product_attention.default,
-        ):
+        if node.op != "call_function":
+            continue
+        if node.target not in (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default):
+            if name := _kernel(node):
+                path = ".".join(p for p in (context.prefix, module_path(node)) if p)
+                write(node, AttentionSite(path, context.layer_of(path, found), "other", (), (), reason=name + _ITS_OWN))
+                found += 1
             continue
         found += 1
         given = arguments(node)

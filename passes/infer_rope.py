@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
 import torch
 import torch.fx as fx
 
-from freeloc_fx import rope
+from freeloc_fx import rates, rope
 from freeloc_fx.match import UNKNOWN, MatchFailure, Slice, ancestors, flow, linear_slice, run_nodes, shape_of
 from freeloc_fx.meta import AttentionSite, RopeLayout, TokenGrid, sites, write
 from freeloc_fx.pipeline import PassContext
@@ -78,8 +80,8 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, context: PassCo
     device = next((t.device for t in outside.values() if isinstance(t, torch.Tensor)), torch.device("cpu"))
     written = part.written
 
-    def run(probe: torch.Tensor) -> torch.Tensor:
-        values = {n: t.clone() if n in written and isinstance(t, torch.Tensor) else t for n, t in outside.items()}
+    def run(probe: torch.Tensor, tables: dict[fx.Node, Any]) -> torch.Tensor:
+        values = {n: t.clone() if n in written and isinstance(t, torch.Tensor) else t for n, t in tables.items()}
         for start, layout in zip(part.starts, layouts, strict=True):
             shape = shape_of(start)
             assert shape is not None
@@ -93,15 +95,49 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, context: PassCo
         padding = padding + probe.reshape(heads, 1, dim).to(padding)
         return torch.cat([result[0], padding], 1).float().cpu()
 
-    try:
+    def measure(tables: dict[fx.Node, Any]) -> rope.Rotations | MatchFailure:
         with torch.no_grad():
-            rotations = rope.measure_heads(inputs.reshape(rope.PROBES, heads, dim), lambda i: run(inputs[i]), tolerance)
-            if isinstance(rotations, MatchFailure):
-                return MatchFailure(rotations.reason, name)
-            found = rope.temporal(rotations, dim, tolerance)
+            shaped = inputs.reshape(rope.PROBES, heads, dim)
+            return rope.measure_heads(shaped, lambda i: run(inputs[i], tables), tolerance)
+
+    try:
+        rotations = measure(outside)
+        if isinstance(rotations, MatchFailure):
+            return MatchFailure(rotations.reason, name)
+        found = rope.temporal(rotations, dim, tolerance)
     except Exception as error:  # any operation of the user's model may fail on a probe; the site is then not usable
         return MatchFailure(f"running {part.start.name} -> {name} on a probe failed: {error}", name)
-    return MatchFailure(found.reason, name) if isinstance(found, MatchFailure) else found
+    if isinstance(found, MatchFailure):
+        return MatchFailure(found.reason, name)
+    layout, grid = found
+    if rates.conventional(layout):
+        return found
+    for node in _frame_axes(view, part, grid.frames, context):
+
+        def moved(shift: float, node: fx.Node = node) -> rope.Rotations | MatchFailure:
+            return measure(_outside(view, part, context, (node, shift)))
+
+        try:
+            counted = rates.count_turns(layout, grid, rotations, moved)
+        except Exception:  # positions that are indices take no fraction; another axis, or none, may
+            counted = None
+        if counted is not None:
+            return counted, grid
+    return replace(layout, whole_turns=False), grid
+
+
+def _frame_axes(view: nx.DiGraph, part: Slice, frames: int, context: PassContext) -> list[fx.Node]:
+    """Nodes behind the position tables that count frames: one number a frame, evenly spaced."""
+    nodes = [n for n in ancestors(view, part.outside) if shape_of(n) == (frames,)]
+    values = _run(view, nodes, context) if nodes else {}
+    return [n for n in nodes if isinstance(t := values[n], torch.Tensor) and _evenly_spaced(t)]
+
+
+def _evenly_spaced(values: torch.Tensor) -> bool:
+    if values.dtype == torch.bool or values.is_complex() or len(values) < 2:
+        return False
+    steps = values.double().diff()
+    return bool(steps[0].abs() > 0 and (steps - steps[0]).abs().max() <= 1e-4 * steps[0].abs())
 
 
 def _channels(start: fx.Node, count: int) -> list[int] | MatchFailure:
@@ -116,16 +152,33 @@ def _channels(start: fx.Node, count: int) -> list[int] | MatchFailure:
     return MatchFailure(f"{start.name} {shape} does not hold the attention's {count} channels beside its tokens")
 
 
-def _outside(view: nx.DiGraph, part: Slice, context: PassContext) -> dict[fx.Node, Any]:
-    """Values of everything the stretch reads from outside: position tables, computed from the capture's real inputs."""
+def _outside(
+    view: nx.DiGraph, part: Slice, context: PassContext, moved: tuple[fx.Node, float] | None = None
+) -> dict[fx.Node, Any]:
+    """Values of everything the stretch reads from outside: position tables, computed from the capture's real inputs.
+
+    moved: a node that counts frames, and by how many frames to move it.
+    """
+    if moved is not None:
+        node, shift = moved
+        places = _run(view, [node], context)[node]
+        places = places.to(torch.promote_types(places.dtype, torch.float32))
+        return _run(view, part.outside, context, {node: places + shift * (places[1] - places[0])})
     key = part.outside
     if key not in context.tables:
-        nodes = ancestors(view, part.outside)
-        inputs = context.inputs
-        missing = [n.name for n in nodes if n.op in ("placeholder", "get_attr") and n not in inputs]
-        if missing:
-            raise LookupError(", ".join(missing))
-        with torch.no_grad():
-            values = run_nodes(nodes, {n: inputs[n] for n in nodes if n in inputs})
-        context.tables[key] = {n: values[n] for n in part.outside}
+        context.tables[key] = _run(view, part.outside, context)
     return context.tables[key]
+
+
+def _run(
+    view: nx.DiGraph, wanted: Sequence[fx.Node], context: PassContext, given: Mapping[fx.Node, Any] | None = None
+) -> dict[fx.Node, Any]:
+    """Values of nodes that no activation reaches, from the capture's inputs; `given` stands for what it names."""
+    nodes = ancestors(view, wanted)
+    inputs = context.inputs
+    missing = [n.name for n in nodes if n.op in ("placeholder", "get_attr") and n not in inputs]
+    if missing:
+        raise LookupError(", ".join(missing))
+    with torch.no_grad():
+        values = run_nodes(nodes, {n: inputs[n] for n in nodes if n in inputs} | dict(given or {}))
+    return {n: values[n] for n in wanted}

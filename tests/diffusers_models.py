@@ -116,6 +116,12 @@ _LTX2 = _LTX | {
 
 CASES = {
     "Wan": Case("WanTransformer3DModel", _WAN, ("blocks.0.attn1", "blocks.1.attn1"), _powers(1e4, 4)),
+    "Wan I2V": Case(  # reads a first image by channels beside the noise and by cross-attention of its own
+        "WanTransformer3DModel",
+        _WAN | {"in_channels": 8, "image_dim": 8, "added_kv_proj_dim": 24},
+        ("blocks.0.attn1", "blocks.1.attn1"),
+        _powers(1e4, 4),
+    ),
     "WanVACE": Case(
         "WanVACETransformer3DModel",
         _WAN | {"vace_layers": [0], "vace_in_channels": 8},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from diffusers_models import CASES, arguments, build
 
 import freeloc_fx
-from freeloc_fx import Profile, plans, transform
+from freeloc_fx import Profile, passes, plans, transform
 from freeloc_fx.errors import CaptureError, LengthError
 from freeloc_fx.plan import Plan
 from freeloc_fx.visibility import FULL, STRIPE
@@ -216,6 +218,19 @@ def test_a_plan_needs_no_run_of_the_blocks() -> None:
     model = build("HunyuanVideo15")
     plan = freeloc_fx.plan(model, PROFILE, frames=10, height=2, width=3)
     assert [site.path for site in plan.sites] == list(CASES["HunyuanVideo15"].sites)
+
+
+def test_no_library_file_names_a_class() -> None:
+    """What is known of a model comes from its graph, its configuration and its arguments."""
+    import diffusers
+
+    names = [n for n in dir(diffusers) if re.search(r"(Transformer|Transformer3D|Transformer2D)\w*Model$", n)]
+    assert len(names) > 30
+    files = [*Path(freeloc_fx.__file__).parent.rglob("*.py"), *Path(passes.__file__).parent.rglob("*.py")]
+    assert len(files) > 60
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert not [n for n in names if re.search(rf"\b{n}\b", text)], file
 
 
 # Refusals

@@ -1,0 +1,78 @@
+"""Each shipped profile against diffusers: its fingerprint is made of the class's own settings and finds it and no
+other; its trained length follows from the frames that it names."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from typing import Any
+
+import diffusers
+import pytest
+from torch import nn
+
+from freeloc_fx import Profile
+
+SHIPPED = {name: Profile.load(name) for name in Profile.names()}
+
+
+def class_and_config(profile: Profile) -> tuple[str, dict[str, Any]]:
+    model: Any = profile.model
+    return str(model["class"]), dict(model["config"])
+
+
+def stand_in(profile: Profile) -> Any:
+    """A module of the profile's class name, with the class's default configuration and the fingerprint in it."""
+    name, config = class_and_config(profile)
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    defaults = {k: p.default for k, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    module: Any = type(name, (nn.Module,), {})()
+    module.config = defaults | config
+    return module
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_fingerprint_is_of_settings_that_the_class_has(name: str) -> None:
+    cls, config = class_and_config(SHIPPED[name])
+    assert config, "a class name alone tells no checkpoints apart"
+    assert config.keys() <= inspect.signature(getattr(diffusers, cls).__init__).parameters.keys()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_model_of_the_profile_finds_it(name: str) -> None:
+    assert Profile.for_model(stand_in(SHIPPED[name])).name == name
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_other_profile_takes_it(name: str) -> None:
+    """Profiles of one class differ in a setting that both name, or one says more than the other."""
+    cls, config = class_and_config(SHIPPED[name])
+    for other, profile in SHIPPED.items():
+        other_cls, other_config = class_and_config(profile)
+        if other == name or other_cls != cls:
+            continue
+        assert any(config[k] != other_config[k] for k in config.keys() & other_config.keys())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_trained_length_follows_from_the_frames_it_names(name: str) -> None:
+    """81 frames at 4 a latent are 21 latents; 2 latents a position make 11 positions of them."""
+    profile = SHIPPED[name]
+    found = re.match(r"(\d+) frames, (\d+) a latent(?:, (\d+) latents a position)?", str(provenance(profile)))
+    if found is None:
+        assert name in ("tiny-wan", "wan2.1-t2v-1.3b"), "81 frames at 4 a latent, as the probe and the paper have them"
+        assert profile.trained_frames == 21
+        return
+    frames, each, patch = (int(n or 1) for n in found.groups())
+    assert profile.trained_frames == math.ceil(((frames - 1) / each + 1) / patch)
+
+
+def provenance(profile: Profile) -> Any:
+    return dict(profile.provenance).get("trained_frames")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_provenance_says_where_the_strategy_is_from(name: str) -> None:
+    source = str(dict(SHIPPED[name].provenance)["source"])
+    assert source == "solved, not probed" or source.startswith("probed") or source == "paper", source
