@@ -409,7 +409,7 @@ def train_dit(args: argparse.Namespace, make: type[nn.Module] = TextToVideo) -> 
     run = torch.compile(model) if args.compile else model
     running, started, first = [], time.monotonic(), step
     if args.until is not None:
-        steps = max(steps, step + 1)
+        steps = max(steps, step + 2)  # the rate is known after one
     while step < steps:
         if args.until is not None and step > first:  # as many steps as the time left has room for, at the rate so far
             rate = (step - first) / (time.monotonic() - started)
