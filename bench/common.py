@@ -39,6 +39,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def results_name(base: str, model: str) -> str:
+    """Name of a question's result files: the question's own for tiny-wan, with the model's name for another."""
+    return base if model == "tiny-wan" else f"{base}_{Path(model).name.replace('-', '_')}"
+
+
 def save(name: str, data: dict[str, Any]) -> Path:
     """Write bench/results/NAME.json with the environment beside the data."""
     RESULTS.mkdir(exist_ok=True)

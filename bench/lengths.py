@@ -1,12 +1,14 @@
-"""How does each strategy hold up with length? Ground-truth scores of tiny-wan's videos, 1x to 16x the trained length.
+"""How does each strategy hold up with length? Ground-truth scores of an embedded model's videos, 1x to 16x its length.
 
     python bench/lengths.py                                       # every strategy, 81 to 1281 frames, 4 clips each
     python bench/lengths.py --strategies direct --frames 81,321   # part of it
     python bench/lengths.py --strategies window,riflex,freelong   # peers
+    python bench/lengths.py --model tiny-joint --strategies direct,vrpr+tsa,vrpr+tsa+squeeze
     python bench/lengths.py --seeds 0 & python bench/lengths.py --seeds 1 & wait; python bench/lengths.py --report
 
 Each finished video is one line of a journal, so a run that was killed goes on where it stopped and the same seeds
-give the same figures. Writes results/lengths.json (rows, means with bootstrap intervals), lengths.md and lengths.png.
+give the same figures. Writes results/lengths.json (rows, means with bootstrap intervals), lengths.md and lengths.png;
+another model's are named after it, as lengths_tiny_joint.json. Rows of other weights are left out.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from typing import Any
 
 import numpy as np
 from clips import prompt_of, real_clip, reconstruct
-from common import RESULTS, environment, save
+from common import RESULTS, environment, results_name, save
 from journal import Journal
 
-from freeloc_fx.generate import apply, generate, load_pipeline
+from freeloc_fx.generate import TINY_WAN, apply, generate, load_pipeline
 from freeloc_fx.metrics import score
+from freeloc_fx.probe.run import fingerprint
 from freeloc_fx.report.rows import interval
 
 STRATEGIES = ("direct", "direct+temp", "vrpr", "vrpr+temp", "tsa", "vrpr+tsa", "profile")
@@ -31,15 +34,20 @@ SCORES = ("composite", "presence", "shape_accuracy", "sharpness", "area", "speed
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    journal = Journal(args.work / "lengths.jsonl")
-    done = {(r["strategy"], r["frames"], r["seed"], r["steps"], r["guidance"]) for r in journal.rows}
-    pipe = load_pipeline("tiny-wan") if not args.report else None
+    journal = Journal(args.work / f"{results_name('lengths', args.model)}.jsonl")
+    pipe = load_pipeline(args.model, transformer_only=args.report)
+    weights = fingerprint(pipe.transformer)
+
+    def rows() -> list[dict[str, Any]]:
+        return [r for r in journal.rows if r.get("weights") == weights]
+
+    done = {(r["strategy"], r["frames"], r["seed"], r["steps"], r["guidance"]) for r in rows()}
 
     def add(strategy: str, frames: int, seed: int, video: np.ndarray, seconds: float) -> None:
         scores = {k: v for k, v in score(video, prompt_of(seed)).as_dict().items() if k in SCORES}
         scores = {k: v if math.isfinite(v) else None for k, v in scores.items()}
         row = {"strategy": strategy, "frames": frames, "seed": seed, "steps": args.steps, "guidance": args.guidance,
-               "seconds": seconds, **scores}  # fmt: skip
+               "weights": weights, "seconds": seconds, **scores}  # fmt: skip
         journal.add(row)
         if args.keep:
             np.save(args.work / f"{strategy}-{frames}-{seed}.npy", (video * 255).round().astype(np.uint8))
@@ -63,7 +71,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 add(strategy, frames, seed, video.frames, video.seconds)
     wanted = set(args.seeds)
     asked = (args.steps, args.guidance)
-    return [r for r in journal.rows if r["seed"] in wanted and (r["steps"], r["guidance"]) == asked]
+    return [r for r in rows() if r["seed"] in wanted and (r["steps"], r["guidance"]) == asked]
 
 
 def table(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
@@ -134,6 +142,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=TINY_WAN, help="tiny-wan or tiny-joint")
     parser.add_argument("--strategies", type=lambda s: s.split(","), default=list(STRATEGIES))
     parser.add_argument("--frames", type=lambda s: [int(n) for n in s.split(",")], default=[81, 161, 321, 801, 1281])
     parser.add_argument("--seeds", type=lambda s: [int(n) for n in s.split(",")], default=[0, 1, 2, 3])
@@ -142,11 +151,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("bench-lengths"), help="journal, and videos with --keep")
     parser.add_argument("--keep", action="store_true", help="keep every video as uint8 .npy")
     parser.add_argument("--report", action="store_true", help="no generation: results of what the journal holds")
-    parser.add_argument("--name", default="lengths", help="name of the result files")
+    parser.add_argument("--name", help="name of the result files, default lengths, or lengths and the model")
     args = parser.parse_args()
+    args.name = args.name or results_name("lengths", args.model)
     rows = run(args)
     records, markdown = table(rows)
-    save(args.name, {"settings": {"steps": args.steps, "guidance": args.guidance}, "means": records, "clips": rows})
+    save(
+        args.name,
+        {
+            "settings": {"model": args.model, "steps": args.steps, "guidance": args.guidance},
+            "means": records,
+            "clips": rows,
+        },
+    )
     (RESULTS / f"{args.name}.md").write_text(markdown + "\n\n" + f"Measured: {json.dumps(environment())}\n")
     plot(records, RESULTS / f"{args.name}.png")
     print(markdown)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from clips import prompt_of
-from common import RESULTS, environment, save
+from common import RESULTS, environment, results_name, save
 from search import Scorer
 
 import freeloc_fx
@@ -205,6 +205,7 @@ def main() -> None:
         return [int(n) for n in text.split(",")]
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-wan", help="tiny-wan or tiny-joint")
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--frames", type=int, default=321)
     parser.add_argument("--steps", type=int, default=20)
@@ -216,11 +217,12 @@ def main() -> None:
     parser.add_argument("--shifts", type=numbers, help="latent frames, default the paper's, scaled to the model")
     parser.add_argument("--random", type=int, default=8, help="random assignments")
     parser.add_argument("--assignments-only", action="store_true", help="no truth layer by layer")
-    parser.add_argument("--name", default="probe_agreement", help="name of the result files")
+    parser.add_argument("--name", help="name of the result files, default probe_agreement, or that and the model")
     parser.add_argument("--work", type=Path, default=Path("bench-probe-agreement"), help="journals")
     parser.add_argument("--report", action="store_true", help="no generation: what the journals hold")
     args = parser.parse_args()
-    base: Any = Profile.load("tiny-wan")
+    args.name = args.name or results_name("probe_agreement", args.model)
+    base: Any = Profile.load(args.model)
     args.count = base.layer_count
     scorer = Scorer(args, args.work / "scores.jsonl")
     RESULTS.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""How far is the probe's rule from the best that a search finds? Layers' strategies and settings on tiny-wan.
+"""How far is the probe's rule from the best that a search finds? Layers' strategies and settings on an embedded model.
 
     python bench/search.py --profile probed.json                   # 4x, four clips, 400 generations
     python bench/search.py --frames 801 --groups 10 --budget 1000  # layer by layer, at ten times the trained length
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from clips import prompt_of
-from common import RESULTS, environment, save
+from common import RESULTS, environment, results_name, save
 
 import freeloc_fx
 from freeloc_fx import Profile, solve
@@ -49,7 +49,7 @@ class Scorer:
 
     def __init__(self, args: argparse.Namespace, journal: Path) -> None:
         self.args, self.lines = args, Lines(journal)
-        self.pipe = None if args.report else load_pipeline("tiny-wan")
+        self.pipe = None if args.report else load_pipeline(args.model)
         self.weights = fingerprint(self.pipe.transformer) if self.pipe is not None else self._last("weights")
         self.known = {self._key(row): row for row in self.lines.rows}
 
@@ -120,7 +120,7 @@ def of_rule(profile: Profile, groups: Sequence[Sequence[int]]) -> Candidate:
 
 def report(args: argparse.Namespace, groups: Sequence[Sequence[int]], base: Profile, scorer: Scorer) -> str:
     trained, latent = base.trained_frames, (args.frames - 1) // 4 + 1
-    grid = latent_grid(args.frames)
+    grid = latent_grid(args.model, args.frames)
     solved = solve.vrpr(trained, latent), solve.tsa(trained, *grid)
     rule = of_rule(base, groups)
     starts = [rule, *(Candidate((name,) * len(groups)) for name in args.names)]
@@ -163,18 +163,18 @@ def report(args: argparse.Namespace, groups: Sequence[Sequence[int]], base: Prof
     return "\n".join(lines)
 
 
-def latent_grid(frames: int) -> tuple[int, int]:
-    """Height and width in tokens of tiny-wan's own size, from its configuration."""
+def latent_grid(model: str, frames: int) -> tuple[int, int]:
+    """Height and width in tokens of a model's usual size, from its configuration."""
     from freeloc_fx.generate import Facts, check_request, defaults
 
-    facts, usual = Facts.read("tiny-wan"), defaults(model="tiny-wan")
-    _, height, width = check_request(facts, frames, usual.height, usual.width)
-    patch = facts.transformer.config["patch_size"]
-    return height // patch[1], width // patch[2]
+    facts, usual = Facts.read(model), defaults(model=model)
+    check_request(facts, frames, usual.height, usual.width)
+    return usual.height // facts.multiple[0], usual.width // facts.multiple[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-wan", help="tiny-wan or tiny-joint")
     parser.add_argument("--clips", type=int, default=4, help="that the search decides on")
     parser.add_argument("--held-out", type=int, help="clips of the final comparison, default as many as --clips")
     parser.add_argument("--frames", type=int, default=321)
@@ -183,12 +183,13 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=400, help="generations of the search, final clips not counted")
     parser.add_argument("--groups", type=int, default=5, help="runs of layers that change together")
     parser.add_argument("--names", type=lambda s: s.split(","), default=list(NAMES), help="strategies to try")
-    parser.add_argument("--profile", default="tiny-wan", help="the rule's: a probed profile, by name or path")
+    parser.add_argument("--profile", help="the rule's: a probed profile, by name or path, default the model's")
     parser.add_argument("--work", type=Path, default=Path("bench-search"), help="journal")
     parser.add_argument("--report", action="store_true", help="no generation: what the journal holds")
-    parser.add_argument("--name", default="search", help="name of the result files")
+    parser.add_argument("--name", help="name of the result files, default search, or search and the model")
     args = parser.parse_args()
-    base = Profile.load(args.profile)
+    args.name = args.name or results_name("search", args.model)
+    base = Profile.load(args.profile or args.model)
     count = base.layer_count or len(base.sensitivities or ()) or 10
     scorer = Scorer(args, args.work / "scores.jsonl")
     try:

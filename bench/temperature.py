@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, environment, save
+from common import RESULTS, environment, results_name, save
 from lengths import prompt_of
 from search import HELD_OUT, Scorer
 
@@ -83,6 +83,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-wan", help="tiny-wan or tiny-joint")
     parser.add_argument("--clips", type=int, default=2)
     parser.add_argument("--probe-clips", type=int, default=2)
     parser.add_argument(
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("bench-temperature"), help="journals")
     parser.add_argument("--report", action="store_true", help="no generation: what the journals hold")
     args = parser.parse_args()
-    base = Profile.load("tiny-wan")
+    base = Profile.load(args.model)
     scorer = Scorer(args, args.work / "scores.jsonl")
     records, missing = [], 0
     try:
@@ -122,10 +123,13 @@ def main() -> None:
     if missing:
         lines += ["", f"{missing} rows are not in the journal yet."]
     markdown = "\n".join(lines)
-    save("temperature", {"steps": args.steps, "guidance": args.guidance, "matched": matched, "rows": records})
-    (RESULTS / "temperature.md").write_text(f"{markdown}\n\nMeasured: {json.dumps(environment())}\n")
+    name = results_name("temperature", args.model)
+    save(
+        name, {"model": args.model, "steps": args.steps, "guidance": args.guidance, "matched": matched, "rows": records}
+    )
+    (RESULTS / f"{name}.md").write_text(f"{markdown}\n\nMeasured: {json.dumps(environment())}\n")
     if records:
-        plot(records, RESULTS / "temperature.png")
+        plot(records, RESULTS / f"{name}.png")
     print(markdown)
 
 

@@ -130,6 +130,13 @@ def schedule(step: int, total: int, peak: float, warmup: int = 100) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))))
 
 
+def clock(text: str) -> float:
+    """Seconds since the epoch at HH:MM of today."""
+    now = time.localtime()
+    at = time.strptime(text, "%H:%M")
+    return time.mktime((now.tm_year, now.tm_mon, now.tm_mday, at.tm_hour, at.tm_min, 0, 0, 0, -1))
+
+
 def make_vae():
     from diffusers import AutoencoderKLWan
 
@@ -202,7 +209,7 @@ def make_latents(args: argparse.Namespace) -> None:
 
 
 def load_latents(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
-    paths = sorted(args.work.glob("latents-*.safetensors"))
+    paths = sorted((args.latents or args.work).glob("latents-*.safetensors"))
     z = torch.cat([load_file(p)["z"] for p in paths])
     mean = z.mean((0, 2, 3, 4))
     std = z.std((0, 2, 3, 4))
@@ -295,9 +302,13 @@ class TextToVideo(nn.Module):
         nn.init.zeros_(self.transformer.proj_out.weight)
         self.compact = CompactCrossAttention()
 
-    def use_compact_text(self) -> None:
+    def prepare_training(self) -> None:
         for block in self.transformer.blocks:
             block.attn2.set_processor(self.compact)
+
+    def matrices(self) -> list[nn.Parameter]:
+        """What Muon takes: the matrices of the blocks."""
+        return [p for p in self.transformer.blocks.parameters() if p.ndim == 2]
 
     def forward(self, z_t: torch.Tensor, t: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         text = self.text_encoder(ids, mask).last_hidden_state * mask[..., None]
@@ -325,9 +336,9 @@ def full_precision_muon() -> None:
     _muon._zeropower_via_newtonschulz = orthogonal
 
 
-def make_optimizers(model: TextToVideo, args: argparse.Namespace) -> tuple[torch.optim.Optimizer, ...]:
+def make_optimizers(model: nn.Module, args: argparse.Namespace) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the matrices of the blocks, AdamW for everything else."""
-    matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2] if args.muon else []
+    matrices = model.matrices() if args.muon else []
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     adam = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
@@ -364,18 +375,24 @@ def read_pipeline(folder: Path, *targets: TextToVideo) -> None:
             assert not unexpected and all("embed_tokens" in k for k in missing), (missing, unexpected)
 
 
-def train_dit(args: argparse.Namespace) -> None:
-    """Flow matching on windows of `frames` latent frames: three (stage short), or the whole clip (stage dit)."""
+def train_dit(args: argparse.Namespace, make: type[nn.Module] = TextToVideo) -> None:
+    """Flow matching on windows of `frames` latent frames: three (stage short), or the whole clip (stage dit).
+
+    Args:
+        make: the class of what is trained, built and called as `TextToVideo` is.
+    """
     short = args.stage == "short"
-    frames, batch, steps, shift = (3, 56, args.short_steps, 1.5) if short else (21, args.batch, args.dit_steps, 3.0)
+    frames, batch, steps, shift = (
+        (3, args.short_batch, args.short_steps, 1.5) if short else (21, args.batch, args.dit_steps, 3.0)
+    )
     torch.manual_seed(args.seed)
     z, _, _, prompts = load_latents(args)
     tokenizer = make_tokenizer()
     tokens = tokenizer(prompts, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
     empty = tokenizer([""], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
-    model = TextToVideo(args, len(tokenizer))
-    model.use_compact_text()
-    ema = TextToVideo(args, len(tokenizer))
+    model = make(args, len(tokenizer))
+    model.prepare_training()
+    ema = make(args, len(tokenizer))
     ema.requires_grad_(False)
     print(f"parameters {sum(p.numel() for p in model.transformer.parameters()):,}", flush=True)
     optimizers = make_optimizers(model, args)
@@ -391,7 +408,12 @@ def train_dit(args: argparse.Namespace) -> None:
         ema.load_state_dict(model.state_dict())
     run = torch.compile(model) if args.compile else model
     running, started, first = [], time.monotonic(), step
+    if args.until is not None:
+        steps = max(steps, step + 2)  # the rate is known after one
     while step < steps:
+        if args.until is not None and step > first:  # as many steps as the time left has room for, at the rate so far
+            rate = (step - first) / (time.monotonic() - started)
+            steps = step + 1 + max(0, round((args.until - time.time()) * rate))
         rng = np.random.default_rng((args.seed, 4 if short else 3, step))
         generator = torch.Generator().manual_seed((args.seed + short) * 1_000_003 + step)
         index = torch.from_numpy(rng.integers(0, len(z), batch))
@@ -418,7 +440,7 @@ def train_dit(args: argparse.Namespace) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        decay = min(0.998, (1 + step) / (10 + step))
+        decay = min(args.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
         step += 1
@@ -469,7 +491,7 @@ def export(args: argparse.Namespace) -> None:
         recipe["short"] = {
             "steps": steps,
             "frames": 3,
-            "batch": 56,
+            "batch": args.short_batch,
             "curve": {"columns": ["step", "loss"], "rows": curve},
         }
     if args.earlier is not None:
@@ -485,14 +507,17 @@ def draw_curves(recipe: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    parts = [("vae", 3, "VAE", "PSNR of training clips, dB")]
+    parts = []
+    if "vae" in recipe:
+        parts.append(("vae", 3, "VAE", "PSNR of training clips, dB"))
     if "earlier" in recipe:
         parts.append(("earlier", 1, "DiT, earlier run", "flow matching loss"))
     if "short" in recipe:
         parts.append(("short", 1, "DiT, 3 latent frames", "flow matching loss"))
-    parts.append(("dit", 1, "DiT, 21 latent frames", "flow matching loss"))
-    figure, axes = plt.subplots(1, len(parts), figsize=(4.2 * len(parts), 3), constrained_layout=True)
-    for axis, (name, column, title, label) in zip(axes, parts, strict=True):
+    if "dit" in recipe:
+        parts.append(("dit", 1, "DiT, 21 latent frames", "flow matching loss"))
+    figure, axes = plt.subplots(1, len(parts), figsize=(4.2 * len(parts), 3), constrained_layout=True, squeeze=False)
+    for axis, (name, column, title, label) in zip(axes[0], parts, strict=True):
         stage = recipe[name] if name != "earlier" else recipe["earlier"]["dit"]
         rows = np.array(stage["curve"]["rows"])
         axis.plot(rows[:, 0], rows[:, column])
@@ -505,6 +530,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["vae", "latents", "short", "dit", "export"])
     parser.add_argument("--work", type=Path, default=Path("train-tiny-wan"), help="checkpoints and latents")
+    parser.add_argument("--latents", type=Path, help="folder of the latents, where it is not --work")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "freeloc_fx/tiny_wan/model")
     parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "results/train_tiny_wan.json")
     parser.add_argument("--notes", nargs="*", default=[], help="what a reader of the recipe must know besides")
@@ -519,6 +545,9 @@ def main() -> None:
         "--reset-text-bias", action="store_true", help="with --dit-init: start the text encoder's positions afresh"
     )
     parser.add_argument("--short-steps", type=int, default=1100)
+    parser.add_argument("--short-batch", type=int, default=56)
+    parser.add_argument("--until", type=clock, help="HH:MM today: anneal to the end by then, instead of --*-steps")
+    parser.add_argument("--ema-decay", type=float, default=0.998)
     parser.add_argument("--muon", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--dit-steps", type=int, default=8200)
     parser.add_argument("--dit-lr", type=float, default=1e-3)

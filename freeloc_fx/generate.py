@@ -22,15 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from .embedded import embedded
 from .errors import FreelocError, TransformError
 from .plan import Plan
 from .profile import Profile
-from .request import TINY_WAN, Defaults, Facts, check_request, choose_profile, defaults, resolve_model
+from .request import EMBEDDED, TINY_WAN, Defaults, Facts, check_request, choose_profile, defaults, resolve_model
 from .strategy import parse
 from .tiny_wan import ModelError
 from .transform import plans, restore, transform
 
 __all__ = [
+    "EMBEDDED",
     "TINY_WAN",
     "Defaults",
     "Facts",
@@ -94,7 +96,7 @@ def load_pipeline(
     """A diffusers pipeline on a device, its own progress bar off.
 
     Args:
-        model: "tiny-wan" (embedded), the folder of a diffusers pipeline, or a hub id.
+        model: "tiny-wan" or "tiny-joint" (embedded), the folder of a diffusers pipeline, or a hub id.
         dtype: of the weights; the VAE stays in float32, since its bfloat16 shows in the picture.
         transformer_only: leave text encoders and the VAE out, enough for a plan.
         options: passed to `DiffusionPipeline.from_pretrained`, e.g. `local_files_only`.
@@ -106,6 +108,8 @@ def load_pipeline(
     from diffusers import DiffusionPipeline
     from diffusers import __version__ as diffusers_version
 
+    ours = embedded(source)
+    loader = DiffusionPipeline if ours is None else ours.loader()
     if transformer_only:
         options = {"vae": None, "tokenizer": None, "text_encoder": None, **options}
     dtypes = dtype if transformer_only or dtype == torch.float32 else {"default": dtype, "vae": torch.float32}
@@ -113,7 +117,7 @@ def load_pipeline(
     options["dtype" if recent else "torch_dtype"] = dtypes
     try:
         with _quiet():
-            pipe = DiffusionPipeline.from_pretrained(source, **options)
+            pipe = loader.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model {os.fspath(model)!r} cannot be loaded: {why}") from error

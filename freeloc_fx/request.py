@@ -12,25 +12,13 @@ from typing import Any
 
 from torch import nn
 
-from . import tiny_wan
+from .embedded import EMBEDDED, TINY_WAN, Defaults, embedded
 from .errors import LengthError
 from .inputs import check_limits
 from .profile import Profile
 from .tiny_wan import ModelError
 
-__all__ = ["TINY_WAN", "Defaults", "Facts", "check_request", "choose_profile", "defaults", "resolve_model"]
-
-TINY_WAN = "tiny-wan"
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a request leaves out. Pixels, denoising steps, guidance scale."""
-
-    height: int
-    width: int
-    steps: int
-    guidance: float
+__all__ = ["EMBEDDED", "TINY_WAN", "Defaults", "Facts", "check_request", "choose_profile", "defaults", "resolve_model"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,11 @@ class Facts:
             ModelError: no such model, or its folder holds no video pipeline.
         """
         source = resolve_model(model)
-        config, vae = (_read_config(source, part, options) for part in ("transformer", "vae"))
+        ours = embedded(source)
+        config, vae = (
+            _read_config(source if ours is None else str(ours.folder(part)), part, options)
+            for part in ("transformer", "vae")
+        )
         stand_in = type(str(config.get("_class_name", "Module")), (nn.Module,), {})()
         stand_in.config = config
         temporal = vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio") or 4
@@ -85,8 +77,8 @@ def resolve_model(model: str | os.PathLike[str]) -> str:
         ModelError: a path that does not exist, or a folder without model_index.json.
     """
     name = os.fspath(model)
-    if name == TINY_WAN:
-        return str(tiny_wan.path())
+    if name in EMBEDDED:
+        return str(EMBEDDED[name].folder())
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
@@ -95,7 +87,9 @@ def resolve_model(model: str | os.PathLike[str]) -> str:
     if folder.exists():
         raise ModelError(f"model {name!r} is a file; expected the folder of a diffusers pipeline")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-        raise ModelError(f"model {name!r}: no such folder; expected {TINY_WAN!r}, a folder, or a hub id OWNER/NAME")
+        raise ModelError(
+            f"model {name!r}: no such folder; expected {', '.join(EMBEDDED)}, a folder, or a hub id OWNER/NAME"
+        )
     return name
 
 
@@ -115,11 +109,13 @@ def _read_config(source: str, part: str, options: Mapping[str, Any]) -> dict[str
 def defaults(pipe: Any | None = None, model: str | os.PathLike[str] | None = None) -> Defaults:
     """Size, steps and guidance for a request that names none.
 
-    tiny-wan: 64x64, 20 steps, guidance 3. Any other pipeline: what its own call defaults to (Wan: 480x832, 50, 5).
+    An embedded model's are its own (64x64, 20 steps, guidance 3), any other pipeline's what its call defaults to (Wan:
+    480x832, 50, 5).
     """
     name = os.fspath(model) if model is not None else str(getattr(pipe, "name_or_path", ""))
-    if name == TINY_WAN or Path(name) == Path(tiny_wan.__file__).parent / "model":
-        return Defaults(64, 64, 20, 3.0)
+    ours = embedded(name)
+    if ours is not None:
+        return ours.defaults
     known = inspect.signature(pipe.__call__).parameters if pipe is not None else {}
     fallback = {"height": 480, "width": 832, "num_inference_steps": 50, "guidance_scale": 5.0}
     found = {key: known[key].default if key in known else value for key, value in fallback.items()}
@@ -165,7 +161,8 @@ def choose_profile(model: nn.Module, profile: Profile | str | Path | None = None
     elif not isinstance(profile, Profile):
         profile = Profile.load(profile)
     profile.check_model(model)
-    count = model.config.get("num_layers")  # type: ignore[union-attr, operator]
+    config: Any = model.config
+    count = config.get("num_layers")
     if isinstance(count, int):
-        profile.check_layers(count)
+        profile.check_layers(count + int(config.get("num_single_layers") or 0))
     return profile

@@ -124,7 +124,7 @@ def test_a_profile_is_checked_without_weights(folder: Path) -> None:
 
 
 def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(library.ModelError, match="no such folder"):
+    with pytest.raises(library.ModelError, match="no such folder; expected tiny-wan, tiny-joint, a folder"):
         library.resolve_model(str(tmp_path / "none"))
     with pytest.raises(library.ModelError, match=r"no model_index\.json"):
         library.resolve_model(tmp_path)

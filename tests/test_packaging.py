@@ -17,6 +17,7 @@ CHECK = """
 import json, importlib.metadata, pathlib
 import freeloc_fx, freeloc_fx.passes, freeloc_fx.profiles, freeloc_fx.passes.infer_rope
 from freeloc_fx import Profile
+from freeloc_fx import tiny_joint
 from freeloc_fx.tiny_wan import path
 print(json.dumps({
     "file": freeloc_fx.__file__,
@@ -24,6 +25,7 @@ print(json.dumps({
     "profiles": list(Profile.names()),
     "layers": Profile.load("tiny-wan").layer_count,
     "model": sorted(p.name for p in pathlib.Path(path()).iterdir()),
+    "joint": sorted(p.name for p in tiny_joint.path().iterdir()),
     "version": importlib.metadata.version("freeloc_fx") == freeloc_fx.__version__,
 }))
 """
@@ -64,6 +66,7 @@ def test_the_wheel_is_complete(python: Path, tmp_path: Path) -> None:
     assert {"tiny-wan", "wan2.1-t2v-1.3b"} <= set(found["profiles"])
     assert found["layers"] == 10
     assert {"model_index.json", "transformer", "vae", "text_encoder", "tokenizer", "scheduler"} <= set(found["model"])
+    assert {"model_index.json", "transformer", "text_encoder", "tokenizer", "scheduler"} == set(found["joint"])
     assert found["version"]
 
 

@@ -49,7 +49,8 @@ Attention = Literal["auto", "flex", "tiles", "calls", "reference"]
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help=f'What to show, e.g. "{EXAMPLE}".', show_default=False)]
 Model = Annotated[
-    str, typer.Option("--model", help="tiny-wan (embedded), the folder of a diffusers pipeline, or a hub id.")
+    str,
+    typer.Option("--model", help="tiny-wan or tiny-joint (embedded), the folder of a diffusers pipeline, or a hub id."),
 ]
 ProfileName = Annotated[
     str | None,

@@ -73,7 +73,7 @@ def compare(
             dtype, device, backend, attention,
         )  # fmt: skip
         reason = scorable(job, prompt)
-        if model == library.TINY_WAN and reason:
+        if model in library.EMBEDDED and reason:
             warn(f"no scores: {reason}")
         parts = Parts(folder, job, prompt)
         _make(parts, job, prompt, names, numbers)

@@ -71,7 +71,7 @@ def generate(
 ) -> None:
     """Generate one video, with a contact sheet (PNG) of its frames and what made it (JSON) beside it.
 
-    tiny-wan prints how well the video shows what the prompt asks for, where the prompt is in its grammar.
+    An embedded model prints how well the video shows what the prompt asks for, where the prompt is in its grammar.
     """
     written: list[Path] = []
     with exits(debug, lambda: f"wrote {written[0]} before that" if written else "nothing written"):
@@ -86,7 +86,7 @@ def generate(
             dtype, device, backend, attention,
         )  # fmt: skip
         reason = scorable(job, prompt)
-        if model == library.TINY_WAN and reason:
+        if model in library.EMBEDDED and reason:
             warn(f"no scores: {reason}")
         pipe = load(job)
         library.apply(pipe, job.profile, strategy, backend=job.backend, attention=job.attention)

@@ -1,0 +1,81 @@
+"""The models that come with the package: where their files are, how they are loaded, what a request leaves out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from . import tiny_joint, tiny_wan
+
+__all__ = ["EMBEDDED", "TINY_JOINT", "TINY_WAN", "Defaults", "Embedded", "embedded"]
+
+TINY_WAN, TINY_JOINT = "tiny-wan", "tiny-joint"
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a request leaves out. Pixels, denoising steps, guidance scale."""
+
+    height: int
+    width: int
+    steps: int
+    guidance: float
+
+
+def _diffusers() -> Any:
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline
+
+
+def _joint() -> Any:
+    from .tiny_joint.pipeline import TinyJointPipeline
+
+    return TinyJointPipeline
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An embedded model.
+
+    package: its `path()` is the pipeline's folder. loader: gives the class whose `from_pretrained` takes that folder;
+    a function, since the class needs transformers. shared: parts of the pipeline that are another package's.
+    """
+
+    package: ModuleType
+    defaults: Defaults
+    loader: Callable[[], Any] = _diffusers
+    shared: Mapping[str, ModuleType] = field(default_factory=dict)
+
+    def folder(self, part: str | None = None) -> Path:
+        """The pipeline's folder, or the one that holds a part of it as a subfolder.
+
+        Raises:
+            ModelError: files are missing.
+        """
+        package = self.package if part is None else self.shared.get(part, self.package)
+        return Path(package.path())
+
+
+EMBEDDED: Mapping[str, Embedded] = MappingProxyType(
+    {
+        TINY_WAN: Embedded(tiny_wan, Defaults(64, 64, 20, 3.0)),
+        TINY_JOINT: Embedded(tiny_joint, Defaults(64, 64, 20, 3.0), _joint, {"vae": tiny_wan}),
+    }
+)
+"""Name -> model."""
+
+
+def embedded(model: str | os.PathLike[str]) -> Embedded | None:
+    """The embedded model of a name, or of the folder that the name stands for; None for any other model."""
+    name = os.fspath(model)
+    if name in EMBEDDED:
+        return EMBEDDED[name]
+    for found in EMBEDDED.values():
+        if Path(name) == Path(str(found.package.__file__)).parent / "model":
+            return found
+    return None
