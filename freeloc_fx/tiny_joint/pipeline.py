@@ -29,7 +29,10 @@ MAX_TEXT = 32
 log = logging.get_logger(__name__)
 
 
-class TinyJointPipeline(DiffusionPipeline):
+_Pipeline: Any = DiffusionPipeline  # for mypy: modules become attributes when they are registered
+
+
+class TinyJointPipeline(_Pipeline):
     """Text to video. A folder without a VAE gets tiny-wan's."""
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -47,8 +50,8 @@ class TinyJointPipeline(DiffusionPipeline):
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae, scheduler=scheduler
         )
-        self.vae_scale_factor_temporal = vae.config.scale_factor_temporal if vae is not None else 4
-        self.vae_scale_factor_spatial = vae.config.scale_factor_spatial if vae is not None else 8
+        self.vae_scale_factor_temporal = self.vae.config.scale_factor_temporal if vae is not None else 4
+        self.vae_scale_factor_spatial = self.vae.config.scale_factor_spatial if vae is not None else 8
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
         self._guidance_scale = 1.0
         self._interrupt = False
@@ -177,7 +180,9 @@ class TinyJointPipeline(DiffusionPipeline):
             return states.to(dtype).repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
 
         prompt_embeds, prompt_mask = encode(prompts)
-        negative_prompt_embeds, negative_mask = encode(negative) if self.do_classifier_free_guidance else (None, None)
+        negative_prompt_embeds, negative_mask = prompt_embeds, prompt_mask  # not read without guidance
+        if self.do_classifier_free_guidance:
+            negative_prompt_embeds, negative_mask = encode(negative)
         shape = (
             len(prompt_embeds),
             self.transformer.config.in_channels,
