@@ -84,7 +84,9 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-wan", help="tiny-wan or tiny-joint")
-    parser.add_argument("--clips", type=int, default=2)
+    parser.add_argument(
+        "--clips", type=lambda s: [int(n) for n in s.split(",")], default=[2], help="one number, or one for each length"
+    )
     parser.add_argument("--probe-clips", type=int, default=2)
     parser.add_argument(
         "--frames", type=lambda s: [int(n) for n in s.split(",")], default=[161, 321, 801, 1281], help="target lengths"
@@ -101,10 +103,11 @@ def main() -> None:
         matched = temperatures(args, scorer, base)
     except OutOfBudget as reason:
         raise SystemExit(f"nothing to report yet: {reason}") from None
-    for frames in args.frames:
+    clips = args.clips * len(args.frames) if len(args.clips) == 1 else args.clips
+    for frames, count in zip(args.frames, clips, strict=True):
         for name, profile in contestants(base, matched[frames]).items():
             try:
-                rows = [scorer.row(profile, seed, frames) for seed in range(args.clips)]
+                rows = [scorer.row(profile, seed, frames) for seed in range(count)]
             except OutOfBudget:
                 missing += 1
                 continue

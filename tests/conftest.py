@@ -17,6 +17,9 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the parallelism
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:

@@ -38,6 +38,16 @@ NAMES = ("direct", "vrpr", "vrpr+tsa")
 GROUPS = groups_of(4, 3)
 
 
+class Scored:
+    """What the scripts read of a `GroundTruthScore`."""
+
+    def __init__(self, composite: float) -> None:
+        self.composite = composite
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"composite": self.composite, "loop": 0.0, "shapes": []}
+
+
 def value(candidate: Candidate, seed: int) -> float:
     """Additive over groups, the same noise for every candidate: the best is the best of each group."""
     best = ("vrpr", "vrpr+tsa", "direct")
@@ -186,7 +196,7 @@ def test_the_script_searches_resumes_and_reports(
         profile, seed = frames
         names = [profile.strategy_name(layer) for layer in range(10)]
         right = sum(name == ("vrpr" if layer < 5 else "vrpr+tsa") for layer, name in enumerate(names))
-        return argparse.Namespace(composite=right / 10 + 0.01 * math.sin(seed))
+        return Scored(right / 10 + 0.01 * math.sin(seed))
 
     monkeypatch.setattr(script, "generate", generate)
     monkeypatch.setattr(script, "score", score)
@@ -243,12 +253,13 @@ def test_the_agreement_script_finds_the_effects_it_is_given(
     def score(frames: Any, prompt: str) -> Any:
         profile, seed = frames
         corrected = [layer for layer in range(10) if profile and profile.strategy_name(layer) != "direct"]
-        return argparse.Namespace(composite=0.1 + sum(corrected) / 100 + 0.01 * math.sin(seed))
+        return Scored(0.1 + sum(corrected) / 100 + 0.01 * math.sin(seed))
 
     def probe(pipe: Any, *, mode: str, seeds: list[int], **_: Any) -> Profile:
         sign = 1 if mode == "observe" else -1
         found = {i: {"position": 20 + sign * i, "context": 20 + sign * i + seeds[0]} for i in range(10)}
-        return Profile(trained_frames=21, sensitivities=found)  # type: ignore[arg-type]
+        matched = {"81": {"matched_temperature": {str(i): 1.0 + i / 10 for i in range(10)}}}
+        return Profile(trained_frames=21, sensitivities=found, provenance={"lengths": matched})  # type: ignore[arg-type]
 
     monkeypatch.setattr(script, "generate", generate)
     monkeypatch.setattr(script, "score", score)
