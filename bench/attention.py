@@ -1,7 +1,7 @@
 """How close does long attention come to its arithmetic? Dense SDPA beside each strategy and lowering, as ratios.
 
     python bench/attention.py                          # tiny-wan's grid and a 256-token grid, 4x, 10x, 16x
-    python bench/attention.py --grids 1560 --extensions 4 --runs 5
+    python bench/attention.py --grids 1560 --extensions 4 --runs 5 --add
     python bench/attention.py --grids 16 --extensions 1,2,4,10,16 --lowerings tiles,flex
 
 For every grid and length the contestants run in turn, `--runs` times over; a figure is the median time relative to
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import statistics
 import time
 import warnings
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import RESULTS, save
+from common import RESULTS, environment, save
 
 from freeloc_fx.attention import op
 from freeloc_fx.attention.spec import AttentionSpec
@@ -144,11 +145,17 @@ def main() -> None:
     parser.add_argument("--strategies", default="vrpr,tsa,vrpr+tsa")
     parser.add_argument("--lowerings", default="tiles")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--add", action="store_true", help="keep the rows of other grids and lengths in the results")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message="attention='flex' with strategy")
-    rows = []
-    for grid, extension in itertools.product(args.grids.split(","), args.extensions.split(",")):
-        rows += measure(int(grid), int(extension), args.strategies.split(","), args.lowerings.split(","), args.runs)
+    rows = json.loads((RESULTS / "attention.json").read_text())["rows"] if args.add else []
+    about = {key: environment()[key] for key in ("cpu", "threads", "command", "date")}
+    for grid, extension in itertools.product(map(int, args.grids.split(",")), map(int, args.extensions.split(","))):
+        found = measure(grid, extension, args.strategies.split(","), args.lowerings.split(","), args.runs)
+        rows = [r for r in rows if (r["tokens_a_frame"], r["extension"]) != (grid, extension)]
+        rows = sorted(
+            [*rows, *({**row, **about} for row in found)], key=lambda r: (r["tokens_a_frame"], r["extension"])
+        )
         save("attention", {"rows": rows})
     report(rows)
 
