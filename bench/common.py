@@ -34,9 +34,14 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
-        "command": "python " + " ".join([f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": "python " + " ".join([f"bench/{Path(sys.argv[0]).name}", *map(_of_anywhere, sys.argv[1:])]),
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+def _of_anywhere(argument: str) -> str:
+    """An argument without the folders of the machine it was given on."""
+    return Path(argument).name if os.path.isabs(argument) else argument
 
 
 def results_name(base: str, model: str) -> str:
