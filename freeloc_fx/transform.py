@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -173,11 +173,11 @@ class _Gate:
         self.own = result.__dict__.get("forward")  # of a hook that was there before us
         self.running = False
         self.result = weakref.ref(result)
-        plain = result.forward
+        plain, model = result.forward, cast("Any", result)  # whose compiled call is there by the time of a call
 
         @functools.wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return plain(*args, **kwargs) if self.running else result._compiled_call_impl(*args, **kwargs)
+            return plain(*args, **kwargs) if self.running else model._compiled_call_impl(*args, **kwargs)
 
         self.forward = forward
         result.__dict__["forward"] = forward

@@ -109,8 +109,8 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, context: PassCo
         return MatchFailure(f"running {part.start.name} -> {name} on a probe failed: {error}", name)
     if isinstance(found, MatchFailure):
         return MatchFailure(found.reason, name)
-    layout, grid = found
-    if rates.conventional(layout):
+    measured, grid = found
+    if rates.conventional(measured):
         return found
     for node in _frame_axes(view, part, grid.frames, context):
 
@@ -118,12 +118,12 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, context: PassCo
             return measure(_outside(view, part, context, (node, shift)))
 
         try:
-            counted = rates.count_turns(layout, grid, rotations, moved)
+            counted = rates.count_turns(measured, grid, rotations, moved)
         except Exception:  # positions that are indices take no fraction; another axis, or none, may
             counted = None
         if counted is not None:
             return counted, grid
-    return replace(layout, whole_turns=False), grid
+    return replace(measured, whole_turns=False), grid
 
 
 def _frame_axes(view: nx.DiGraph, part: Slice, frames: int, context: PassContext) -> list[fx.Node]:
