@@ -1,7 +1,7 @@
 """tiny-joint, the embedded model with joint attention: video and text tokens in one softmax, as in HunyuanVideo.
 
-A HunyuanVideoTransformer3DModel with its own text encoder, trained on the clips and VAE latents of tiny-wan, whose VAE
-it uses. Load it with `freeloc_fx.generate.load_pipeline("tiny-joint")` or
+A transformer of HunyuanVideo's kind with its own text encoder, trained on the clips and VAE latents of tiny-wan, whose
+VAE it uses. Load it with `freeloc_fx.generate.load_pipeline("tiny-joint")` or
 `freeloc_fx.tiny_joint.pipeline.TinyJointPipeline.from_pretrained(path())`.
 """
 

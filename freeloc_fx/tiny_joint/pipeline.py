@@ -1,4 +1,4 @@
-"""A text-to-video pipeline around a HunyuanVideoTransformer3DModel with one small text encoder.
+"""A text-to-video pipeline around a transformer of HunyuanVideo's kind with one small text encoder.
 
 diffusers' HunyuanVideoPipeline brings a Llama and a CLIP encoder of fixed templates; this one has a UMT5 encoder, the
 guidance of two calls a step and Wan's VAE. Arguments and callbacks are those of diffusers' video pipelines.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, HunyuanVideoTransformer3DModel, UniPCMultistepScheduler
+from diffusers import AutoencoderKLWan, DiffusionPipeline, ModelMixin, UniPCMultistepScheduler
 from diffusers.pipelines.hunyuan_video.pipeline_output import HunyuanVideoPipelineOutput
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
@@ -42,7 +42,7 @@ class TinyJointPipeline(_Pipeline):
         self,
         tokenizer: PreTrainedTokenizerBase,
         text_encoder: UMT5EncoderModel,
-        transformer: HunyuanVideoTransformer3DModel,
+        transformer: ModelMixin,
         vae: AutoencoderKLWan,
         scheduler: UniPCMultistepScheduler,
     ) -> None:
