@@ -8,20 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gate import mean, reconstructions, scene
 
 import freeloc_fx
 from freeloc_fx import Profile, tiny_joint, tiny_wan
 from freeloc_fx.generate import Facts, apply, check_request, defaults, generate, load_pipeline
 from freeloc_fx.metrics import GroundTruthScore, score
 from freeloc_fx.tiny_joint.pipeline import MAX_TEXT, TinyJointPipeline
-from freeloc_fx.tiny_wan.scenes import Scene
 
 SEEDS = (0, 1, 2, 3)
 LAYERS = 8
-
-
-def scene(seed: int) -> Scene:
-    return Scene.random(np.random.default_rng((seed, 4)))
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +31,6 @@ def clips(pipe: Any) -> list[np.ndarray]:
     return [generate(pipe, scene(s).prompt, frames=81, seed=s).frames for s in SEEDS]
 
 
-def mean(scores: list[GroundTruthScore], name: str) -> float:
-    return float(np.mean([getattr(s, name) for s in scores]))
-
-
 @pytest.fixture(scope="module")
 def generated(clips: list[np.ndarray]) -> list[GroundTruthScore]:
     return [score(clip, scene(s).prompt) for clip, s in zip(clips, SEEDS, strict=True)]
@@ -46,15 +38,7 @@ def generated(clips: list[np.ndarray]) -> list[GroundTruthScore]:
 
 @pytest.fixture(scope="module")
 def reconstructed(pipe: Any) -> list[GroundTruthScore]:
-    """What the VAE makes of real clips of the same prompts: no sampler can score better."""
-    result = []
-    for seed in SEEDS:
-        x = torch.from_numpy(scene(seed).render(81))[None].permute(0, 4, 1, 2, 3) * 2 - 1
-        with torch.no_grad():
-            y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample
-        video = (y[0].permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1).numpy()
-        result.append(score(video, scene(seed).prompt))
-    return result
+    return reconstructions(pipe.vae, SEEDS)
 
 
 def size(folder: Path) -> int:
