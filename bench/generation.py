@@ -1,12 +1,15 @@
 """How long does a whole generation take, and how does it grow with length? tiny-wan, direct beside VRPR+TSA.
 
     python bench/generation.py                                        # 4x, 10x, 16x, 3 runs each, in turn
+    python bench/generation.py --size 128 --frames 801 --steps 4      # four times as many tokens a frame
     python bench/generation.py --frames 81,161 --steps 2 --runs 1     # to see it work
+    python bench/generation.py --report                               # no generation: all that the journal holds
 
 Prompt to frames, VAE included; the strategies alternate, medians. The exponent is the slope of log time over log
-frames from 4x on. Each finished run is one line of a journal (--work), so a run that was killed goes on where it
-stopped. Held to: at 10x at most 0.4 of direct, exponent at most 1.1. Writes results/generation.json, generation.md and
-generation.png.
+frames from 4x on. tiny-wan has 16 tokens a frame at its own 64 pixels, 64 at 128: the wider, the more of the time is
+attention, as in real models (1560 tokens). Each finished run is one line of a journal (--work), so a run that was
+killed goes on where it stopped. Held to: at 10x at most 0.4 of direct, exponent at most 1.1. Writes
+results/generation.json, generation.md and generation.png.
 """
 
 from __future__ import annotations
@@ -27,23 +30,31 @@ PROMPT = "a red circle and a white square bounce slowly over a navy grid, the ca
 LIMITS = {"of_direct_at_10x": 0.4, "exponent": 1.1}
 
 
+KEY = ("strategy", "frames", "size", "steps", "guidance", "backend", "run")
+KIND = ("size", "steps", "guidance", "backend")
+"""What two rows share whose times are compared."""
+
+
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     args.work.mkdir(parents=True, exist_ok=True)
     journal = args.work / "generation.jsonl"
     rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    key = ("strategy", "frames", "steps", "guidance", "backend", "run")
-    done = {tuple(r[name] for name in key) for r in rows}
+    if args.report:
+        return rows
+    done = {tuple(r[name] for name in KEY) for r in rows}
     pipe: Any = None
     warm: set[tuple[str, int]] = set()
     for frames in args.frames:
         for turn in range(args.runs):
             for strategy in args.strategies:
-                entry = dict(zip(key, (strategy, frames, args.steps, args.guidance, args.backend, turn), strict=True))
-                if tuple(entry.values()) in done:
+                values = (strategy, frames, args.size, args.steps, args.guidance, args.backend, turn)
+                entry: dict[str, Any] = dict(zip(KEY, values, strict=True))
+                if values in done:
                     continue
                 pipe = pipe or load_pipeline("tiny-wan")
                 apply(pipe, strategy=strategy, backend=args.backend)
                 options: dict[str, Any] = {"frames": frames, "guidance": args.guidance, "seed": turn}
+                options |= {"height": args.size, "width": args.size}
                 if (strategy, frames) not in warm:  # tables and masks of this length are made once in a process
                     generate(pipe, PROMPT, steps=1, **options)
                     warm.add((strategy, frames))
@@ -54,28 +65,30 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                     file.flush()
                     os.fsync(file.fileno())
                 print(f"{frames:5} frames  {strategy:10} run {turn}: {entry['seconds']:.2f} s", flush=True)
-    wanted = (args.steps, args.guidance, args.backend)
-    return [r for r in rows if (r["steps"], r["guidance"], r["backend"]) == wanted]
+    return rows
 
 
-def summary(rows: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
-    """Medians by strategy and length, ratios to direct, and the exponent from 4x on."""
-    medians = {
-        (s, f): statistics.median(found)
-        for s in args.strategies
-        for f in args.frames
-        if (found := [r["seconds"] for r in rows if (r["strategy"], r["frames"]) == (s, f)])
-    }
-    records, exponents = [], {}
-    for (strategy, frames), seconds in medians.items():
-        direct = medians.get(("direct", frames))
-        ratio = None if direct is None else seconds / direct
-        records.append({"strategy": strategy, "frames": frames, "seconds": seconds, "of_direct": ratio})
-    for strategy in args.strategies:
-        points = [(f, s) for (name, f), s in medians.items() if name == strategy and f >= 321]
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians by kind, length and strategy with ratios to direct, and the exponents from 4x on."""
+    times: dict[tuple[Any, ...], list[float]] = {}
+    for r in rows:
+        times.setdefault((*(r[name] for name in KIND), r["frames"], r["strategy"]), []).append(r["seconds"])
+    medians = {key: statistics.median(found) for key, found in times.items()}
+    records = []
+    for key, seconds in sorted(medians.items()):
+        *kind, frames, strategy = key
+        direct = medians.get((*kind, frames, "direct"))
+        record: dict[str, Any] = dict(zip(KIND, kind, strict=True)) | {"frames": frames, "strategy": strategy}
+        record |= {"runs": len(times[key]), "seconds": seconds}
+        records.append(record | {"of_direct": None if direct is None else seconds / direct})
+    exponents = []
+    for line in dict.fromkeys((*(r[name] for name in KIND), r["strategy"]) for r in records):
+        found = [(r["frames"], r["seconds"]) for r in records if (*(r[name] for name in KIND), r["strategy"]) == line]
+        points = [(f, s) for f, s in found if f >= 321]
         if len(points) > 1:
             x, y = np.log(np.array(points)).T
-            exponents[strategy] = float(np.polyfit(x, y, 1)[0])
+            exponent = float(np.polyfit(x, y, 1)[0])
+            exponents.append(dict(zip((*KIND, "strategy"), line, strict=True)) | {"exponent": exponent})
     return {"medians": records, "exponents": exponents}
 
 
@@ -85,20 +98,31 @@ def report(found: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines = ["| frames | strategy | seconds | of direct |", "|---|---|---|---|"]
-    for r in sorted(found["medians"], key=lambda r: r["frames"]):
+    lines = [
+        "| pixels | steps | backend | frames | strategy | runs | seconds | of direct |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in found["medians"]:
         ratio = "" if r["of_direct"] is None else f"{r['of_direct']:.3f}"
-        lines.append(f"| {r['frames']} | {r['strategy']} | {r['seconds']:.2f} | {ratio} |")
-    for strategy, exponent in found["exponents"].items():
-        lines += ["", f"{strategy}: time grows with frames to the power of {exponent:.2f}, from 4x on."]
+        lines.append(
+            f"| {r['size']} | {r['steps']} | {r['backend']} | {r['frames']} | {r['strategy']} | {r['runs']} "
+            f"| {r['seconds']:.2f} | {ratio} |"
+        )
+    for e in found["exponents"]:
+        lines += [
+            "",
+            f"{e['strategy']}, {e['size']} pixels, {e['backend']}: time grows with frames to the power of "
+            f"{e['exponent']:.2f}, from 4x on.",
+        ]
     (RESULTS / "generation.md").write_text("\n".join(lines) + f"\n\nMeasured: {json.dumps(environment())}\n")
     print("\n".join(lines))
     figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
-    for strategy in dict.fromkeys(r["strategy"] for r in found["medians"]):
-        line = sorted((r["frames"], r["seconds"]) for r in found["medians"] if r["strategy"] == strategy)
-        axis.loglog(*zip(*line, strict=True), "o-", label=strategy)
+    for name in dict.fromkeys(tuple(r[n] for n in (*KIND, "strategy")) for r in found["medians"]):
+        of = [r for r in found["medians"] if tuple(r[n] for n in (*KIND, "strategy")) == name]
+        points = sorted((r["frames"], r["seconds"]) for r in of)
+        axis.loglog(*zip(*points, strict=True), "o-", label=f"{name[-1]}, {name[0]} pixels, {name[3]}, {name[1]} steps")
     axis.set(xlabel="frames", ylabel="seconds")
-    axis.legend()
+    axis.legend(fontsize=7)
     figure.savefig(RESULTS / "generation.png", dpi=100)
     plt.close(figure)
 
@@ -107,15 +131,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strategies", type=lambda s: s.split(","), default=["direct", "vrpr+tsa"])
     parser.add_argument("--frames", type=lambda s: [int(n) for n in s.split(",")], default=[321, 801, 1281])
+    parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--backend", default="eager")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("bench-generation"), help="journal")
+    parser.add_argument("--report", action="store_true", help="no generation: results of what the journal holds")
     args = parser.parse_args()
-    rows = run(args)
-    found = summary(rows, args)
-    save("generation", {"settings": {"steps": args.steps, "guidance": args.guidance}, "limits": LIMITS, **found})
+    found = summary(run(args))
+    save("generation", {"limits": LIMITS, **found})
     report(found)
 
 

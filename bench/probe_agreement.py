@@ -35,18 +35,28 @@ from freeloc_fx.profile import Sensitivity
 
 CORRECTIONS = ("vrpr", "tsa", "vrpr+tsa")
 KINDS = ("position", "context")
-PREDICTORS = (*KINDS, "temperature")
-"""What a probe says of a layer: the two sensitivities, and the score factor that undoes the rise of its entropy."""
+PREDICTORS = {"observe": (*KINDS, "ald", "temperature"), "full": (*KINDS, "temperature")}
+"""What a mode says of a layer: the two sensitivities, the paper's ALD (from logits; observe mode's position looks at
+outputs), and the score factor that undoes the rise of its entropy."""
 Figures = dict[str, np.ndarray]
 
 
 def probed(args: argparse.Namespace, scorer: Scorer, trained: int) -> Figures:
     """ "observe position", ..., "full temperature": what the probe says, float64 (clips, layers)."""
     lines = Lines(args.work / "probes.jsonl")
-    found: dict[str, list[list[float]]] = {f"{mode} {kind}": [] for mode in args.modes for kind in PREDICTORS}
+    found: dict[str, list[list[float]]] = {f"{mode} {kind}": [] for mode in args.modes for kind in PREDICTORS[mode]}
     for seed in range(args.clips):
         for mode in args.modes:
-            job = [mode, seed, args.frames, args.steps, args.every, args.shifts, scorer.weights]
+            job = [
+                mode,
+                seed,
+                args.frames,
+                args.steps,
+                args.every,
+                args.shifts,
+                scorer.weights,
+                *PREDICTORS[mode][2:-1],
+            ]
             row = next((r for r in lines.rows if r["job"] == job), None)
             if row is None:
                 if scorer.pipe is None:
@@ -66,9 +76,10 @@ def probed(args: argparse.Namespace, scorer: Scorer, trained: int) -> Figures:
                 lengths: Any = (profile.provenance or {})["lengths"]
                 (at_target,) = lengths.values()
                 lines.add({"job": job, **{kind: [getattr(s, kind) for s in measured.values()] for kind in KINDS},
+                           "ald": list(at_target["ald"].values()),
                            "temperature": list(at_target["matched_temperature"].values())})  # fmt: skip
                 row = lines.rows[-1]
-            for kind in PREDICTORS:
+            for kind in PREDICTORS[mode]:
                 found[f"{mode} {kind}"].append(row[kind])
     return {name: np.array(values) for name, values in found.items()}
 

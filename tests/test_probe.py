@@ -60,20 +60,61 @@ def test_observed_rows_are_the_papers_quantities() -> None:
             whole, window = brute_entropy(logits), brute_entropy(logits[near])
             entropy.append(whole)
             context.append(abs(window - whole) / whole)
-        assert seen["position"][r] == pytest.approx(np.mean(position), rel=1e-4)
+        assert seen["ald"][r] == pytest.approx(np.mean(position), rel=1e-4)
         assert seen["context"][r] == pytest.approx(np.mean(context), rel=1e-4)
         assert seen["entropy"][r] == pytest.approx(np.mean(entropy), rel=1e-5)
     assert (np.diff(seen["entropies"].mean(0)) < 0).all()  # hotter scores, lower entropy
 
 
+@pytest.mark.parametrize("projected", [False, True])
+def test_the_change_of_the_output_is_that_of_whole_attentions(projected: bool) -> None:
+    """Against keys that are turned and softmax over all rows, in float64."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 12, 8), torch.randn(2, 12, 8), torch.randn(2, 12, 5)
+    weight = torch.randn(7, 10) if projected else None
+    rows, settings = np.array([1, 6, 11]), ProbeSettings(3, (-4, 5), 1)
+    seen = observe_rows(q, k, rows, LAYOUT, GRID, None, settings, values=v, projection=weight)["output"]
+
+    def attend(shift: float) -> np.ndarray:
+        moved = k.double().numpy().copy()
+        for a, b, w in zip(LAYOUT.first, LAYOUT.second, LAYOUT.omega[0], strict=True):
+            z = (moved[..., a] + 1j * moved[..., b]) * np.exp(1j * w * shift)
+            moved[..., a], moved[..., b] = z.real, z.imag
+        p = np.exp(q.double().numpy() @ moved.transpose(0, 2, 1) / math.sqrt(8))
+        out = (p / p.sum(-1, keepdims=True)) @ v.double().numpy()
+        joined = out.transpose(1, 0, 2).reshape(12, 10)
+        return joined if weight is None else joined @ weight.double().numpy().T
+
+    own = attend(0.0)
+    changes = [np.linalg.norm(attend(s) - own, axis=1) / np.linalg.norm(own, axis=1) for s in settings.shifts]
+    np.testing.assert_allclose(seen, np.mean(changes, 0)[rows], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "found"), [("Wan", True), ("CogVideoX", True), ("HunyuanVideo", False)])
+def test_outputs_are_projected_in_all_layers_or_in_none(name: str, found: bool) -> None:
+    """In HunyuanVideo text and video part before the projection, so none is of the whole output."""
+    model = diffusers_models.build(name)
+    recorder = Recorder(f"projection {name}", ProbeSettings.for_length(3), 0, trained=3)
+    weights: list[Any] = []
+    recorder.see = lambda path, q, k, v, scale, projection: weights.append(projection)  # type: ignore[method-assign]
+    try:
+        with torch.no_grad(), observing(model, recorder) as watched:
+            watched(**diffusers_models.arguments(name, model, 5))
+    finally:
+        recorder.close()
+    assert len(weights) >= 2
+    assert all((weight is not None) == found for weight in weights)
+
+
 @pytest.mark.parametrize(("first", "last"), [(0, 3), (2, 0), (1, 2)])
 def test_text_beside_the_video_changes_nothing(first: int, last: int) -> None:
     torch.manual_seed(0)
-    q, k = torch.randn(2, 12, 8), torch.randn(2, 12, 8)
+    q, k, v = (torch.randn(2, 12, 8) for _ in range(3))
     rows, settings = np.array([1, 6, 11]), ProbeSettings(3, (-4, 5), 1)
-    alone = observe_rows(q, k, rows, LAYOUT, GRID, None, settings)
-    q, k = (torch.cat([torch.randn(2, first, 8), x, torch.randn(2, last, 8)], 1) for x in (q, k))
-    joint = observe_rows(q, k, rows, LAYOUT, TokenGrid(6, 1, 2, first, last), None, settings)
+    alone = observe_rows(q, k, rows, LAYOUT, GRID, None, settings, values=v)
+    assert "output" in alone
+    q, k, v = (torch.cat([torch.randn(2, first, 8), x, torch.randn(2, last, 8)], 1) for x in (q, k, v))
+    joint = observe_rows(q, k, rows, LAYOUT, TokenGrid(6, 1, 2, first, last), None, settings, values=v)
     for name, values in alone.items():
         np.testing.assert_allclose(joint[name], values, rtol=1e-5)
 

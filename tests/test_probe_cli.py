@@ -28,7 +28,8 @@ def made_up(frames: int, contexts: tuple[float, float]) -> dict[str, Any]:
     layers = {}
     for layer, context in enumerate(contexts):
         entropies = [frames / factor for factor in TEMPERATURES]
-        quantities = {"position": value(1.0 + layer), "context": value(context), "entropy": value(float(frames))}
+        quantities = {"ald": value(2.0), "output": value(1.0 + layer), "context": value(context)}
+        quantities["entropy"] = value(float(frames))
         layers[str(layer)] = {**quantities, "entropies": value(entropies)}
     return {"frames": frames, "layers": layers, "reward": None}
 

@@ -258,7 +258,7 @@ def test_the_agreement_script_finds_the_effects_it_is_given(
     def probe(pipe: Any, *, mode: str, seeds: list[int], **_: Any) -> Profile:
         sign = 1 if mode == "observe" else -1
         found = {i: {"position": 20 + sign * i, "context": 20 + sign * i + seeds[0]} for i in range(10)}
-        matched = {"81": {"matched_temperature": {str(i): 1.0 + i / 10 for i in range(10)}}}
+        matched = {"81": {name: {str(i): 1.0 + i / 10 for i in range(10)} for name in ("matched_temperature", "ald")}}
         return Profile(trained_frames=21, sensitivities=found, provenance={"lengths": matched})  # type: ignore[arg-type]
 
     monkeypatch.setattr(script, "generate", generate)
@@ -281,6 +281,8 @@ def test_the_agreement_script_finds_the_effects_it_is_given(
     assert len(made) == total
     assert "| context | -1.000 [-1.000, -1.000] |" in text  # observe against full
     assert "| observe position | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] |" in text
+    assert "| observe ald | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] |" in text
+    assert "full ald" not in text
     assert "| full position | -1.000 [-1.000, -1.000] | -1.000 [-1.000, -1.000] |" in text
     data = json.loads((tmp_path / "results" / "probe_agreement.json").read_text())
     for name in ("vrpr alone", "vrpr left out"):

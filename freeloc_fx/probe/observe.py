@@ -1,7 +1,7 @@
 """The observing operator: plain attention that also hands a few rows to a recorder.
 
 unfused:    scaled_dot_product_attention(query=q, key=k, value=v, scale=s)
-rewritten:  freeloc_fx.observe_attention(q, k, v, "recorder", "blocks.3.attn1", s, attn_mask, key_mask)
+rewritten:  freeloc_fx.observe_attention(q, k, v, "recorder", "blocks.3.attn1", s, attn_mask, key_mask, weight)
 """
 
 from __future__ import annotations
@@ -110,7 +110,15 @@ class Recorder:
             k[:, :, span] = rotate(k[:, :, span], site.rope, cos.float().to(k.device), sin.float().to(k.device))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale)
 
-    def see(self, path: str, q: torch.Tensor, k: torch.Tensor, scale: float | None) -> None:
+    def see(
+        self,
+        path: str,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float | None,
+        projection: torch.Tensor | None,
+    ) -> None:
         """Record one call of one site, if it is the turn of this call. First sample of the batch."""
         call = self.calls.get(path, 0)
         self.calls[path] = call + 1
@@ -123,7 +131,7 @@ class Recorder:
         what = self.intervention
         window = what.window if what is not None and what.layer == site.layer else None
         table = solve.vrpr(trained, grid.frames).table(grid.frames) if grid.frames > trained else None
-        seen = observe_rows(q[0], k[0], rows, site.rope, grid, scale, settings, window, table)
+        seen = observe_rows(q[0], k[0], rows, site.rope, grid, scale, settings, window, table, v[0], projection)
         self.rows.setdefault(site.layer, []).append(seen)
 
     def stacked(self) -> dict[int, dict[str, np.ndarray]]:
@@ -144,15 +152,17 @@ def observe_attention(
     scale: float | None,
     attn_mask: torch.Tensor | None = None,
     key_mask: torch.Tensor | None = None,
+    projection: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """q, k, v: (batch, heads, tokens, head_dim); the result is scaled_dot_product_attention's.
 
     attn_mask: the model's own, as it passes it. key_mask: the padding of single keys behind it, `text.valid_keys`.
+    projection: weight (width, heads * head_dim) of the linear layer that the result goes to, only looked at.
     """
     if recorder not in _RECORDERS:
         raise CaptureError(f"observing {path}: recorder {recorder!r} is closed")
     known = _RECORDERS[recorder]
-    known.see(path, q, k, scale)
+    known.see(path, q, k, v, scale, projection)
     out = known.attend(path, q, k, v, scale, attn_mask, key_mask)
     return out.transpose(1, 2).contiguous().transpose(1, 2)
 
@@ -167,6 +177,7 @@ def _(
     scale: float | None,
     attn_mask: torch.Tensor | None = None,
     key_mask: torch.Tensor | None = None,
+    projection: torch.Tensor | None = None,
 ) -> torch.Tensor:
     batch, heads, tokens, dim = q.shape
     return q.new_empty(batch, tokens, heads, dim).transpose(1, 2)

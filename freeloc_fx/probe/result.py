@@ -63,22 +63,24 @@ def made_profile(
     lengths: dict[str, Any] = {}
     for target in targets:
         seen = [results[Unit("observe", seed, target).name] for seed in seeds]
-        sensitivities, matched = {}, {}
+        sensitivities, matched, ald = {}, {}, {}
         for layer in sorted(int(layer) for layer in seen[0]["layers"]):
             at_target = [s["layers"][str(layer)] for s in seen]
             goal = float(np.mean([b["layers"][str(layer)]["entropy"]["mean"] for b in base]))
             entropies = np.mean([o["entropies"]["mean"] for o in at_target], 0)
             matched[layer] = matching_temperature(entropies, goal)
+            ald[layer] = _mean([o["ald"] for o in at_target])[0]
             if mode == "full":
                 position = _full_position(layer, units, results)
                 context = _full_context(layer, target, units, results)
             else:
-                position = _mean([o["position"] for o in at_target])
+                position = _mean([b["layers"][str(layer)]["output"] for b in base])
                 context = _mean([o["context"] for o in at_target])
             sensitivities[layer] = Sensitivity(position[0], context[0], position[1], context[1])
         lengths[str(seen[0]["frames"])] = {
             "layers": {str(k): v for k, v in assign(sensitivities, temperature).items()},
             "matched_temperature": {str(k): v for k, v in matched.items()},
+            "ald": {str(k): v for k, v in ald.items()},
             "sensitivities": {str(k): asdict(v) for k, v in sensitivities.items()},
             "thresholds": dict(zip(("position", "context"), thresholds(sensitivities), strict=True)),
         }
@@ -88,6 +90,11 @@ def made_profile(
     settings = job["settings"] or asdict(ProbeSettings.for_length(trained))
     provenance = {
         "source": f"probed, {mode} mode",
+        "position": "how far the layer's output moves when its keys' frames are shifted, at the trained length"
+        if mode == "observe"
+        else "loss of the reward when the layer's keys are shifted"
+        if job["rewarded"]
+        else "ALD of the layer's logits when its keys are shifted",
         "rule": "VRPR everywhere; TSA where the context sensitivity is in the upper of two groups, or everywhere where "
         "the sensitivities are one group" + ("; entropy-matched temperature where there is no TSA" * temperature),
         **job,
@@ -159,7 +166,7 @@ def _full_position(layer: int, units: Sequence[Unit], results: Results) -> Measu
         if base["reward"] is not None:
             losses.append((base["reward"] - moved["reward"]) / max(abs(base["reward"]), 1e-6))
         else:
-            losses.append(moved["layers"][str(layer)]["position"]["mean"])
+            losses.append(moved["layers"][str(layer)]["ald"]["mean"])
     return float(np.mean(losses)), _error(losses)
 
 

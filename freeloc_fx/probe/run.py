@@ -1,8 +1,8 @@
 """The probe: generate while observing; `result` turns what was seen into a profile.
 
 Two modes. "observe" watches one generation at the target length and one at the trained length; every site computes on
-sampled rows what a shift and a window would do to its own logits. "full" is the paper's: one generation for each layer
-and shift, and one for each layer with a window, with a reward on the video.
+sampled rows what a shift would do to its own output and a window to its entropy. "full" is the paper's: one generation
+for each layer and shift, and one for each layer with a window, with a reward on the video.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def probe(
     from .. import __version__
 
     job = {
-        "mode": mode, "trained_frames": trained_frames, "seeds": list(seeds), "prompts": list(prompts), "every": every,
-        "steps": steps, "height": height, "width": width, "rewarded": reward is not None,
+        "measures": 2, "mode": mode, "trained_frames": trained_frames, "seeds": list(seeds), "prompts": list(prompts),
+        "every": every, "steps": steps, "height": height, "width": width, "rewarded": reward is not None,
         "settings": None if settings is None else asdict(settings), "class": type(model).__name__,
         "weights": fingerprint(model), "torch": torch.__version__, "freeloc_fx": __version__,
     }  # fmt: skip

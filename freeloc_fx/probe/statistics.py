@@ -1,9 +1,14 @@
 """What a probe measures on one attention call, from sampled query rows. No graphs, no S x S memory.
 
-Sensitivities are the paper's (FreeLOC, CVPR 2026, "Layer-wise Probing Mechanism"), taken on the logits of a few rows:
+The paper's quantities (FreeLOC, CVPR 2026, "Layer-wise Probing Mechanism"), taken on the logits of a few rows:
 
-    position   ALD = ||A_shift - A||_F / ||A||_F   the keys' frames shifted, A = logits
+    ald        ALD = ||A_shift - A||_F / ||A||_F   the keys' frames shifted, A = logits
     context    S = |H' - H| / |H|                  H' = entropy where only a window of frames is visible
+
+and this project's, which says better what a layer does to the video (`bench/probe_agreement.py`): a shift of the logits
+that softmax or the values do not feel is no change at all.
+
+    output     ||O_shift - O|| / ||O||             the same shifts, O = the row's output, projected where W_o is known
 
 A row is one query token; heads are averaged within the row, rows are the sample that the standard errors speak of. In a
 joint attention rows and keys are video tokens: text is neither shifted nor hidden, and its share of the softmax is left
@@ -69,6 +74,12 @@ def _entropies(scores: torch.Tensor, factors: tuple[float, ...] = (1.0,)) -> tor
     return torch.stack(found, -1)
 
 
+def _output(logits: torch.Tensor, values: torch.Tensor, projection: torch.Tensor | None) -> torch.Tensor:
+    """What rows give: (rows, heads * value dim), or (rows, width) behind the projection."""
+    joined = (logits.softmax(-1) @ values).transpose(0, 1).flatten(1)
+    return joined if projection is None else joined @ projection.to(joined).T
+
+
 def _remapped(
     picked: torch.Tensor, keys: torch.Tensor, frame: np.ndarray, layout: RopeLayout, grid: TokenGrid, table: np.ndarray
 ) -> torch.Tensor:
@@ -96,15 +107,20 @@ def observe_rows(
     settings: ProbeSettings,
     visible: int | None = None,
     table: np.ndarray | None = None,
+    values: torch.Tensor | None = None,
+    projection: torch.Tensor | None = None,
 ) -> dict[str, np.ndarray]:
     """Measure one call.
 
     Args:
         q, k: (heads, tokens, head_dim) as they reach attention, text included. rows: from `sample_rows`.
+        values: (heads, tokens, value dim), as they reach attention; None: "output" is not measured.
+        projection: (width, heads * value dim), the weight that the attention's output is multiplied with next; None:
+            "output" is taken before it.
         visible: "entropy" is taken with only |i - j| <= visible in view, as the layer itself then attends.
         table: remapped distances, float64 (frames, frames), under which "entropies" is taken; None: the model's own.
 
-    Returns: float64 arrays: "position", "context", "entropy" of shape (rows,), "entropies" (rows, TEMPERATURES).
+    Returns: float64 arrays: "ald", "context", "entropy", "output" of shape (rows,), "entropies" (rows, TEMPERATURES).
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     span = video_span(grid)
@@ -112,13 +128,18 @@ def observe_rows(
     picked, keys = q[:, span][:, index].float(), k[:, span].float()
     logits = picked @ keys.transpose(-1, -2) * scale  # (heads, rows, video tokens)
     norm = logits.square().sum(-1)
-    ald = []
+    seen = None if values is None else values[:, span].float()
+    own = None if seen is None else _output(logits, seen, projection)
+    ald, change = [], []
     for shift in settings.shifts:
         # A key moved by +shift and a query moved by -shift meet at the same distance; the query is the cheaper one.
         cos, sin = angles(layout, np.array([-float(shift)]))
         turned = rotate(picked, layout, cos.float().to(q.device), sin.float().to(q.device))
         moved = (turned - picked) @ keys.transpose(-1, -2) * scale
         ald.append((moved.square().sum(-1) / norm.clamp_min(1e-30)).sqrt().mean(0))
+        if seen is not None and own is not None:
+            difference = _output(logits + moved, seen, projection) - own
+            change.append(difference.norm(dim=-1) / own.norm(dim=-1).clamp_min(1e-30))
     entropy = _entropies(logits)[..., 0]
     frames = torch.arange(grid.video, device=q.device) // grid.tokens
     window = settings.window if visible is None else visible
@@ -128,8 +149,9 @@ def observe_rows(
     if table is not None:
         logits = _remapped(picked, keys, rows // grid.tokens, layout, grid, table) * scale
     entropies = _entropies(logits, TEMPERATURES).mean(0)
-    return {
-        "position": torch.stack(ald).mean(0).double().cpu().numpy(),
+    output = {"output": torch.stack(change).mean(0).double().cpu().numpy()} if change else {}
+    return output | {
+        "ald": torch.stack(ald).mean(0).double().cpu().numpy(),
         "context": context.double().cpu().numpy(),
         "entropy": (entropy if visible is None else windowed).mean(0).double().cpu().numpy(),
         "entropies": entropies.double().cpu().numpy(),
