@@ -30,6 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "profile+temp",
     ),
     "positions": ("direct", "clip", "group", "vrpr", "vrpr-separable"),
+    "text": ("direct", "squeeze", "vrpr", "vrpr+squeeze", "vrpr+tsa", "vrpr+tsa+squeeze", "profile"),
 }  # fmt: skip
 
 ABOUT = {
@@ -129,11 +130,14 @@ def _with_temp(profile: Profile, layers: int) -> Profile:
     return profile.with_layers({i: n if n.endswith("+temp") else f"{n}+temp" for i, n in names.items()}, "with temp")
 
 
-def contestants(profile: Profile, layers: int, draws: int = 3) -> tuple[dict[str, list[Contestant]], dict[str, str]]:
+def contestants(
+    profile: Profile, layers: int, draws: int = 3, text: bool = True
+) -> tuple[dict[str, list[Contestant]], dict[str, str]]:
     """Every contestant of `GROUPS` by name (random ones several), and why the others do not take part.
 
     Args:
-        profile: the model's. layers: that the model has. draws: of the random assignment.
+        profile: the model's. layers: that the model has. draws: of the random assignment. text: whether its attentions
+            are joint, so that "squeeze" does something.
     """
     window = profile.trained_frames
     made: dict[str, list[Contestant]] = {}
@@ -162,6 +166,8 @@ def contestants(profile: Profile, layers: int, draws: int = 3) -> tuple[dict[str
             made[name] = [Contestant(name, None, True, default_stride(window))]
         elif name == "context-windows":
             made[name] = [Contestant(name, None, False, max(1, window // 2))]
+        elif "squeeze" in name and not text:
+            absent[name] = "no text stands beside the video in the model's attentions"
         elif name == "vrpr-separable":
             made[name] = [Contestant(name, separable(profile).with_layers("vrpr"))]
         else:

@@ -5,9 +5,9 @@
     python bench/tables.py --model tiny-wan & python bench/tables.py --model tiny-wan & wait    # two processes share it
     python bench/tables.py --model tiny-wan --report                        # no generation: what the journal holds
 
-Groups: main, peers, ablation, temperature, positions (`contestants.py`). Each finished video is one line of a journal,
-so a run that was killed goes on where it stopped, and the same seeds give the same figures. A clip is a seed, its
-prompt and its noise; contestants are compared within clips. Writes results/tables-MODEL/: tables.json, tables.md,
+Groups: main, peers, ablation, temperature, positions, text (`contestants.py`). Each finished video is one line of a
+journal, so a run that was killed goes on where it stopped, and the same seeds give the same figures. A clip is a seed,
+its prompt and its noise; contestants are compared within clips. Writes results/tables-MODEL/: tables.json, tables.md,
 plots, and with --keep-videos the videos that `freeloc report` shows.
 """
 
@@ -102,20 +102,25 @@ class Pipeline:
         self._frames: int | None = None
 
     @functools.cached_property
+    def site(self) -> Any:
+        """A video self-attention of the model, as planned for a clip of the trained length."""
+        from freeloc_fx import plan
+        from freeloc_fx.generate import check_request, defaults
+
+        usual = defaults(self.pipe)
+        frames, height, width = check_request(self.pipe, self.short, usual.height, usual.width)
+        first = next(iter(self.originals.values()))
+        return plan(first, self.profile, frames=frames, height=height, width=width).sites[0]
+
+    @functools.cached_property
     def period(self) -> int:
         """Of the intrinsic frequency as RIFLEx finds it, in frames."""
-        from freeloc_fx import plan
-        from freeloc_fx.generate import Facts, check_request, defaults
+        from freeloc_fx.generate import Facts
         from freeloc_fx.peers import RIFLEx
 
-        usual, facts = defaults(self.pipe), Facts.of(self.pipe)
-        latent = check_request(self.pipe, self.short, usual.height, usual.width)
-        first = next(iter(self.originals.values()))
-        omega = np.abs(
-            plan(first, self.profile, frames=latent[0], height=latent[1], width=latent[2]).sites[0].rope.omega
-        )
+        omega = np.abs(self.site.rope.omega)
         slowest = np.sort(omega[0])[::-1][RIFLEx(self.trained).component(omega[0]) - 1]
-        return round(2 * math.pi / slowest) * facts.temporal
+        return round(2 * math.pi / slowest) * Facts.of(self.pipe).temporal
 
     def film(self, job: Job, steps: int, guidance: float) -> Film:
         from freeloc_fx.generate import defaults, generate
@@ -320,7 +325,7 @@ def main() -> None:
     name = Path(args.model).name
     folder = args.output or RESULTS / f"tables-{name}"
     studio = Pipeline(args.model, args.profile, args.device, args.backend)
-    known, absent = contestants(studio.profile, studio.layers, args.draws)
+    known, absent = contestants(studio.profile, studio.layers, args.draws, text=bool(studio.site.grid.text))
     jobs = jobs_of(known, groups, args.frames, args.seeds, studio.short)
     run = Run(
         Journal(args.work / f"{name}.jsonl"), name, studio.weights, studio.short, jobs, args.steps, args.guidance

@@ -154,7 +154,8 @@ def verdict(key: str, found: Results) -> rules.Verdict:
 
 GOOD = {
     "direct": 0.3, "vrpr": 0.5, "tsa": 0.5, "vrpr+tsa": 0.6, "random": 0.6, "profile": 0.7, "clip": 0.4, "group": 0.4,
-    "riflex": 0.3, "window": 0.6, "direct+temp": 0.5, "vrpr+temp": 0.6, "vrpr-separable": 0.5,
+    "riflex": 0.3, "window": 0.6, "direct+temp": 0.5, "vrpr+temp": 0.6, "vrpr-separable": 0.5, "squeeze": 0.5,
+    "vrpr+squeeze": 0.6,
 }  # fmt: skip
 
 

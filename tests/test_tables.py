@@ -233,6 +233,8 @@ def test_every_member_of_a_group_takes_part_or_is_absent_for_a_reason() -> None:
     # tiny-wan's profile is VRPR+TSA in every layer, so the profile's pixels are those of that strategy.
     assert "freenoise" in made and made["freenoise"][0].noise and made["freenoise"][0].stride == default_stride(21)
     assert made["freelong"][0].noise and not made["context-windows"][0].noise
+    _, cross = people.contestants(PROFILE, 10, 3, text=False)
+    assert set(cross) - set(absent) == {"squeeze", "vrpr+squeeze", "vrpr+tsa+squeeze"}
 
 
 def test_content_is_what_decides_the_pixels() -> None:

@@ -137,6 +137,15 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     Claim(
+        "squeeze",
+        "ours",
+        "In a joint model text had better meet video at places squeezed into the trained length.",
+        (
+            Comparison("composite", "squeeze", "direct", "above"),
+            Comparison("composite", "vrpr+squeeze", "vrpr", "above"),
+        ),
+    ),
+    Claim(
         "separable",
         "ours",
         "Exact pair quantisation is at least as good as separable quantisation.",
