@@ -1,9 +1,10 @@
 """Compile what repeats once: a captured graph is cut at its transformer blocks, and equal pieces share one artefact.
 
 A model's forward is a few operations, then the same block again and again with other weights, then a few operations.
-Weights are inputs of a captured graph, so blocks of one kind and one strategy are the same piece called with other
-inputs. Each distinct piece is compiled the first time it runs, on the inputs that it then gets; what is between the
-blocks is compiled as pieces of its own. Compile time grows with the number of distinct pieces, not of layers.
+Weights are inputs of a captured graph, and so, as a number, is what a long attention does: blocks of one kind are the
+same piece called with other inputs, whatever their strategies. Each distinct piece is compiled the first time it runs,
+on the inputs that it then gets. What is between the blocks runs once a step and as it is, like in diffusers'
+compile_repeated_blocks. Compile time grows neither with layers nor with strategies.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+
+from .attention import op as op  # defines the operators
+from .attention import spec as specs
 
 __all__ = ["Artefacts", "compile_repeated"]
 
@@ -92,12 +96,12 @@ def compile_repeated(
             raise _WholeError("the compiler records CUDA graphs")
         _check_sizes(graph_module.graph)
         places = _places(graph_module.graph, blocks)
-        program = _Program(graph_module, _runs(graph_module.graph, places), inner, artefacts)
+        program = _Program(graph_module, _runs(graph_module.graph, places), set(places), inner, artefacts)
     except _WholeError as why:
         log.warning("compiling the whole graph, not block by block: %s", why)
         return inner(graph_module, list(example_inputs))
-    kinds = len({step.content for step in program.steps})
-    log.info("%d blocks in %d pieces, of which %d differ", len(set(places.values())), len(program.steps), kinds)
+    inside = [step.content for step in program.steps if step.compiled]
+    log.info("%d blocks in %d pieces, of which %d differ", len(set(places.values())), len(inside), len(set(inside)))
     return program
 
 
@@ -171,13 +175,16 @@ def _runs(graph: fx.Graph, places: dict[fx.Node, str]) -> list[list[fx.Node]]:
 
 @dataclass
 class _Step:
-    """One piece at one place: values by slot number. `free`: slots that nobody reads afterwards."""
+    """One piece at one place: values by slot number. `free`: slots that nobody reads afterwards. `strategies`: inputs
+    after the others. `compiled`: it lies in a block, or is all there is."""
 
     content: Hashable
     make: Callable[[], fx.GraphModule] | None
     inputs: list[int]
     outputs: list[int]
     free: list[int]
+    strategies: list[torch.Tensor]
+    compiled: bool
     call: Callable[..., Any] | None = None
 
 
@@ -185,7 +192,12 @@ class _Program:
     """The pieces in order."""
 
     def __init__(
-        self, module: fx.GraphModule, runs: list[list[fx.Node]], inner: Compiler, artefacts: Artefacts
+        self,
+        module: fx.GraphModule,
+        runs: list[list[fx.Node]],
+        inside: Collection[fx.Node],
+        inner: Compiler,
+        artefacts: Artefacts,
     ) -> None:
         self.inner, self.artefacts = inner, artefacts
         graph = module.graph
@@ -220,6 +232,8 @@ class _Program:
                     [slots[node] for node in given],
                     [slots[node] for node in made],
                     free,
+                    [specs.number(key) for key in _strategies(run)],
+                    not inside or any(node in inside for node in run),
                 )
             )
         self.size = len(slots)
@@ -229,7 +243,7 @@ class _Program:
         held: list[Any] = [*values, *([None] * (self.size - self.placeholders))]
         del values
         for step in self.steps:
-            inputs = [held[slot] for slot in step.inputs]
+            inputs = [*(held[slot] for slot in step.inputs), *step.strategies]
             for slot in step.free:
                 held[slot] = None
             if step.call is None:
@@ -243,6 +257,8 @@ class _Program:
     def _compiled(self, step: _Step, inputs: list[Any]) -> Callable[..., Any]:
         make = step.make
         assert make is not None
+        if not step.compiled:
+            return make().forward
         key = (_Same(self.inner), step.content, _signature(inputs), _state())
         return self.artefacts.get(key, lambda: self.inner(make(), inputs))
 
@@ -261,6 +277,17 @@ def _filled(structure: Any, held: list[Any]) -> Any:
     return structure
 
 
+_FIXED = torch.ops.freeloc_fx.long_attention.default
+_NUMBERED = torch.ops.freeloc_fx.long_attention_numbered.default
+_PLACE = 3
+"""Of the spec among a long attention's arguments."""
+
+
+def _strategies(run: list[fx.Node]) -> list[str]:
+    """Keys of the long attentions in a piece, each once, in their order."""
+    return list(dict.fromkeys(str(node.args[_PLACE]) for node in run if node.target is _FIXED))
+
+
 def _given(run: list[fx.Node]) -> list[fx.Node]:
     """What a piece reads and does not make, in the order in which it reads."""
     own = set(run)
@@ -273,16 +300,20 @@ def _given(run: list[fx.Node]) -> list[fx.Node]:
 
 
 def _piece(module: fx.GraphModule, run: list[fx.Node], given: list[fx.Node], made: list[fx.Node]) -> fx.GraphModule:
-    """The nodes of `run` as a module (given...) -> tuple(made)."""
+    """The nodes of `run` as a module (given..., strategies...) -> tuple(made)."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for index, node in enumerate(given):
         copies[node] = graph.placeholder(f"x{index}")
+    strategies = {key: graph.placeholder(f"strategy{index}") for index, key in enumerate(_strategies(run))}
     for node in run:
         for source in node.all_input_nodes:
             if source.op == "get_attr" and source not in copies:
                 copies[source] = graph.get_attr(str(source.target))
         copies[node] = graph.node_copy(node, copies.__getitem__)
+        if node.target is _FIXED:
+            copies[node].target = _NUMBERED
+            copies[node].update_arg(_PLACE, strategies[str(node.args[_PLACE])])
         copies[node].meta = {key: node.meta[key] for key in _KEPT if key in node.meta}
     graph.output(tuple(copies[node] for node in made))
     return fx.GraphModule(module, graph)
@@ -291,6 +322,7 @@ def _piece(module: fx.GraphModule, run: list[fx.Node], given: list[fx.Node], mad
 def _content(module: fx.GraphModule, run: list[fx.Node], given: list[fx.Node], made: list[fx.Node]) -> Hashable:
     """What a piece computes, up to the names of its nodes."""
     number = {node: index for index, node in enumerate([*given, *run])}
+    strategies = _strategies(run)
 
     def spelled(value: Any) -> Hashable:
         if isinstance(value, fx.Node):
@@ -310,7 +342,13 @@ def _content(module: fx.GraphModule, run: list[fx.Node], given: list[fx.Node], m
     def called(node: fx.Node) -> Hashable:
         return _Same(_attribute(module, str(node.target))) if node.op == "call_module" else node.target
 
-    nodes = tuple((node.op, called(node), spelled(node.args), spelled(node.kwargs)) for node in run)
+    def arguments(node: fx.Node) -> Hashable:
+        args: list[Any] = list(node.args)
+        if node.target is _FIXED:
+            args[_PLACE] = strategies.index(args[_PLACE])
+        return spelled(tuple(args))
+
+    nodes = tuple((node.op, called(node), arguments(node), spelled(node.kwargs)) for node in run)
     return (nodes, len(given), tuple(number[node] for node in made))
 
 

@@ -20,7 +20,7 @@ from freeloc_fx.attention.bands import spec_bands
 from freeloc_fx.attention.calls import calls
 from freeloc_fx.attention.flex import flex
 from freeloc_fx.attention.reference import reference
-from freeloc_fx.attention.spec import AttentionSpec, register
+from freeloc_fx.attention.spec import AttentionSpec, number, register
 from freeloc_fx.attention.tiles import tiles
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.meta import RopeLayout, TokenGrid
@@ -382,6 +382,21 @@ def test_the_fake_kernel_has_the_real_layout(lowering: str, dtype: torch.dtype) 
         fakes = [mode.from_tensor(x) for x in inputs]
         fake = op.long_attention(*fakes, key, lowering, None)
     assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+@pytest.mark.parametrize("name", ["tsa", "vrpr+tsa+temp"])
+def test_a_spec_given_as_a_number_is_that_spec(name: str) -> None:
+    case = named(name, grid=(7, 2, 2))
+    inputs, key = case.tensors(), register(case.spec)
+    numbered = torch.ops.freeloc_fx.long_attention_numbered
+    assert torch.equal(numbered(*inputs, number(key), "tiles", None), op.long_attention(*inputs, key, "tiles", None))
+    torch.library.opcheck(
+        numbered.default,
+        (*inputs, number(key), "tiles", None),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+    with pytest.raises(CaptureError, match="long attention number 12345: expected one of the"):
+        numbered(*inputs, torch.tensor(12345), "tiles", None)
 
 
 def test_an_unknown_spec_is_an_error() -> None:

@@ -23,7 +23,7 @@ from .spec import AttentionSpec
 from .text import video_span
 from .tiles import tiles
 
-__all__ = ["LOWERINGS", "choose", "long_attention", "run"]
+__all__ = ["LOWERINGS", "choose", "long_attention", "long_attention_numbered", "run"]
 
 Lowering = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, AttentionSpec, float | None, torch.Tensor | None], torch.Tensor
@@ -142,6 +142,35 @@ def _(
     k: torch.Tensor,
     v: torch.Tensor,
     spec: str,
+    lowering: str,
+    scale: float | None,
+    key_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    batch, heads, tokens, dim = q.shape
+    return q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+
+
+@torch.library.custom_op("freeloc_fx::long_attention_numbered", mutates_args=())
+def long_attention_numbered(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: torch.Tensor,
+    lowering: str,
+    scale: float | None,
+    key_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`long_attention` with its spec as data (`spec.number`): one compiled block runs any strategy."""
+    result: torch.Tensor = long_attention._init_fn(q, k, v, specs.numbered(spec), lowering, scale, key_mask)
+    return result
+
+
+@long_attention_numbered.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: torch.Tensor,
     lowering: str,
     scale: float | None,
     key_mask: torch.Tensor | None = None,

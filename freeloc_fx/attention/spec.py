@@ -18,13 +18,14 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from ..errors import CaptureError
 from ..meta import RopeLayout, TokenGrid
 from ..strategy import Strategy
 from ..visibility import FULL, STRIPE
 
-__all__ = ["AttentionSpec", "Cache", "denoising_step", "get", "register", "step"]
+__all__ = ["AttentionSpec", "Cache", "denoising_step", "get", "number", "numbered", "register", "step"]
 
 T = TypeVar("T")
 
@@ -130,6 +131,35 @@ def get(key: str) -> AttentionSpec:
             f"long attention {key!r}: no such spec in this process; expected one registered by transform, "
             f"found {sorted(_SPECS) or 'none'}"
         ) from None
+
+
+_NUMBERS: dict[str, torch.Tensor] = {}
+_NUMBERED: list[str] = []
+_NUMBERING = Lock()
+
+
+def number(key: str) -> torch.Tensor:
+    """A key as data: int64, no axes, on the CPU, the same tensor each time.
+
+    A compiled block that reads its strategy from an input serves every strategy.
+    """
+    with _NUMBERING:
+        if key not in _NUMBERS:
+            _NUMBERS[key] = torch.tensor(len(_NUMBERED))
+            _NUMBERED.append(key)
+        return _NUMBERS[key]
+
+
+def numbered(value: torch.Tensor) -> str:
+    """The key that `number` gave this value.
+
+    Raises:
+        CaptureError: none has it.
+    """
+    index = int(value)
+    if not 0 <= index < len(_NUMBERED):
+        raise CaptureError(f"long attention number {index}: expected one of the {len(_NUMBERED)} given in this process")
+    return _NUMBERED[index]
 
 
 class Cache:

@@ -70,7 +70,7 @@ COLUMNS: dict[str, Column] = {
     "recurrence": Column("loop (video)", "proxy", 0.0, help="share of frames that recur"),
     "no_repeat": Column("NoRepeat", "proxy", help="share of videos that do not repeat after the intrinsic period"),
     "imaging_quality": Column("imaging", "proxy"),
-    "seconds": Column("seconds", "cost", None, 1, "s", "denoising and decoding"),
+    "seconds": Column("seconds", "cost", None, 1, "s", "of the processor: denoising and decoding"),
     "memory": Column("memory", "cost", None, 0, "MB", "peak beyond what was resident before"),
 }  # fmt: skip
 
