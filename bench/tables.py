@@ -66,7 +66,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Film:
-    """frames: float32 (frames, 64, 64, 3). seconds: of the CPU, which other work on the machine does not stretch; of the
+    """frames: float32 (frames, 64, 64, 3). seconds: of the CPU, which other work does not stretch; of the
     clock on another device. memory: bytes. captured: its time holds a capture of the graph."""
 
     frames: np.ndarray
