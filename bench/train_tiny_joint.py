@@ -5,7 +5,7 @@
     python bench/train_tiny_joint.py dit    # 2. then on whole clips of 21 latent frames
     python bench/train_tiny_joint.py export # 3. freeloc_fx/tiny_joint/model, float16 safetensors
 
-The recipe, batches, noise and resuming are those of `train_tiny_wan.py`; the model is what differs. Only the
+The recipe, batches, noise and resuming are those of tiny-wan (`text_to_video.py`); the model is what differs. Only the
 transformer and its text encoder are trained and written, with the tokenizer; the VAE is tiny-wan's.
 """
 
@@ -17,8 +17,7 @@ from pathlib import Path
 
 import torch
 from joint_from_wan import copy_blocks
-from torch import nn
-from train_tiny_wan import (
+from text_to_video import (
     FRAMES,
     Z_DIM,
     Checkpoint,
@@ -29,6 +28,7 @@ from train_tiny_wan import (
     make_tokenizer,
     train_dit,
 )
+from torch import nn
 
 LONGEST = 21  # tokens of the longest prompt of the grammar and one of padding, so that every text has a masked key
 
@@ -67,7 +67,7 @@ def start_from_wan(model: nn.Module) -> None:
 
 
 class JointTextToVideo(nn.Module):
-    """The transformer with its text encoder: what `train_tiny_wan.train_dit` trains."""
+    """The transformer with its text encoder: what `text_to_video.train_dit` trains."""
 
     def __init__(self, args: argparse.Namespace, vocab_size: int) -> None:
         super().__init__()

@@ -172,6 +172,6 @@ class Backend:
             return rewritten.forward
         if not isinstance(self.inner, torch._TorchCompileInductorWrapper):
             return self.inner(rewritten, list(example_inputs))  # somebody's own backend sees the graph as it is
-        # Blocks of one strategy are one compiled piece. A module captured alone is a block already.
+        # Blocks of one kind are one compiled piece for all strategies. A module captured alone is a block already.
         blocks = () if self.prefix else (self.layers or None)
         return compile_repeated(rewritten, list(example_inputs), self.inner, self.artefacts, blocks)
