@@ -65,7 +65,10 @@ class Contestant:
         """A hash of what decides the pixels beside model, seed and sampling, so that other settings are other rows."""
         about = ("name", "provenance", "sensitivities", "model", "layer_count")
         kept = self.profile and [
-            (field.name, getattr(self.profile, field.name)) for field in fields(self.profile) if field.name not in about
+            (field.name, value)
+            for field in fields(self.profile)
+            if field.name not in about
+            and ((value := getattr(self.profile, field.name)) is not None or field.name != "lengths")
         ]
         return hashlib.sha256(repr((kept, self.noise, self.stride)).encode()).hexdigest()[:12]
 

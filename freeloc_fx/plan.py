@@ -177,6 +177,9 @@ def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool
         raise _nothing_found(skipped)
     if not partial:
         profile.check_layers(max(site.layer for site in video) + 1)
+    first = video[0].grid
+    assert first is not None
+    profile = profile.at(first.frames)
     planned = []
     notes: list[str] = []
     known: dict[object, tuple[Strategy, float]] = {}
@@ -218,6 +221,4 @@ def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool
                 site.sensitivity.context if site.sensitivity else None,
             )
         )
-    first = video[0].grid
-    assert first is not None
     return Plan(profile.name, profile.trained_frames, first, tuple(planned), skipped, tuple(notes))

@@ -8,6 +8,7 @@ for the length and resolution at hand. It is plain data: immutable, hashable, co
 from __future__ import annotations
 
 import importlib.resources
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
@@ -24,6 +25,7 @@ from .profile_fields import (
     factor,
     fingerprint,
     json_object,
+    lengths,
     part_settings,
     per_layer,
     sensitivities,
@@ -57,6 +59,9 @@ class Profile:
         temperature: what "+temp" multiplies scores by, one number or layer index -> number; solved where absent.
         parts: settings of other parts of strategy names, by the part's name: {"riflex": {"k": 4}}. `strategy.FIELDS`
             lists what each takes; what is left out is solved or the method's default.
+        lengths: other layers for other lengths: {41: {"layers": ..., "temperature": ...}, ...} by target latent frames,
+            both as the fields of that name, the temperature optional. A clip takes those of the nearest ratio of
+            lengths; `layers` and `temperature` then stand for none.
         schedule: other strategies for the first denoising steps: [{"steps": 5, "layers": "direct"}, ...] runs those
             layers (as in `layers`) for so many steps, entry after entry, and then `layers`. Nothing recompiles.
         quantise: "pair" or "separable", for VRPR settings that are solved or do not say (see `VRPR`).
@@ -77,6 +82,7 @@ class Profile:
     tsa: TSASetting | Mapping[int, TSASetting] | Literal["solved"] | None = None
     temperature: float | Mapping[int, float] | None = None
     parts: Mapping[str, Mapping[str, Any]] | None = None
+    lengths: Mapping[int, Mapping[str, Any]] | None = None
     schedule: Sequence[Mapping[str, Any]] | None = None
     quantise: Literal["pair", "separable"] = "pair"
     name: str = "by hand"
@@ -99,6 +105,7 @@ class Profile:
             "tsa": self._settings_field("tsa", self.tsa),
             "temperature": per_layer("temperature", self.temperature, factor),
             "parts": part_settings(self.parts),
+            "lengths": lengths(self.lengths, self.trained_frames),
             "schedule": stages(self.schedule),
             "model": fingerprint(self.model),
             "sensitivities": sensitivities(self.sensitivities),
@@ -124,18 +131,28 @@ class Profile:
         return FrozenMapping(entries)
 
     def _check_indices(self, count: int) -> None:
-        for field in ("layers", "temperature", "sensitivities"):
-            value = getattr(self, field)
+        fields = {field: getattr(self, field) for field in ("layers", "temperature", "sensitivities")}
+        for frames, item in (self.lengths or {}).items():
+            fields |= {f"lengths.{frames}.{field}": value for field, value in item.items()}
+        for index, stage in enumerate(self.schedule or ()):
+            fields[f"schedule.{index}.layers"] = stage["layers"]
+        for path, value in fields.items():
             for layer in value if isinstance(value, Mapping) else ():
                 if layer >= count:
-                    raise ProfileError(f"{field}.{layer}: expected a layer of 0 to {count - 1}, found {layer}")
-        for index, stage in enumerate(self.schedule or ()):
-            for layer in stage["layers"] if isinstance(stage["layers"], Mapping) else ():
-                if layer >= count:
-                    path = f"schedule.{index}.layers.{layer}"
-                    raise ProfileError(f"{path}: expected a layer of 0 to {count - 1}, found {layer}")
+                    raise ProfileError(f"{path}.{layer}: expected a layer of 0 to {count - 1}, found {layer}")
 
     # What a layer gets
+
+    def at(self, frames: int) -> Profile:
+        """The profile for clips of so many latent frames: with the layers and temperature of the nearest of `lengths`.
+
+        A profile without `lengths` is the same for all.
+        """
+        if self.lengths is None:
+            return self
+        nearest = min(self.lengths, key=lambda n: abs(math.log(n / frames)))
+        item = self.lengths[nearest]
+        return replace(self, layers=item["layers"], temperature=item.get("temperature"), lengths=None)
 
     def strategy_name(self, layer: int) -> str:
         """The strategy of a layer, by index; "direct" where the profile does not mention the layer."""
@@ -182,6 +199,7 @@ class Profile:
         return replace(
             self,
             layers=layers,
+            lengths=None,
             name=name or f"{self.name}, {layers if isinstance(layers, str) else 'other layers'}",
             provenance={"source": "layers replaced", "base": self.name, "base_provenance": self.provenance},
         )

@@ -19,6 +19,7 @@ __all__ = [
     "factor",
     "fingerprint",
     "json_object",
+    "lengths",
     "part_settings",
     "per_layer",
     "sensitivities",
@@ -75,7 +76,7 @@ def per_layer(path: str, value: Any, check: Any) -> Any:
     """One value for all layers, or a mapping from layer index; None stays."""
     if isinstance(value, Mapping):
         return FrozenMapping({i: check(f"{path}.{i}", item) for i, item in sorted_items(path, value)})
-    return None if value is None and path != "layers" else check(path, value)
+    return None if value is None and not path.endswith("layers") else check(path, value)
 
 
 def entry(kind: Literal["vrpr", "tsa"], path: str, value: Any, quantise: str) -> Any:
@@ -176,6 +177,28 @@ def stages(value: Any) -> Any:
         }
         result.append(FrozenMapping(made))
     return tuple(result) or None
+
+
+def lengths(value: Any, trained: int) -> Any:
+    """Layers and temperatures by target latent frames; None where there are none."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ProfileError(f"lengths: expected a mapping from target latent frames to layers, found {value!r}")
+    result = {}
+    for frames, item in sorted_items("lengths", value, "target latent frames"):
+        path = f"lengths.{frames}"
+        if frames <= trained:
+            raise ProfileError(f"{path}: expected target latent frames above the trained {trained}")
+        if not isinstance(item, Mapping):
+            raise ProfileError(f"{path}: expected a mapping with layers, found {item!r}")
+        known_keys(path, item, ("layers", "temperature"), ("layers",))
+        made = {"layers": per_layer(f"{path}.layers", integer_keys(f"{path}.layers", item["layers"]), strategy)}
+        if item.get("temperature") is not None:
+            given = integer_keys(f"{path}.temperature", item["temperature"])
+            made["temperature"] = per_layer(f"{path}.temperature", given, factor)
+        result[frames] = FrozenMapping(made)
+    return FrozenMapping(result) if result else None
 
 
 def json_object(path: str, value: Any) -> Any:

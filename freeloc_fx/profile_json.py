@@ -33,7 +33,7 @@ __all__ = [
 SCHEMA = 1
 HEAD = ("name", "provenance", "model", "layer_count", "trained_frames", "quantise")
 """Fields a file begins with."""
-INDEXED = ("layers", "vrpr", "tsa", "temperature", "sensitivities")
+INDEXED = ("layers", "lengths", "vrpr", "tsa", "temperature", "sensitivities")
 """Fields that may be objects with integer keys."""
 
 K = TypeVar("K")

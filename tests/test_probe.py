@@ -298,6 +298,12 @@ def test_one_probe_answers_for_several_lengths(model: Any, tmp_path: Path) -> No
     assert measured_lengths(one) == (7, 5)
     assert for_length(one, 7) == for_length(one, 9) == one
     other = for_length(one, 5)
+    for frames in (4, 5, 6, 7, 40):  # 5.9 is as far from 5 as from 7
+        taken = one.at(frames)
+        expected = other if frames < 5.9 else one
+        assert (taken.layers, taken.temperature) == (expected.layers, expected.temperature)
+    planned = freeloc_fx.plan(model, one, frames=5, height=4, width=4)
+    assert [site.strategy.name for site in planned.sites] == [other.strategy_name(layer) for layer in range(3)]
     alone = run(model, target_frames=5, temperature=True)
     assert other.layers == alone.layers
     assert other.sensitivities == alone.sensitivities

@@ -61,26 +61,27 @@ def run(model: Path, *arguments: Any) -> Result:
     return CliRunner().invoke(app, ["probe", f"--model={model}", "--trained=2", *map(str, arguments)])
 
 
-def test_one_file_a_length_where_assignments_differ(model: Path, asked: dict[str, Any], tmp_path: Path) -> None:
+def test_one_profile_has_the_layers_of_every_length(model: Path, asked: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "p.json"
     result = run(model, "--lengths=2,4,10", "-o", output)
     assert result.exit_code == 0, result.output
     assert asked["lengths"] == [3, 5, 11]
     assert not asked["temperature"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["p-10x.json", "p.json", "p.png"]
-    first, other = Profile.load(output), Profile.load(tmp_path / "p-10x.json")
-    assert (first.name, other.name) == ("p", "p-10x")
-    assert first.layers == {0: "vrpr", 1: "vrpr+tsa"}
-    assert other.layers == {0: "vrpr+tsa", 1: "vrpr"}
-    assert first.temperature is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.json", "p.png"]
+    profile = Profile.load(output)
+    assert (profile.name, profile.temperature) == ("p", None)
+    assert profile.layers == profile.at(3).layers == profile.at(4).layers == {0: "vrpr", 1: "vrpr+tsa"}
+    assert profile.at(11).layers == profile.at(40).layers == {0: "vrpr+tsa", 1: "vrpr"}
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    for frames in (3, 5, 11):
+        assert f"at {frames} latent frames:" in result.output
 
 
 def test_temperatures_are_per_length_and_not_beside_tsa(model: Path, asked: dict[str, Any], tmp_path: Path) -> None:
     result = run(model, "--lengths=2,4", "--temperature", "-o", tmp_path / "p.json")
     assert result.exit_code == 0, result.output
-    for name, ratio in (("p", 3 / 2), ("p-4x", 5 / 2)):
-        profile = Profile.load(tmp_path / f"{name}.json")
+    for frames, ratio in ((3, 3 / 2), (5, 5 / 2)):
+        profile = Profile.load(tmp_path / "p.json").at(frames)
         assert profile.layers == {0: "vrpr+temp", 1: "vrpr+tsa"}
         assert profile.temperature is not None
         assert dict(profile.temperature) == {0: pytest.approx(ratio, rel=0.02)}  # type: ignore[arg-type]

@@ -43,6 +43,7 @@ def full() -> Profile:
         tsa={41: {"d1": 8, "d2": 24, "ds": 195, "tokens": 1560}, 81: TSA(8, 24, 100, False, "2d")},
         temperature={3: 1.25},
         parts={"riflex": {"k": 4}, "freelong++": {"windows": [81, 41, 21], "cutoff": 0.5}},
+        lengths={81: {"layers": "vrpr+tsa"}, 41: {"layers": {0: "vrpr+temp"}, "temperature": {0: 1.5}}},
         quantise="separable",
         name="full",
         model={"class": "Some", "config": {"patch_size": [1, 2, 2], "eps": 1e-6, "flag": True, "none": None}},
@@ -60,6 +61,19 @@ def test_defaults_leave_everything_to_the_solver() -> None:
     assert profile.strategy_name(123) == "vrpr+tsa"
     assert profile.settings(0, 64, 1560) == {"vrpr": None, "tsa": None, "temperature": None}
     assert Profile(16, vrpr="solved", tsa="solved") == Profile(16, vrpr={}, tsa=None) == profile
+
+
+def test_a_clip_takes_the_layers_of_the_nearest_length() -> None:
+    profile = full()
+    for frames in (22, 41, 57):  # 57.6 is as far from 41 as from 81
+        assert profile.at(frames).layers == {0: "vrpr+temp"} and profile.at(frames).temperature == {0: 1.5}
+        assert profile.at(frames).lengths is None
+        assert profile.at(frames).at(1000) == profile.at(frames)
+    for frames in (58, 81, 2000):
+        assert (profile.at(frames).layers, profile.at(frames).temperature) == ("vrpr+tsa", None)
+    assert profile.at(41).vrpr == profile.vrpr and profile.at(41).name == "full"
+    assert Profile(16).at(99) == Profile(16)
+    assert profile.with_layers("vrpr").at(81).layers == "vrpr"
 
 
 def test_layers_absent_from_a_mapping_are_direct() -> None:
@@ -225,6 +239,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model": {"class": "A", "config": [1]}}, "model.config: expected a JSON object, found [1]"),
     ({"sensitivities": 3}, "sensitivities: expected a mapping of layers, found 3"),
     ({"sensitivities": {1: 3}}, "sensitivities.1: expected Sensitivity or a mapping of its fields, found 3"),
+    ({"lengths": {"a": {"layers": "vrpr"}}}, "lengths: expected target latent frames"),
+    ({"lengths": {16: {"layers": "vrpr"}}}, "lengths.16: expected target latent frames above the trained"),
+    ({"lengths": {40: {}}}, "lengths.40.layers: missing"),
+    ({"lengths": {40: {"layers": None}}}, "lengths.40.layers: strategy: expected a name, found None"),
+    ({"lengths": {40: {"layers": {0: "no"}}}}, "lengths.40.layers.0: unknown strategy 'no'"),
+    ({"lengths": {40: {"layers": {-1: "vrpr"}}}}, "lengths.40.layers: expected layer indices"),
+    ({"lengths": {40: {"layers": "vrpr", "temperature": 0}}}, "lengths.40.temperature: expected a number above 0"),
+    ({"lengths": {40: {"layers": {5: "vrpr"}}}, "layer_count": 5}, "lengths.40.layers.5: expected a layer of 0 to 4"),
+    ({"lengths": "vrpr"}, "lengths: expected a mapping from target latent frames"),
     ({"sensitivities": {1: {"position": 3}}}, "sensitivities.1.context: missing"),
     ({"sensitivities": {1: {"position": 3, "context": None}}}, "sensitivities.1.context: expected a finite number"),
     ({"sensitivities": {1: Sensitivity(float("inf"), 1)}}, "sensitivities.1.position: expected a finite number"),

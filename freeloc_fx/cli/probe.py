@@ -41,8 +41,8 @@ def probe(
     lengths: Annotated[
         str | None,
         typer.Option(
-            help="Target lengths as multiples of the trained one, in place of --frames: 2,4,10,16. OUTPUT is for the "
-            "first; where another one's layers or temperatures differ it gets its own OUTPUT-10x.json.",
+            help="Target lengths as multiples of the trained one, in place of --frames: 2,4,10,16. The profile has the "
+            "layers of each; a clip takes those of the nearest. The plot is of the first.",
             show_default=False,
         ),
     ] = None,
@@ -84,11 +84,9 @@ def probe(
         facts = library.Facts.read(model)
         if trained is None:
             trained = Profile.for_model(facts.transformer).trained_frames
-        # Latent frames -> multiple of the trained length.
-        targets = {round((trained - 1) * n) + 1: n for n in _multiples(lengths, frames)}
+        targets = [round((trained - 1) * n) + 1 for n in _multiples(lengths, frames)]
         if frames is not None:
-            target = (frames - 1) // facts.temporal + 1
-            targets = {target: target / trained}
+            targets = [(frames - 1) // facts.temporal + 1]
         wanted = frames if frames is not None else (max(targets) - 1) * facts.temporal + 1
         job = prepare(model, None, ["direct"], wanted, height, width, steps, dtype=dtype, device=device)
         texts = prompts or [EXAMPLE]
@@ -100,7 +98,7 @@ def probe(
                 pipe,
                 prompts=texts,
                 trained_frames=trained,
-                lengths=list(targets),
+                lengths=targets,
                 temperature=temperature,
                 mode=mode,
                 seeds=range(seeds),
@@ -111,13 +109,14 @@ def probe(
                 journal=folder,
                 on_unit=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
             )
-        written = _write(replace(profile, name=output.stem), output, list(targets.values()))
+        profile = replace(profile, name=output.stem)
+        profile.save(output)
         picture = output.with_suffix(".png")
-        draw(written[output], picture)
-        for path, made in written.items():
-            out.print(f"{path}, for {(made.provenance or {})['target_frames']} latent frames:", highlight=False)
-            out.print(_table(made))
-        out.print(f"{picture}; the measurements are kept in {folder}", highlight=False, soft_wrap=True)
+        draw(profile, picture)
+        for count in measured_lengths(profile):
+            out.print(f"at {count} latent frames:", highlight=False)
+            out.print(_table(for_length(profile, count)))
+        out.print(f"{output}; {picture}; the measurements are kept in {folder}", highlight=False, soft_wrap=True)
 
 
 def _judge(
@@ -163,20 +162,6 @@ def _multiples(lengths: str | None, frames: int | None) -> list[float]:
             f"--lengths: expected multiples of the trained length above 1, as in 2,4,10,16; found {lengths!r}"
         )
     return found
-
-
-def _write(profile: Profile, output: Path, multiples: list[float]) -> dict[Path, Profile]:
-    """Save the profile, and one for each other length with other layers or temperatures; what was written where."""
-    profile.save(output)
-    written = {output: profile}
-    for multiple, frames in list(zip(multiples, measured_lengths(profile), strict=False))[1:]:
-        other = for_length(profile, frames)
-        if (other.layers, other.temperature) != (profile.layers, profile.temperature):
-            path = output.with_name(f"{output.stem}-{multiple:g}x{output.suffix}")
-            other = replace(other, name=path.stem)
-            other.save(path)
-            written[path] = other
-    return written
 
 
 def _table(profile: Profile) -> Table:

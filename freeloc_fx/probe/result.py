@@ -104,6 +104,7 @@ def made_profile(
     profile = Profile(
         trained_frames=trained,
         layers="direct",
+        lengths={int(frames): _assigned(found) for frames, found in lengths.items()} if len(lengths) > 1 else None,
         name=f"probed ({mode})",
         model={"class": type(model).__name__, "config": {k: config[k] for k in _CONFIG if k in config}},
         layer_count=len(lengths[first]["layers"]),
@@ -112,13 +113,24 @@ def made_profile(
     return for_length(profile, int(first))
 
 
+def _assigned(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers of a measured length, one name where they are all alike, with the temperatures of those that have one."""
+    layers = {int(layer): name for layer, name in found["layers"].items()}
+    matched = {i: found["matched_temperature"][str(i)] for i, name in layers.items() if "temp" in parse(name)}
+    names = set(layers.values())
+    made: dict[str, Any] = {"layers": names.pop() if len(names) == 1 else layers}
+    return made | ({"temperature": matched} if matched else {})
+
+
 def measured_lengths(profile: Profile) -> tuple[int, ...]:
     """Latent frames of the targets that a probed profile carries; empty for a profile of another origin."""
     return tuple(int(frames) for frames in (profile.provenance or {}).get("lengths", {}))
 
 
 def for_length(profile: Profile, frames: int) -> Profile:
-    """What a probe found for a target length: its strategies, temperatures and sensitivities.
+    """A probed profile with what was found for a target length in front: its strategies, temperatures, sensitivities.
+
+    A model that runs takes the nearest of `lengths` by itself; this is for looking at one, and for its sensitivities.
 
     Args:
         profile: from `probe`. frames: latent frames; the measured length of the nearest ratio is taken.
@@ -136,12 +148,11 @@ def for_length(profile: Profile, frames: int) -> Profile:
     nearest = min(lengths, key=lambda n: abs(math.log(n / frames)))
     provenance = plain(profile.provenance)
     found = provenance["lengths"][str(nearest)]
-    layers = {int(layer): name for layer, name in found["layers"].items()}
-    matched = {i: found["matched_temperature"][str(i)] for i, name in layers.items() if "temp" in parse(name)}
+    assigned = _assigned(found)
     return replace(
         profile,
-        layers=layers,
-        temperature=matched or None,
+        layers=assigned["layers"],
+        temperature=assigned.get("temperature"),
         sensitivities={int(layer): item for layer, item in found["sensitivities"].items()},
         provenance={**provenance, "target_frames": nearest},
     )
