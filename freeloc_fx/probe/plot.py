@@ -48,6 +48,6 @@ def draw(profile: Profile, path: Path) -> None:
             points = [at[str(layer)][field] for layer in layers]
             handles += axis.plot(layers, points, ".", color=str(0.15 + 0.6 * index / len(others)), label=f"at {frames}")
         axis.set(title=title, xlabel="layer", ylabel="sensitivity", xticks=layers)
-        axis.legend(handles=handles, fontsize=8)
+        axis.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
