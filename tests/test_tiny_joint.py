@@ -14,6 +14,7 @@ import freeloc_fx
 from freeloc_fx import Profile, tiny_joint, tiny_wan
 from freeloc_fx.generate import Facts, apply, check_request, defaults, generate, load_pipeline
 from freeloc_fx.metrics import GroundTruthScore, score
+from freeloc_fx.noise import for_pipeline
 from freeloc_fx.tiny_joint.pipeline import MAX_TEXT, TinyJointPipeline
 
 SEEDS = (0, 1, 2, 3)
@@ -108,6 +109,13 @@ def test_the_pipeline_refuses_what_it_cannot_make(pipe: Any) -> None:
         pipe(prompt, num_frames=5, latents=torch.zeros(1, 12, 3, 8, 8))
     with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs"):
         pipe(prompt, callback_on_step_end_tensor_inputs=["noise"])
+
+
+def test_freenoise_has_the_layout_of_its_latents(pipe: Any) -> None:
+    noise = for_pipeline(pipe, 161, 64, 64, 21, seed=3)
+    assert noise.shape == (1, 12, 41, 8, 8)
+    given = pipe.prepare_latents(1, 12, 64, 64, 161, torch.float32, torch.device("cpu"), latents=noise)
+    assert torch.equal(given, noise)
 
 
 def test_callbacks_see_and_change_what_they_name(pipe: Any) -> None:

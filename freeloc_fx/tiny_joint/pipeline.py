@@ -131,6 +131,37 @@ class TinyJointPipeline(_Pipeline):
                 f"callback_on_step_end_tensor_inputs: expected names of {self._callback_tensor_inputs}, found {unknown}"
             )
 
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_channels_latents: int,
+        height: int,
+        width: int,
+        num_frames: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The initial noise, or what was given, (videos, channels, latent frames, latent height, latent width).
+
+        Raises:
+            ValueError: the latents given have another shape.
+        """
+        shape = (
+            batch_size,
+            num_channels_latents,
+            (num_frames - 1) // self.vae_scale_factor_temporal + 1,
+            height // self.vae_scale_factor_spatial,
+            width // self.vae_scale_factor_spatial,
+        )
+        if latents is None:
+            made: torch.Tensor = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+            return made
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents: expected shape {shape}, found {tuple(latents.shape)}")
+        return latents.to(device, dtype)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -183,19 +214,10 @@ class TinyJointPipeline(_Pipeline):
         negative_prompt_embeds, negative_mask = prompt_embeds, prompt_mask  # not read without guidance
         if self.do_classifier_free_guidance:
             negative_prompt_embeds, negative_mask = encode(negative)
-        shape = (
-            len(prompt_embeds),
-            self.transformer.config.in_channels,
-            (num_frames - 1) // self.vae_scale_factor_temporal + 1,
-            height // self.vae_scale_factor_spatial,
-            width // self.vae_scale_factor_spatial,
-        )
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif tuple(latents.shape) != shape:
-            raise ValueError(f"latents: expected shape {shape}, found {tuple(latents.shape)}")
-        else:
-            latents = latents.to(device, torch.float32)
+        latents = self.prepare_latents(
+            len(prompt_embeds), self.transformer.config.in_channels, height, width, num_frames, torch.float32, device,
+            generator, latents,
+        )  # fmt: skip
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
