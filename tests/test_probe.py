@@ -167,6 +167,7 @@ def test_the_rule_gives_tsa_to_the_sensitive_layers() -> None:
     found = assign({0: Sensitivity(1, 0.1), 1: Sensitivity(1, 2.0), 2: Sensitivity(3, 0.12), 3: Sensitivity(1, 1.8)})
     assert found == {0: "vrpr", 1: "vrpr+tsa", 2: "vrpr", 3: "vrpr+tsa"}
     assert set(assign({i: Sensitivity(1, 1.0) for i in range(3)}).values()) == {"vrpr+tsa"}
+    assert set(assign({i: Sensitivity(1, 1.0) for i in range(3)}, text=True).values()) == {"vrpr+tsa+squeeze"}
 
 
 def test_a_temperature_goes_only_where_every_pair_is_kept() -> None:

@@ -61,7 +61,9 @@ def test_the_trained_length_follows_from_the_frames_it_names(name: str) -> None:
     profile = SHIPPED[name]
     found = re.match(r"(\d+) frames, (\d+) a latent(?:, (\d+) latents a position)?", str(provenance(profile)))
     if found is None:
-        assert name in ("tiny-wan", "tiny-joint", "wan2.1-t2v-1.3b"), "81 frames at 4 a latent, as the probe and the paper have them"
+        assert name in ("tiny-wan", "tiny-joint", "wan2.1-t2v-1.3b"), (
+            "81 frames at 4 a latent, as the probe and the paper have them"
+        )
         assert profile.trained_frames == 21
         return
     frames, each, patch = (int(n or 1) for n in found.groups())

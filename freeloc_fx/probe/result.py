@@ -59,7 +59,7 @@ def made_profile(
     """
     seeds, mode, asked = job["seeds"], job["mode"], job["trained_frames"]
     base = [results[Unit("observe", seed, asked).name] for seed in seeds]
-    trained = base[0]["frames"]
+    trained, text = base[0]["frames"], bool(base[0].get("text"))
     lengths: dict[str, Any] = {}
     for target in targets:
         seen = [results[Unit("observe", seed, target).name] for seed in seeds]
@@ -78,7 +78,7 @@ def made_profile(
                 context = _mean([o["context"] for o in at_target])
             sensitivities[layer] = Sensitivity(position[0], context[0], position[1], context[1])
         lengths[str(seen[0]["frames"])] = {
-            "layers": {str(k): v for k, v in assign(sensitivities, temperature).items()},
+            "layers": {str(k): v for k, v in assign(sensitivities, temperature, text).items()},
             "matched_temperature": {str(k): v for k, v in matched.items()},
             "ald": {str(k): v for k, v in ald.items()},
             "sensitivities": {str(k): asdict(v) for k, v in sensitivities.items()},
@@ -96,7 +96,9 @@ def made_profile(
         if job["rewarded"]
         else "ALD of the layer's logits when its keys are shifted",
         "rule": "VRPR everywhere; TSA where the context sensitivity is in the upper of two groups, or everywhere where "
-        "the sensitivities are one group" + ("; entropy-matched temperature where there is no TSA" * temperature),
+        "the sensitivities are one group"
+        + "; entropy-matched temperature where there is no TSA" * temperature
+        + "; text meets video at places squeezed into the trained length" * text,
         **job,
         "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
         "lengths": lengths,

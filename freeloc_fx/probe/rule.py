@@ -38,7 +38,7 @@ def thresholds(sensitivities: Mapping[int, Sensitivity]) -> tuple[float | None, 
     return split(np.array([v.position for v in values])), split(np.array([v.context for v in values]))
 
 
-def assign(sensitivities: Mapping[int, Sensitivity], temperature: bool = False) -> dict[int, str]:
+def assign(sensitivities: Mapping[int, Sensitivity], temperature: bool = False, text: bool = False) -> dict[int, str]:
     """The paper's rule: layers sensitive to context get VRPR+TSA, the others VRPR.
 
     "Sensitive" is the upper of two groups of the measured context sensitivities (`split`). Where they do not fall into
@@ -47,11 +47,14 @@ def assign(sensitivities: Mapping[int, Sensitivity], temperature: bool = False) 
     Args:
         temperature: layers that keep every pair, those with VRPR alone, get "+temp". TSA shortens the context by
             itself, so a temperature that was matched without it does not belong beside it.
+        text: text attends beside the video, so every layer gets "+squeeze" too: text has no position, and meets a long
+            clip's frames at places that it never saw, which VRPR between frames does not mend.
     """
     layers = sorted(sensitivities)
     threshold = thresholds(sensitivities)[1]
     dense = "vrpr+temp" if temperature else "vrpr"
-    return {
+    chosen = {
         layer: dense if threshold is not None and sensitivities[layer].context <= threshold else "vrpr+tsa"
         for layer in layers
     }
+    return {layer: f"{name}+squeeze" for layer, name in chosen.items()} if text else chosen

@@ -154,8 +154,9 @@ class _Run:
         self.model, self.generate, self.settings, self.every, self.reward = model, generate, settings, every, reward
 
     def unit(self, unit: Unit, trained: int | None) -> dict[str, Any]:
-        """One generation: its latent frames; what each layer showed, as means, standard errors and row counts; the
-        reward, if any. trained: latent frames of the trained length, None if this is it."""
+        """One generation: its latent frames; whether text attends beside the video; what each layer showed, as means,
+        standard errors and row counts; the reward, if any. trained: latent frames of the trained length, None if this
+        is it."""
         seed = unit.seed
         recorder = Recorder(uuid.uuid4().hex, self.settings, seed, self.every, unit.intervention, trained)
         try:
@@ -175,7 +176,8 @@ class _Run:
                 values[name] = {"mean": mean.tolist(), "error": error.tolist(), "rows": len(rows)}
             layers[str(layer)] = values
         score = float(self.reward(video, seed)) if self.reward is not None else None
-        return {"frames": recorder.frames, "layers": layers, "reward": score}
+        text = any(site.grid.text for site in recorder.sites.values())
+        return {"frames": recorder.frames, "text": text, "layers": layers, "reward": score}
 
 
 @contextmanager
