@@ -161,6 +161,8 @@ def test_split_cuts_two_groups_and_refuses_one() -> None:
     assert 1.1 < threshold < 5.0
     assert split(np.ones(5)) is None
     assert split(np.exp(np.linspace(0, 1, 20))) is None  # an even spread is one group
+    assert split(np.array([1.0, 1.01, 1.02, 1.3, 1.31])) is None  # two, too near to matter
+    assert split(np.array([1.0, 1.01, 1.02, 1.6, 1.61])) is not None
 
 
 def test_the_rule_gives_tsa_to_the_sensitive_layers() -> None:

@@ -15,7 +15,7 @@ from ..profile import Profile, Sensitivity
 from ..profile_json import plain
 from ..strategy import parse
 from .observe import Intervention
-from .rule import assign, thresholds
+from .rule import APART, assign, thresholds
 from .statistics import ProbeSettings, matching_temperature
 
 __all__ = ["Unit", "for_length", "made_profile", "measured_lengths"]
@@ -95,7 +95,8 @@ def made_profile(
         else "loss of the reward when the layer's keys are shifted"
         if job["rewarded"]
         else "ALD of the layer's logits when its keys are shifted",
-        "rule": "VRPR everywhere; TSA where the context sensitivity is in the upper of two groups, or everywhere where "
+        "rule": "VRPR everywhere; TSA where the context sensitivity is in the upper of two groups "
+        f"at least a factor of {APART} apart, or everywhere where "
         "the sensitivities are one group"
         + "; entropy-matched temperature where there is no TSA" * temperature
         + "; text meets video at places squeezed into the trained length" * text,
@@ -103,10 +104,12 @@ def made_profile(
         "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
         "lengths": lengths,
     }
+    assigned = {int(frames): _assigned(found) for frames, found in lengths.items()}
+    alike = all(item == next(iter(assigned.values())) for item in assigned.values())
     profile = Profile(
         trained_frames=trained,
         layers="direct",
-        lengths={int(frames): _assigned(found) for frames, found in lengths.items()} if len(lengths) > 1 else None,
+        lengths=None if alike else assigned,
         name=f"probed ({mode})",
         model={"class": type(model).__name__, "config": {k: config[k] for k in _CONFIG if k in config}},
         layer_count=len(lengths[first]["layers"]),
