@@ -20,7 +20,7 @@ from .statistics import ProbeSettings, matching_temperature
 
 __all__ = ["Unit", "for_length", "made_profile", "measured_lengths"]
 
-_CONFIG = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels")
+_CONFIG = ("num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim", "in_channels")
 
 
 @dataclass(frozen=True)
