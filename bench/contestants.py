@@ -67,8 +67,7 @@ class Contestant:
         kept = self.profile and [
             (field.name, value)
             for field in fields(self.profile)
-            if field.name not in about
-            and ((value := getattr(self.profile, field.name)) is not None or field.name != "lengths")
+            if field.name not in about and (value := getattr(self.profile, field.name)) is not None
         ]
         return hashlib.sha256(repr((kept, self.noise, self.stride)).encode()).hexdigest()[:12]
 

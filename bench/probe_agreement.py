@@ -47,16 +47,8 @@ def probed(args: argparse.Namespace, scorer: Scorer, trained: int) -> Figures:
     found: dict[str, list[list[float]]] = {f"{mode} {kind}": [] for mode in args.modes for kind in PREDICTORS[mode]}
     for seed in range(args.clips):
         for mode in args.modes:
-            job = [
-                mode,
-                seed,
-                args.frames,
-                args.steps,
-                args.every,
-                args.shifts,
-                scorer.weights,
-                *PREDICTORS[mode][2:-1],
-            ]
+            job = [mode, seed, args.frames, args.steps, args.every, args.shifts, scorer.weights]
+            job += ["ald"] * ("ald" in PREDICTORS[mode])  # rows without it are of another measure of position
             row = next((r for r in lines.rows if r["job"] == job), None)
             if row is None:
                 if scorer.pipe is None:

@@ -103,7 +103,7 @@ class Profile:
             "layers": per_layer("layers", self.layers, strategy),
             "vrpr": self._settings_field("vrpr", self.vrpr),
             "tsa": self._settings_field("tsa", self.tsa),
-            "temperature": per_layer("temperature", self.temperature, factor),
+            "temperature": per_layer("temperature", self.temperature, factor, optional=True),
             "parts": part_settings(self.parts),
             "lengths": lengths(self.lengths, self.trained_frames),
             "schedule": stages(self.schedule),

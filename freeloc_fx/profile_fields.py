@@ -72,11 +72,11 @@ def sorted_items(path: str, value: Mapping[Any, Any], keys: str = "layer indices
     return sorted(value.items(), key=lambda item: item[0])
 
 
-def per_layer(path: str, value: Any, check: Any) -> Any:
-    """One value for all layers, or a mapping from layer index; None stays."""
+def per_layer(path: str, value: Any, check: Any, optional: bool = False) -> Any:
+    """One value for all layers, or a mapping from layer index. optional: None stays."""
     if isinstance(value, Mapping):
         return FrozenMapping({i: check(f"{path}.{i}", item) for i, item in sorted_items(path, value)})
-    return None if value is None and not path.endswith("layers") else check(path, value)
+    return None if optional and value is None else check(path, value)
 
 
 def entry(kind: Literal["vrpr", "tsa"], path: str, value: Any, quantise: str) -> Any:
@@ -193,11 +193,12 @@ def lengths(value: Any, trained: int) -> Any:
         if not isinstance(item, Mapping):
             raise ProfileError(f"{path}: expected a mapping with layers, found {item!r}")
         known_keys(path, item, ("layers", "temperature"), ("layers",))
-        made = {"layers": per_layer(f"{path}.layers", integer_keys(f"{path}.layers", item["layers"]), strategy)}
-        if item.get("temperature") is not None:
-            given = integer_keys(f"{path}.temperature", item["temperature"])
-            made["temperature"] = per_layer(f"{path}.temperature", given, factor)
-        result[frames] = FrozenMapping(made)
+        checked = {}
+        for field, check in (("layers", strategy), ("temperature", factor)):
+            if item.get(field) is not None or field == "layers":
+                given = integer_keys(f"{path}.{field}", item[field])
+                checked[field] = per_layer(f"{path}.{field}", given, check)
+        result[frames] = FrozenMapping(checked)
     return FrozenMapping(result) if result else None
 
 

@@ -277,15 +277,15 @@ def _filled(structure: Any, held: list[Any]) -> Any:
     return structure
 
 
-_FIXED = torch.ops.freeloc_fx.long_attention.default
-_NUMBERED = torch.ops.freeloc_fx.long_attention_numbered.default
+_BY_KEY = torch.ops.freeloc_fx.long_attention.default
+_BY_NUMBER = torch.ops.freeloc_fx.long_attention_numbered.default
 _PLACE = 3
 """Of the spec among a long attention's arguments."""
 
 
 def _strategies(run: list[fx.Node]) -> list[str]:
     """Keys of the long attentions in a piece, each once, in their order."""
-    return list(dict.fromkeys(str(node.args[_PLACE]) for node in run if node.target is _FIXED))
+    return list(dict.fromkeys(str(node.args[_PLACE]) for node in run if node.target is _BY_KEY))
 
 
 def _given(run: list[fx.Node]) -> list[fx.Node]:
@@ -311,8 +311,8 @@ def _piece(module: fx.GraphModule, run: list[fx.Node], given: list[fx.Node], mad
             if source.op == "get_attr" and source not in copies:
                 copies[source] = graph.get_attr(str(source.target))
         copies[node] = graph.node_copy(node, copies.__getitem__)
-        if node.target is _FIXED:
-            copies[node].target = _NUMBERED
+        if node.target is _BY_KEY:
+            copies[node].target = _BY_NUMBER
             copies[node].update_arg(_PLACE, strategies[str(node.args[_PLACE])])
         copies[node].meta = {key: node.meta[key] for key in _KEPT if key in node.meta}
     graph.output(tuple(copies[node] for node in made))
@@ -344,7 +344,7 @@ def _content(module: fx.GraphModule, run: list[fx.Node], given: list[fx.Node], m
 
     def arguments(node: fx.Node) -> Hashable:
         args: list[Any] = list(node.args)
-        if node.target is _FIXED:
+        if node.target is _BY_KEY:
             args[_PLACE] = strategies.index(args[_PLACE])
         return spelled(tuple(args))
 

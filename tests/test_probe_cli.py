@@ -31,7 +31,7 @@ def made_up(frames: int, contexts: tuple[float, float]) -> dict[str, Any]:
         quantities = {"ald": value(2.0), "output": value(1.0 + layer), "context": value(context)}
         quantities["entropy"] = value(float(frames))
         layers[str(layer)] = {**quantities, "entropies": value(entropies)}
-    return {"frames": frames, "layers": layers, "reward": None}
+    return {"frames": frames, "text": False, "layers": layers, "reward": None}
 
 
 @pytest.fixture

@@ -106,6 +106,35 @@ def _verify(
     _verified.add((known.key, lowering))
 
 
+def _run(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: str,
+    lowering: str,
+    scale: float | None,
+    key_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    lowering, _, verify = lowering.partition("+")
+    known = specs.get(spec).at(specs.step())
+    if q.shape[2] != known.grid.sequence or k.shape != q.shape:
+        raise CaptureError(
+            f"long attention {spec}: expected {known.grid.sequence} tokens, "
+            f"found q {tuple(q.shape)}, k {tuple(k.shape)}"
+        )
+    out = run(lowering, q, k, v, known, scale, key_mask)
+    if verify:
+        _verify(q, k, v, out, known, scale, key_mask, lowering)
+    # One memory layout whatever the lowering: tokens before heads, as the model's next flatten wants it.
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _shaped(q: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    """For tracing: a result of q's shape in the layout of `_run`'s."""
+    batch, heads, tokens, dim = q.shape
+    return q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+
+
 @torch.library.custom_op("freeloc_fx::long_attention", mutates_args=())
 def long_attention(
     q: torch.Tensor,
@@ -121,33 +150,11 @@ def long_attention(
     q, k, v: (batch, heads, tokens, head_dim). spec: an AttentionSpec's key. lowering: a name of LOWERINGS, with
     "+verify" appended to compare it with the reference the first time. key_mask: see `text.valid_keys`. Returns q's
     shape and dtype.
+
+    Raises:
+        CaptureError: no such spec in this process, or another number of tokens. VerificationError: see `_verify`.
     """
-    lowering, _, verify = lowering.partition("+")
-    known = specs.get(spec).at(specs.step())
-    if q.shape[2] != known.grid.sequence or k.shape != q.shape:
-        raise CaptureError(
-            f"long attention {spec}: expected {known.grid.sequence} tokens, "
-            f"found q {tuple(q.shape)}, k {tuple(k.shape)}"
-        )
-    out = run(lowering, q, k, v, known, scale, key_mask)
-    if verify:
-        _verify(q, k, v, out, known, scale, key_mask, lowering)
-    # One memory layout whatever the lowering: tokens before heads, as the model's next flatten wants it.
-    return out.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-@long_attention.register_fake
-def _(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    spec: str,
-    lowering: str,
-    scale: float | None,
-    key_mask: torch.Tensor | None = None,
-) -> torch.Tensor:
-    batch, heads, tokens, dim = q.shape
-    return q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+    return _run(q, k, v, spec, lowering, scale, key_mask)
 
 
 @torch.library.custom_op("freeloc_fx::long_attention_numbered", mutates_args=())
@@ -160,20 +167,13 @@ def long_attention_numbered(
     scale: float | None,
     key_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`long_attention` with its spec as data (`spec.number`): one compiled block runs any strategy."""
-    result: torch.Tensor = long_attention._init_fn(q, k, v, specs.numbered(spec), lowering, scale, key_mask)
-    return result
+    """`long_attention` with its spec as data, int64 without axes (`spec.number`): one compiled block runs any strategy.
+
+    Raises:
+        CaptureError: nothing has this number; else as `long_attention`.
+    """
+    return _run(q, k, v, specs.numbered(spec), lowering, scale, key_mask)
 
 
-@long_attention_numbered.register_fake
-def _(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    spec: torch.Tensor,
-    lowering: str,
-    scale: float | None,
-    key_mask: torch.Tensor | None = None,
-) -> torch.Tensor:
-    batch, heads, tokens, dim = q.shape
-    return q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+long_attention.register_fake(_shaped)
+long_attention_numbered.register_fake(_shaped)

@@ -119,7 +119,13 @@ class Recorder:
         scale: float | None,
         projection: torch.Tensor | None,
     ) -> None:
-        """Record one call of one site, if it is the turn of this call. First sample of the batch."""
+        """Record one call of one site, if it is the turn of this call: the first sample of the batch.
+
+        Args: as of `observe_attention`.
+
+        Raises:
+            CaptureError: see `grid`.
+        """
         call = self.calls.get(path, 0)
         self.calls[path] = call + 1
         if call % self.every:

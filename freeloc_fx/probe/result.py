@@ -59,7 +59,7 @@ def made_profile(
     """
     seeds, mode, asked = job["seeds"], job["mode"], job["trained_frames"]
     base = [results[Unit("observe", seed, asked).name] for seed in seeds]
-    trained, text = base[0]["frames"], bool(base[0].get("text"))
+    trained, text = base[0]["frames"], base[0]["text"]
     lengths: dict[str, Any] = {}
     for target in targets:
         seen = [results[Unit("observe", seed, target).name] for seed in seeds]

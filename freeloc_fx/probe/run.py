@@ -107,6 +107,7 @@ def probe(
     from .. import __version__
 
     job = {
+        # "measures": of what a unit records; another number where that changes, so that old journals are refused.
         "measures": 2, "mode": mode, "trained_frames": trained_frames, "seeds": list(seeds), "prompts": list(prompts),
         "every": every, "steps": steps, "height": height, "width": width, "rewarded": reward is not None,
         "settings": None if settings is None else asdict(settings), "class": type(model).__name__,

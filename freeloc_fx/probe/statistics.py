@@ -10,9 +10,9 @@ that softmax or the values do not feel is no change at all.
 
     output     ||O_shift - O|| / ||O||             the same shifts, O = the row's output, projected where W_o is known
 
-A row is one query token; heads are averaged within the row, rows are the sample that the standard errors speak of. In a
-joint attention rows and keys are video tokens: text is neither shifted nor hidden, and its share of the softmax is left
-out.
+A row is one query token; heads are averaged within the row (side by side in its output), rows are the sample that the
+standard errors speak of. In a joint attention rows and keys are video tokens: text is neither shifted nor hidden, and
+its share of the softmax is left out.
 """
 
 from __future__ import annotations
