@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 
 import numpy as np
@@ -111,8 +110,11 @@ def test_full_blocks_are_told_apart_from_partial_ones() -> None:
 
 
 @pytest.mark.parametrize("name", ["tsa", "vrpr+tsa"])
-def test_a_long_clip_takes_little_time_and_memory(name: str) -> None:
-    """81 latent frames of 832x480: 126,360 tokens, whose dense mask would be 16 GB. All bands of a layer together."""
+def test_a_long_clip_takes_little_memory(name: str) -> None:
+    """81 latent frames of 832x480: 126,360 tokens, whose dense mask would be 16 GB. All bands of a layer together.
+
+    The time is `bench/block_masks.py`'s to show.
+    """
     frames, height, width = 81, 30, 52
     spec = AttentionSpec(
         build(name, Geometry(21, frames, height, width)),
@@ -120,13 +122,6 @@ def test_a_long_clip_takes_little_time_and_memory(name: str) -> None:
         RopeLayout(4, (0,), (1,), ((1.0,),)),
     )
     bands, stripe = spec_bands(spec), spec.strategy.visibility.stripe(height, width)
-    seconds = []
-    for _ in range(3):
-        started = time.thread_time()
-        for band in bands:
-            block_mask(band.levels, stripe, spec.grid.tokens)
-        seconds.append(time.thread_time() - started)
-    assert min(seconds) <= 0.2, seconds
     tracemalloc.start()
     try:
         kept = [block_mask(band.levels, stripe, spec.grid.tokens) for band in bands]
