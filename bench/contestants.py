@@ -30,7 +30,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "profile+temp",
     ),
     "positions": ("direct", "clip", "group", "vrpr", "vrpr-separable"),
-    "text": ("direct", "squeeze", "vrpr", "vrpr+squeeze", "vrpr+tsa", "vrpr+tsa+squeeze", "profile"),
+    "text": (
+        "direct", "squeeze", "vrpr", "vrpr+squeeze", "tsa", "tsa+squeeze", "vrpr+tsa", "vrpr+tsa+squeeze", "window",
+        "window+squeeze", "freenoise", "profile",
+    ),
 }  # fmt: skip
 
 ABOUT = {

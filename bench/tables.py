@@ -4,6 +4,7 @@
     python bench/tables.py --model tiny-wan --groups main,ablation --frames 321
     python bench/tables.py --model tiny-wan & python bench/tables.py --model tiny-wan & wait    # two processes share it
     python bench/tables.py --model tiny-wan --report                        # no generation: what the journal holds
+    python bench/tables.py --model tiny-wan --published     # on another machine: go on from what results/ holds
 
 Groups: main, peers, ablation, temperature, positions, text (`contestants.py`). Each finished video is one line of a
 journal, so a run that was killed goes on where it stopped, and the same seeds give the same figures. A clip is a seed,
@@ -55,6 +56,7 @@ PROXIES = {
 CURVE = ("composite", "quality", "motion", "sharpness", "psnr")
 STRETCH = 40  # frames of a point of the curve over time: speeds need about 24
 REFERENCE = "reconstruction"
+MACHINE = ("seconds", "memory")  # scores that say something of the machine, the others only of the video
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,18 @@ class Run:
     def _known(self) -> dict[str, dict[str, Any]]:
         return {row["key"]: row for row in self.journal.rows}
 
+    def adopt(self, rows: Iterable[dict[str, Any]]) -> int:
+        """Take over published rows of the jobs asked for, without what another machine's clock and memory said.
+
+        Returns how many were new.
+        """
+        wanted, known = {self.key(job) for job in self.jobs}, self._known()
+        taken = [row for row in rows if (key := row.get("key")) in wanted and key not in known]
+        for row in taken:
+            scores = {name: value for name, value in row["scores"].items() if name not in MACHINE}
+            self.journal.add({**row, "model": self.model, "scores": {**scores, **dict.fromkeys(MACHINE)}})
+        return len(taken)
+
     def work(self, studio: Studio, keep: Path | None = None, kept: Iterable[tuple[str, int]] = ()) -> int:
         """Make what is missing; returns how many videos other processes are at work on.
 
@@ -260,7 +274,7 @@ class Run:
         """Of the jobs asked for that are finished, in their order, whatever order they were made in."""
         known = self._known()
         found = [known[key] for job in self.jobs if (key := self.key(job)) in known]
-        rows = [{k: v for k, v in r.items() if k not in ("key", "model")} for r in found if "scores" in r]
+        rows = [{k: v for k, v in r.items() if k != "model"} for r in found if "scores" in r]
         refused = {r["contestant"]: r["refused"] for r in found if "refused" in r}
         videos = [
             {"contestant": r["contestant"], "frames": r["frames"], "seed": r["seed"], "file": f"videos/{r['video']}"}
@@ -320,6 +334,7 @@ def main() -> None:
     parser.add_argument("--backend", default="eager", help="of transform")
     parser.add_argument("--work", type=Path, default=Path("bench-tables"), help="journal and its claims")
     parser.add_argument("--keep-videos", action="store_true", help="of group main and the first seed, as .mp4")
+    parser.add_argument("--published", action="store_true", help="begin with the rows that the output folder holds")
     parser.add_argument("--report", action="store_true", help="no generation: results of what the journal holds")
     parser.add_argument("--output", type=Path, help="folder, default bench/results/tables-MODEL")
     args = parser.parse_args()
@@ -334,6 +349,9 @@ def main() -> None:
     run = Run(
         Journal(args.work / f"{name}.jsonl"), name, studio.weights, studio.short, jobs, args.steps, args.guidance
     )  # fmt: skip
+    if args.published:
+        published = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
+        print(f"{run.adopt(published['rows'])} published rows taken over")
     if not args.report:
         kept = [(n, args.seeds[0]) for n in (*GROUPS["main"], REFERENCE)] if args.keep_videos else []
         busy = run.work(studio, folder / "videos" if kept else None, kept)

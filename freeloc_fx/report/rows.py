@@ -216,13 +216,12 @@ class Results:
         Times of the first video after a capture are left out where the same contestant has others at that length.
         """
         rows = [r for r in self.rows if r["contestant"] == contestant and r["frames"] == frames]
+        rows = [r for r in rows if (v := r["scores"].get(column)) is not None and math.isfinite(v)]
         if column == "seconds" and any(not r["captured"] for r in rows):
             rows = [r for r in rows if not r["captured"]]
         found: dict[int, list[float]] = {}
         for row in rows:
-            value = row["scores"].get(column)
-            if value is not None and math.isfinite(value):
-                found.setdefault(int(row["seed"]), []).append(float(value))
+            found.setdefault(int(row["seed"]), []).append(float(row["scores"][column]))
         return {seed: sum(values) / len(values) for seed, values in sorted(found.items())}
 
     def mean(self, contestant: str, frames: int, column: str) -> Interval:
