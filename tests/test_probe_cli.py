@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from freeloc_fx import Profile
 from freeloc_fx.cli.app import app
-from freeloc_fx.probe.result import Unit, made_profile
+from freeloc_fx.probe.result import Unit, assignment, made_profile, settled
 from freeloc_fx.probe.statistics import TEMPERATURES
 
 command = importlib.import_module("freeloc_fx.cli.probe")
@@ -99,6 +99,42 @@ def test_lengths_and_frames_exclude_each_other(model: Path, asked: dict[str, Any
     result = run(model, "--lengths=2", "--frames=17", "-o", tmp_path / "p.json")
     assert result.exit_code == 2
     assert "expected one of them, found both" in result.output
+
+
+def test_candidates_are_rewarded_and_what_came_of_them_is_said(
+    model: Path, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up_probe = command.run_probe
+
+    def probe(*arguments: Any, **options: Any) -> Profile:
+        profile = made_up_probe(*arguments, **options)
+        ruled = assignment(profile, 5)
+        return settled(profile, {5: {ruled: [0.5, 0.6, 0.7], "window": [0.6, 0.7, 0.81], "tsa": [0.4, 0.6, 0.9]}})
+
+    monkeypatch.setattr(command, "run_probe", probe)
+    monkeypatch.setattr(command, "_judge", lambda job, needed, *rest: needed and (lambda video, seed: 0.0))
+    options = ["--candidate=window", "--candidate=tsa", "--seeds=3", "-o", tmp_path / "p.json"]
+    result = run(model, *options)
+    assert result.exit_code == 0, result.output
+    assert asked["candidates"] == ("window", "tsa") and asked["reward"] is not None
+    assert "window: reward 0.703, +0.103 +-0.003 from the rule's assignment (taken)" in result.output
+    assert "tsa: reward 0.633, +0.033 +-0.088 from the rule's assignment\n" in result.output
+    profile = Profile.load(tmp_path / "p.json")
+    assert profile.layers == "window"
+    assert "layers " in result.output  # the rule's own assignment, which has no one name
+
+
+def test_bad_candidates_are_refused_before_the_model_is_loaded(
+    model: Path, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    for options, words in (
+        (["--candidate=window", "--seeds=2"], "candidates: expected at least 3 seeds"),
+        (["--candidate=windo", "--seeds=3"], "unknown strategy 'windo'"),
+        (["--candidate=window", "--seeds=3", "--prompt=a cat"], "--candidate: expected prompts that can be scored"),
+    ):
+        result = run(model, *options, "-o", tmp_path / "p.json")
+        assert result.exit_code != 0 and words in " ".join(result.output.split()), result.output
+    assert not asked
 
 
 class Judge:

@@ -17,6 +17,7 @@ from ..metrics.visionreward import VisionReward
 from ..probe import for_length, measured_lengths
 from ..probe import probe as run_probe
 from ..probe.plot import draw
+from ..probe.trials import check
 from ..profile import Profile
 from ..video import check_output
 from . import common
@@ -49,11 +50,21 @@ def probe(
     temperature: Annotated[
         bool, typer.Option("--temperature", help="Entropy-matched score temperature for layers that keep every pair.")
     ] = False,
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--candidate",
+            help="A strategy to try in every layer beside the rule's assignment; repeat for more. It is taken where "
+            "its videos are rewarded clearly more; needs --seeds 3 or more.",
+            show_default=False,
+        ),
+    ] = None,
     visionreward: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
             metavar="QUESTIONS WEIGHTS",
-            help="With --mode full: reward videos by VisionReward, the paper's measure; its checklist and weight.json.",
+            help="With --mode full or --candidate: reward videos by VisionReward, the paper's measure; its checklist "
+            "and weight.json.",
             show_default="tiny-wan's ground truth, where the prompts allow it",
         ),
     ] = None,
@@ -90,7 +101,11 @@ def probe(
         wanted = frames if frames is not None else (max(targets) - 1) * facts.temporal + 1
         job = prepare(model, None, ["direct"], wanted, height, width, steps, dtype=dtype, device=device)
         texts = prompts or [EXAMPLE]
-        judge = _judge(job, mode, texts, range(seeds), visionreward, visionreward_model, trust_remote_code)
+        tried = check(candidates or [], range(seeds), rewarded=True)
+        needed = mode == "full" or bool(tried)
+        judge = _judge(job, needed, texts, range(seeds), visionreward, visionreward_model, trust_remote_code)
+        if tried and judge is None:
+            raise UsageError("--candidate: expected prompts that can be scored, or --visionreward; found neither")
         pipe = load(job)
         with progress() as bar:
             task = bar.add_task("probing", total=None)
@@ -100,6 +115,7 @@ def probe(
                 trained_frames=trained,
                 lengths=targets,
                 temperature=temperature,
+                candidates=tried,
                 mode=mode,
                 seeds=range(seeds),
                 steps=job.steps,
@@ -116,29 +132,30 @@ def probe(
         for count in measured_lengths(profile):
             out.print(f"at {count} latent frames:", highlight=False)
             out.print(_table(for_length(profile, count)))
+            _say_trials(profile, count)
         out.print(f"{output}; {picture}; the measurements are kept in {folder}", highlight=False, soft_wrap=True)
 
 
 def _judge(
     job: Job,
-    mode: str,
+    needed: bool,
     texts: list[str],
     seeds: Sequence[int],
     files: tuple[Path, Path] | None,
     model: str,
     trust: bool,
 ) -> Callable[[Any, int], float] | None:
-    """The reward of a full probe: VisionReward where its files are given, else the ground truth where there is one.
+    """The reward, where one is needed: VisionReward where its files are given, else the ground truth if there is one.
 
     Raises:
-        UsageError: VisionReward without --mode full. MetricError, DependencyError: as `VisionReward.load`.
+        UsageError: VisionReward where nothing is rewarded. MetricError, DependencyError: as `VisionReward.load`.
     """
     if files is not None:
-        if mode != "full":
-            raise UsageError(f"--visionreward: only --mode full rewards videos, found --mode {mode}")
+        if not needed:
+            raise UsageError("--visionreward: only --mode full and --candidate reward videos, found neither")
         loaded = VisionReward.load(*files, model, device=job.device, dtype=job.dtype, trust_remote_code=trust)
         return loaded.reward(texts, seeds)
-    if mode == "full" and all(scorable(job, text) is None for text in texts):
+    if needed and all(scorable(job, text) is None for text in texts):
         return lambda video, seed: score(video, texts[seed % len(texts)]).composite
     return None
 
@@ -162,6 +179,16 @@ def _multiples(lengths: str | None, frames: int | None) -> list[float]:
             f"--lengths: expected multiples of the trained length above 1, as in 2,4,10,16; found {lengths!r}"
         )
     return found
+
+
+def _say_trials(profile: Profile, count: int) -> None:
+    """What was tried at a measured length, and what came of it."""
+    found: Any = (profile.provenance or {})["lengths"][str(count)]
+    for name, trial in found.get("trials", {}).items():
+        reward = sum(trial["rewards"]) / len(trial["rewards"])
+        words = f"{trial['difference']:+.3f} +-{trial['error']:.3f} from the rule's assignment"
+        taken = " (taken)" if set(found["layers"].values()) == {name} else ""
+        out.print(f"{name}: reward {reward:.3f}, {words}{taken}", highlight=False, soft_wrap=True)
 
 
 def _table(profile: Profile) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,8 +19,9 @@ from ..strategy import parse
 from .observe import Intervention
 from .rule import APART, assign, thresholds
 from .statistics import ProbeSettings, matching_temperature
+from .trials import choose
 
-__all__ = ["Unit", "for_length", "made_profile", "measured_lengths"]
+__all__ = ["Unit", "assignment", "for_length", "made_profile", "measured_lengths", "settled", "uniform"]
 
 _CONFIG = ("num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim", "in_channels")
 
@@ -104,18 +107,60 @@ def made_profile(
         "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
         "lengths": lengths,
     }
-    assigned = {int(frames): _assigned(found) for frames, found in lengths.items()}
-    alike = all(item == next(iter(assigned.values())) for item in assigned.values())
     profile = Profile(
         trained_frames=trained,
         layers="direct",
-        lengths=None if alike else assigned,
         name=f"probed ({mode})",
         model={"class": type(model).__name__, "config": {k: config[k] for k in _CONFIG if k in config}},
         layer_count=len(lengths[first]["layers"]),
         provenance=provenance,
     )
-    return for_length(profile, int(first))
+    return _with_lengths(profile, lengths, int(first))
+
+
+def _with_lengths(profile: Profile, lengths: Mapping[str, Any], first: int) -> Profile:
+    """The profile with the layers of these measured lengths, `first` in front."""
+    assigned = {int(frames): _assigned(found) for frames, found in lengths.items()}
+    alike = all(item == next(iter(assigned.values())) for item in assigned.values())
+    provenance = {**plain(profile.provenance), "lengths": dict(lengths)}
+    return for_length(replace(profile, lengths=None if alike else assigned, provenance=provenance), first)
+
+
+def assignment(profile: Profile, frames: int) -> str:
+    """What a measured length's layers got, in a word: the strategy where they are alike, else a hash of all of them."""
+    found = _assigned((profile.provenance or {})["lengths"][str(frames)])
+    if isinstance(found["layers"], str):
+        return str(found["layers"])
+    return "layers " + hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def uniform(profile: Profile, frames: int, strategy: str) -> Profile:
+    """The profile for a measured length as if the rule had given every layer this strategy."""
+    lengths = plain(profile.provenance)["lengths"]
+    found = lengths[str(frames)]
+    layers = dict.fromkeys(found["layers"], strategy)
+    return _with_lengths(profile, {str(frames): {**found, "layers": layers}}, frames)
+
+
+def settled(profile: Profile, rewards: Mapping[int, Mapping[str, Sequence[float]]]) -> Profile:
+    """The profile with the strategies that trials found better than the rule's; what was tried goes to the provenance.
+
+    Args:
+        rewards: measured length -> strategy -> reward of each seed, the rule's `assignment` among them.
+    """
+    lengths = plain(profile.provenance)["lengths"]
+    for frames, tried in rewards.items():
+        found, ruled = lengths[str(frames)], assignment(profile, frames)
+        chosen, trials = choose(tried, ruled)
+        found["rule"] = found["layers"]
+        found["trials"] = {name: asdict(trial) for name, trial in trials.items()}
+        if chosen != ruled:
+            found["layers"] = dict.fromkeys(found["layers"], chosen)
+    first = (profile.provenance or {})["target_frames"]
+    made = _with_lengths(profile, lengths, int(first))
+    said = plain(made.provenance)
+    said["rule"] += "; where a strategy that was tried in every layer beat that by twice the standard error, that one"
+    return replace(made, provenance=said)
 
 
 def _assigned(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ for each layer and shift, and one for each layer with a window, with a reward on
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import uuid
 from collections.abc import Callable, Sequence
@@ -23,11 +24,12 @@ from torch import nn
 from ..backend import Backend, layer_table
 from ..errors import CaptureError, ProfileError
 from ..profile import Profile
-from ..transform import attach, restore, state_of
+from ..transform import attach, restore, state_of, transform
 from .journal import Journal
 from .observe import Intervention, Recorder
-from .result import Unit, made_profile
+from .result import Unit, assignment, for_length, made_profile, measured_lengths, settled, uniform
 from .statistics import ProbeSettings
+from .trials import check
 
 __all__ = ["fingerprint", "observing", "probe"]
 
@@ -44,6 +46,7 @@ def probe(
     target_frames: int | None = None,
     lengths: Sequence[int] = (),
     temperature: bool = False,
+    candidates: Sequence[str] = (),
     mode: Literal["observe", "full"] = "observe",
     seeds: Sequence[int] = (0,),
     settings: ProbeSettings | None = None,
@@ -67,16 +70,21 @@ def probe(
             carries them all, `for_length` gives the profile for another one.
         temperature: layers that keep every pair get "+temp" with the temperature that gives their attention at the
             target length, at VRPR's positions, the entropy it has at the trained length.
+        candidates: strategies to try in every layer beside the rule's assignment, at each target length, one generation
+            for each seed: the best is taken where its reward is above the rule's by twice the standard error within
+            seeds. Needs a reward and at least three seeds.
         mode: "observe" or "full".
         seeds: one generation of each kind and length for each seed; the standard errors are over rows and seeds.
         every: observe each site on every n-th call.
         steps, height, width: denoising steps and pixels for a pipeline, default its own.
-        reward: for "full", (video, seed) -> quality, larger = better; without one the position sensitivity is ALD.
+        reward: for "full" and for candidates, (video, seed) -> quality, larger = better; "full" without one takes ALD
+            for the position sensitivity.
         journal: folder of finished units; the same call goes on from it after a kill, and one with more lengths adds
             to it. It knows the model by its weights, but not what `generate` and `reward` do.
         on_unit: called as on_unit(done, total, name) after each unit.
 
     Raises:
+        StrategyError: a candidate that is not a strategy.
         ProfileError: a bad argument; trained_frames is not given and no shipped profile fits; the journal is another
             probe's.
         CaptureError: no video self-attention was found.
@@ -98,6 +106,7 @@ def probe(
         raise ProfileError(f"mode: expected 'observe' or 'full', found {mode!r}")
     if not len(seeds):
         raise ProfileError("seeds: expected at least one, found none")
+    candidates = check(candidates, seeds, reward is not None)
     if generate is None:
         if isinstance(pipeline, nn.Module):
             raise ProfileError("generate: a model without its pipeline needs generate=f(model, frames, seed)")
@@ -130,12 +139,33 @@ def probe(
             Unit("window", seed, target, Intervention(layer, window=used.window))
             for seed in seeds for target in targets for layer in layers
         ]  # fmt: skip
-    results = {}
-    for index, unit in enumerate(units):
-        results[unit.name] = kept.get(unit.name, lambda unit=unit: run.unit(unit, first["frames"]))  # type: ignore[misc]
+
+    def finish(name: str, work: Callable[[], Any], done: int, total: int) -> Any:
+        result = kept.get(name, work)
         if on_unit is not None:
-            on_unit(index + 1, len(units), unit.name)
-    return made_profile(model, job, targets, units, results, temperature)
+            on_unit(done, total, name)
+        return result
+
+    results = {}
+    total = len(units) + len(targets) * len(seeds) * (len(candidates) + bool(candidates))
+    for done, unit in enumerate(units, 1):
+        results[unit.name] = finish(unit.name, functools.partial(run.unit, unit, first["frames"]), done, total)
+    profile = made_profile(model, job, targets, units, results, temperature)
+    if not candidates:
+        return profile
+    trials = []
+    for target, frames in zip(targets, measured_lengths(profile), strict=True):
+        contenders = {assignment(profile, frames): for_length(profile, frames)}
+        contenders |= {name: uniform(profile, frames, name) for name in candidates if name not in contenders}
+        for name, contender in contenders.items():
+            trial = run.trial(contender, target)  # one capture for all seeds
+            trials += [(frames, name, seed, f"trial seed {seed} frames {target} {name}", trial) for seed in seeds]
+    total = len(units) + len(trials)  # fewer where the rule's own assignment was among the candidates
+    rewards: dict[int, dict[str, list[float]]] = {}
+    for done, (frames, name, seed, unit_name, trial) in enumerate(trials, len(units) + 1):
+        reward_of = finish(unit_name, functools.partial(trial, seed), done, total)
+        rewards.setdefault(frames, {}).setdefault(name, []).append(reward_of)
+    return settled(profile, rewards)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -179,6 +209,13 @@ class _Run:
         score = float(self.reward(video, seed)) if self.reward is not None else None
         text = any(site.grid.text for site in recorder.sites.values())
         return {"frames": recorder.frames, "text": text, "layers": layers, "reward": score}
+
+    def trial(self, profile: Profile, frames: int) -> Callable[[int], float]:
+        """seed -> the reward of one generation with this profile. The model is transformed when it is first asked."""
+        model = functools.cache(lambda: transform(self.model, profile, backend="eager"))
+        reward = self.reward
+        assert reward is not None
+        return lambda seed: float(reward(self.generate(model(), frames, seed), seed))
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""Strategies tried in every layer beside the rule's assignment: one generation and its reward for each seed.
+
+The rule knows two sensitivities and three parts. Whether a method of others suits a model better, only videos say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ProfileError
+from ..strategy import parse
+
+__all__ = ["MINIMUM", "Trial", "check", "choose"]
+
+MINIMUM = 3
+"""Seeds without which a standard error says nothing."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """rewards: of each seed. difference, error: from the rule's assignment within seeds, mean and standard error."""
+
+    rewards: tuple[float, ...]
+    difference: float
+    error: float
+
+    @property
+    def better(self) -> bool:
+        return self.difference > 0 and self.difference >= 2 * self.error
+
+
+def check(candidates: Sequence[str], seeds: Sequence[int], rewarded: bool) -> tuple[str, ...]:
+    """The candidates without repeats.
+
+    Raises:
+        ProfileError: no reward, fewer than `MINIMUM` seeds. StrategyError: a name that is not a strategy's.
+    """
+    names = tuple(dict.fromkeys(candidates))
+    for name in names:
+        parse(name)
+    if names and not rewarded:
+        raise ProfileError("candidates: a strategy is chosen by its videos, expected reward=f(video, seed), found none")
+    if names and len(seeds) < MINIMUM:
+        raise ProfileError(f"candidates: expected at least {MINIMUM} seeds to compare their videos, found {len(seeds)}")
+    return names
+
+
+def choose(rewards: Mapping[str, Sequence[float]], keep: str) -> tuple[str, dict[str, Trial]]:
+    """The strategy of the best mean reward among those better than `keep` by twice the standard error of the difference
+    within seeds; `keep` where there is none.
+
+    Args:
+        rewards: strategy -> one a seed, seeds in the same order.
+    """
+    base = np.asarray(rewards[keep], float)
+    trials = {}
+    for name, values in rewards.items():
+        gain = np.asarray(values, float) - base
+        error = float(gain.std(ddof=1) / np.sqrt(len(gain)))
+        trials[name] = Trial(tuple(float(v) for v in values), float(gain.mean()), error)
+    better = [name for name, trial in trials.items() if trial.better]
+    return max(better, key=lambda name: trials[name].difference, default=keep), trials
