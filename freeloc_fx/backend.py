@@ -138,6 +138,8 @@ class Backend:
         for old, new in copies.items():
             if hasattr(old, "_dynamo_source"):
                 new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
+        root = fx.GraphModule(gm, graph)  # holds what regions bring along; gm is Dynamo's
+        stamped = pipeline.flatten(graph, root, self.layers) > 0
         placeholders = [n for n in graph.nodes if n.op == "placeholder"]
         tensors = [t for t in example_inputs if isinstance(t, torch.Tensor)]
         context = pipeline.PassContext(
@@ -163,10 +165,10 @@ class Backend:
             pipeline.observe(graph, context)
         elif not plan.rewritten:
             # Within the trained length the model runs exactly as it was captured, bitwise, whatever the backend.
-            return gm.forward
+            return fx.GraphModule(root, graph).forward if stamped else gm.forward
         else:
             pipeline.rewrite(graph, context)
-        rewritten = fx.GraphModule(gm, graph)
+        rewritten = fx.GraphModule(root, graph)
         rewritten.meta = dict(gm.meta)
         if self.inner is None:
             return rewritten.forward

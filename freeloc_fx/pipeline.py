@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from .meta import AttentionSite, record, sites
 from .plan import Plan, make_plan
 from .profile import Profile
 
-__all__ = ["PassContext", "analyse", "observe", "rewrite", "verify_graph"]
+__all__ = ["PassContext", "analyse", "flatten", "observe", "rewrite", "verify_graph"]
 
 log = logging.getLogger("freeloc_fx")
 
@@ -82,6 +82,13 @@ def rewrite_passes() -> list[Pass]:
     from .passes.rewrite_attention import rewrite_attention
 
     return [rewrite_attention]
+
+
+def flatten(graph: fx.Graph, root: torch.nn.Module, blocks: Collection[str]) -> int:
+    """Make a capture with regions that were traced once one flat graph; returns how many there were."""
+    from .passes.inline_regions import inline_regions
+
+    return inline_regions(graph, root, blocks)
 
 
 def analyse(graph: fx.Graph, context: PassContext) -> Plan:

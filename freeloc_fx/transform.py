@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
-from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.exc import BackendCompilerFailed, InternalTorchDynamoError, UncapturedHigherOrderOpError
 
 from .attention import op
 from .attention.spec import denoising_step
@@ -25,6 +25,7 @@ from .plan import Plan
 from .profile import Profile
 from .regions import NO_SINGLE_GRAPH, Regions
 from .steps import StepCounter, follows_steps
+from .trace_once import Marks, StampError
 
 __all__ = ["plan", "plans", "restore", "transform"]
 
@@ -136,7 +137,7 @@ def attach(result: Model, original: Model, made: Backend) -> Model:
     result.__dict__["compile"] = _choose_backend(result, made)
     gate = _gate(result)
     compiled = torch.compile(result._call_impl, backend=made, fullgraph=True, dynamic=False)
-
+    marks = Marks(result.get_submodule(path) for path in made.layers)
     counter = StepCounter() if follows_steps(made.profile) else None
 
     @torch.compiler.disable(reason="a transformed model compiles itself; choose its backend in transform")
@@ -149,7 +150,7 @@ def attach(result: Model, original: Model, made: Backend) -> Model:
         with torch.no_grad(), _capturing(made), denoising_step(step), gate.open():
             if state.regions is None:
                 try:
-                    return _unwrapped(compiled, *args, **kwargs)
+                    return _marked(marks, compiled, *args, **kwargs)
                 except NO_SINGLE_GRAPH as why:
                     state.regions = Regions(result, made, why)
                     log.info("%s: captured block by block: %s", type(result).__name__, why)
@@ -272,6 +273,25 @@ def _capturing(made: Backend) -> Any:
     )
 
 
+def _marked(marks: Marks, compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call with equal blocks traced once; where Dynamo cannot do that, with each of them traced."""
+    if marks.active:
+        try:
+            with marks.on():
+                return _unwrapped(compiled, *args, **kwargs)
+        except (*NO_SINGLE_GRAPH, InternalTorchDynamoError, UncapturedHigherOrderOpError, StampError) as why:
+            marks.active = False
+            log.info("each block is traced: %s", _reason(why))
+    return _unwrapped(compiled, *args, **kwargs)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, and of a failed region the line that says what the region does."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in lines if line.startswith("Explanation: ")), "").removeprefix("Explanation: ")
+    return said or (lines or [type(error).__name__])[0]
+
+
 def _unwrapped(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call, and raise our own errors as themselves rather than inside Dynamo's."""
     try:
@@ -349,7 +369,7 @@ def plan(
                 _, found = Regions(model, made, HOOKED).run(**arguments)
             else:
                 compiled = torch.compile(copy.copy(model)._call_impl, backend=made, fullgraph=True, dynamic=False)
-                _unwrapped(compiled, **arguments)
+                _marked(Marks(block for _, block in blocks), compiled, **arguments)
                 found = None
         except PlanReady as ready:
             return ready.plan
