@@ -5,6 +5,7 @@ Passes communicate through these records and nothing else: analysis writes them,
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ import torch.fx as fx
 if TYPE_CHECKING:
     from .profile import Sensitivity
 
-__all__ = ["KEY", "AttentionSite", "RopeLayout", "TokenGrid", "record", "sites", "write"]
+__all__ = ["KEY", "AttentionSite", "RopeLayout", "TokenGrid", "dotted_path", "record", "sites", "write"]
 
 KEY = "freeloc"
 
@@ -119,3 +120,12 @@ def write(node: fx.Node, site: AttentionSite | None = None, **changes: object) -
 def sites(graph: fx.Graph) -> list[tuple[fx.Node, AttentionSite]]:
     """Every node with a record, in execution order."""
     return [(node, site) for node in graph.nodes if (site := record(node)) is not None]
+
+
+def dotted_path(spelled: object) -> str:
+    """A module or tensor as Dynamo spells where it comes from, "L['self']._modules['blocks'].3", as "blocks.3"."""
+    names = re.findall(r"[A-Za-z_]\w*|\d+", str(spelled))
+    return ".".join(n for n in names if n not in _NOT_IN_PATHS)
+
+
+_NOT_IN_PATHS = ("L", "self", "__dict__", "_modules", "_parameters", "_buffers", "_orig_mod", "mod")

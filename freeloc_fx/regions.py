@@ -20,7 +20,7 @@ from .errors import CaptureError, FreelocError
 from .hooks import inside, leaf_calls, slot
 from .plan import Plan, merge
 
-__all__ = ["NO_SINGLE_GRAPH", "Regions"]
+__all__ = ["NO_SINGLE_GRAPH", "Regions", "first_line"]
 
 NO_SINGLE_GRAPH = (Unsupported, UserError, TorchRuntimeError)
 """What Dynamo raises where it cannot capture a function whole."""
@@ -45,7 +45,7 @@ class Regions:
         if not self.blocks:
             raise CaptureError(
                 f"{type(model).__name__} cannot be captured as one graph and has no list of transformer blocks to "
-                f"capture one by one: {_first_line(why)}"
+                f"capture one by one: {first_line(why)}"
             ) from (why if isinstance(why, Exception) else None)
         self.leaves = leaf_calls((part.prefix, block) for block, part in self.blocks)
 
@@ -92,7 +92,7 @@ def _guarded(path: str, block: nn.Module, call: Callable[..., Any]) -> Callable[
         except NO_SINGLE_GRAPH as error:
             carried = ", ".join(f"{p} ({', '.join(hooks)})" for p, _, hooks in inside(block))
             hooked = f"; hooks inside it: {carried}" if carried else ""
-            raise CaptureError(f"{path} cannot be captured as one graph: {_first_line(error)}{hooked}") from error
+            raise CaptureError(f"{path} cannot be captured as one graph: {first_line(error)}{hooked}") from error
         except BackendCompilerFailed as failure:
             if isinstance(failure.inner_exception, FreelocError):
                 raise failure.inner_exception from None
@@ -101,5 +101,5 @@ def _guarded(path: str, block: nn.Module, call: Callable[..., Any]) -> Callable[
     return run
 
 
-def _first_line(error: Exception | str) -> str:
+def first_line(error: Exception | str) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

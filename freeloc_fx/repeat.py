@@ -21,6 +21,7 @@ import torch.fx as fx
 
 from .attention import op as op  # defines the operators
 from .attention import spec as specs
+from .meta import dotted_path
 
 __all__ = ["Artefacts", "compile_repeated"]
 
@@ -123,8 +124,7 @@ def _check_sizes(graph: fx.Graph) -> None:
 def _paths(node: fx.Node) -> Iterator[str]:
     """Paths of the modules that a node came from, outermost first, "blocks.3" then "blocks.3.attn1"."""
     for spelled, *_ in (node.meta.get("nn_module_stack") or {}).values():
-        names = re.findall(r"[A-Za-z_]\w*|\d+", str(spelled))
-        yield ".".join(n for n in names if n not in ("L", "self", "__dict__", "_modules", "_orig_mod", "mod"))
+        yield dotted_path(spelled)
 
 
 def _places(graph: fx.Graph, blocks: Collection[str] | None) -> dict[fx.Node, str]:

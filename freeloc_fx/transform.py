@@ -23,7 +23,7 @@ from .hooks import check_blocks, without_caches
 from .inputs import call_arguments, check_limits, check_one_clip, example_inputs, integer_size, latent_size
 from .plan import Plan
 from .profile import Profile
-from .regions import NO_SINGLE_GRAPH, Regions
+from .regions import NO_SINGLE_GRAPH, Regions, first_line
 from .steps import StepCounter, follows_steps
 from .trace_once import Marks, StampError
 
@@ -286,10 +286,9 @@ def _marked(marks: Marks, compiled: Callable[..., Any], *args: Any, **kwargs: An
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, and of a failed region the line that says what the region does."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = next((line for line in lines if line.startswith("Explanation: ")), "").removeprefix("Explanation: ")
-    return said or (lines or [type(error).__name__])[0]
+    """What an error says first, or of a region that cannot be one, why."""
+    _, _, said = str(error).partition("Explanation: ")
+    return first_line(said or error)
 
 
 def _unwrapped(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ import torch.fx as fx
 import torch.nn.functional as F
 
 from freeloc_fx.match import UNKNOWN, bounded_shape, shape_of
-from freeloc_fx.meta import AttentionSite, write
+from freeloc_fx.meta import AttentionSite, dotted_path, write
 from freeloc_fx.pipeline import PassContext
 
 __all__ = ["find_attention", "module_path"]
@@ -23,9 +22,7 @@ def module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    spelled = str(list(stack.values())[-1][0])
-    names = re.findall(r"[A-Za-z_]\w*|\d+", spelled)
-    return ".".join(n for n in names if n not in ("L", "self", "__dict__", "_modules", "_orig_mod", "mod"))
+    return dotted_path(list(stack.values())[-1][0])
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Collection
 from typing import Any
 
@@ -11,13 +10,11 @@ import torch
 import torch.fx as fx
 from torch import nn
 
+from freeloc_fx.meta import dotted_path
 from freeloc_fx.passes.find_attention import module_path
 from freeloc_fx.trace_once import CALLED_THROUGH, StampError
 
 __all__ = ["inline_regions"]
-
-NOT_IN_PATHS = ("L", "self", "__dict__", "_modules", "_orig_mod", "mod", "_parameters", "_buffers")
-"""Words in Dynamo's spelling of where a tensor comes from that are no part of its name."""
 
 
 def inline_regions(graph: fx.Graph, root: nn.Module, blocks: Collection[str]) -> int:
@@ -51,9 +48,9 @@ def _check_weights(call: fx.Node, blocks: Collection[str]) -> None:
         source = getattr(given, "_dynamo_source", None)
         if source is None:
             continue
-        names = [n for n in re.findall(r"[A-Za-z_]\w*|\d+", source.name) if n not in NOT_IN_PATHS]
+        names = dotted_path(source.name).split(".")
         owner = next((p for n in range(1, len(names) + 1) if (p := ".".join(names[:n])) in known), None)
-        if owner is not None and owner != path:
+        if owner is not None and not f"{path}.".startswith(f"{owner}."):
             raise StampError(f"{path}: expected its own weights, found {given} of {owner}")
 
 
