@@ -2,11 +2,13 @@
 
     python bench/attention.py                          # tiny-wan's grid and a 256-token grid, 4x, 10x, 16x
     python bench/attention.py --grids 1560 --extensions 4 --runs 5 --add
+    python bench/attention.py --grids 1560 --extensions 10,16 --trained 5 --add    # as if trained on 17 frames
     python bench/attention.py --grids 16 --extensions 1,2,4,10,16 --lowerings tiles,flex
 
 For every grid and length the contestants run in turn, `--runs` times over; a figure is the median time relative to
-dense SDPA's median in the same turn-taking, and the same divided by the share of pairs that the strategy keeps. Writes
-results/attention.json, attention.md and attention.png. Nothing else should run beside it.
+dense SDPA's median in the same turn-taking, and the same divided by the share of pairs that the strategy keeps. Dense
+attention at 10 times 21 latent frames of 1560 tokens takes minutes a call: `--trained 5` asks the same of a model
+trained on 5. Writes results/attention.json, attention.md and attention.png. Nothing else should run beside it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ from freeloc_fx.measure import wan_rope
 from freeloc_fx.meta import TokenGrid
 from freeloc_fx.strategy import Geometry, build
 
-TRAINED = 21
 GRIDS = {16: (4, 4, 5, 32), 256: (16, 16, 1, 64), 1560: (30, 52, 1, 64)}
 """Tokens a frame -> height, width, heads, head_dim. 16 is tiny-wan; 1560 is 832x480, with few heads for its memory."""
 LIMITS = {
@@ -42,20 +43,22 @@ LIMITS = {
 """What we hold ourselves to: time relative to dense, divided by the share of pairs kept."""
 
 
-def frames_of(extension: int) -> int:
-    """Latent frames of a clip `extension` times as long as 81 frames."""
-    return extension * (TRAINED - 1) + 1
+def frames_of(extension: int, trained: int) -> int:
+    """Latent frames of a video `extension` times as long as one of `trained` latent frames."""
+    return extension * (trained - 1) + 1
 
 
-def measure(grid: int, extension: int, strategies: list[str], lowerings: list[str], runs: int) -> list[dict[str, Any]]:
+def measure(
+    grid: int, extension: int, trained: int, strategies: list[str], lowerings: list[str], runs: int
+) -> list[dict[str, Any]]:
     height, width, heads, dim = GRIDS[grid]
-    frames = frames_of(extension)
+    frames = frames_of(extension, trained)
     token_grid = TokenGrid(frames, height, width)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, token_grid.video, heads, dim, generator=generator).transpose(1, 2) for _ in range(3))
 
     def contestant(name: str, lowering: str) -> tuple[Callable[[], Any], float]:
-        strategy = build(name, Geometry(TRAINED, frames, height, width))
+        strategy = build(name, Geometry(trained, frames, height, width))
         spec = AttentionSpec(strategy, token_grid, wan_rope(dim))
         return (lambda: op.run(lowering, q, k, v, spec)), spec.kept_pairs()
 
@@ -84,6 +87,7 @@ def measure(grid: int, extension: int, strategies: list[str], lowerings: list[st
                 "tokens_a_frame": grid,
                 "heads": heads,
                 "head_dim": dim,
+                "trained": trained,
                 "extension": extension,
                 "latent_frames": frames,
                 "strategy": name,
@@ -111,12 +115,14 @@ def report(rows: list[dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
 
     lines = [
-        "| tokens a frame | length | strategy | lowering | seconds | of dense | pairs kept | time / work | limit |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| tokens a frame | trained latent frames | length | strategy | lowering | seconds | of dense | pairs kept "
+        "| time / work | limit |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         lines.append(
-            f"| {r['tokens_a_frame']} | {r['extension']}x | {r['strategy']} | {r['lowering']} | {r['seconds']:.4f} "
+            f"| {r['tokens_a_frame']} | {r['trained']} | {r['extension']}x | {r['strategy']} | {r['lowering']} "
+            f"| {r['seconds']:.4f} "
             f"| {r['relative_to_dense']:.3f} | {r['kept_pairs']:.3f} | {r['relative_to_work']:.2f} "
             f"| {r['limit'] if r['limit'] else ''} |"
         )
@@ -125,10 +131,10 @@ def report(rows: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(1, len(grids), figsize=(5 * len(grids), 3.6), constrained_layout=True, squeeze=False)
     for axis, grid in zip(axes[0], grids, strict=True):
         mine = [r for r in rows if r["tokens_a_frame"] == grid]
-        for key in dict.fromkeys((r["strategy"], r["lowering"]) for r in mine):
-            line = [r for r in mine if (r["strategy"], r["lowering"]) == key]
+        for key in dict.fromkeys((r["strategy"], r["lowering"], r["trained"]) for r in mine):
+            line = [r for r in mine if (r["strategy"], r["lowering"], r["trained"]) == key]
             x, y = [r["latent_frames"] for r in line], [r["seconds"] for r in line]
-            label = "/".join(key)
+            label = f"{key[0]}/{key[1]}" + (f", trained on {key[2]}" if len({r["trained"] for r in mine}) > 1 else "")
             if len(x) > 1:
                 label += f", exponent {np.polyfit(np.log(x), np.log(y), 1)[0]:.2f}"
             axis.loglog(x, y, "o-", label=label)
@@ -142,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grids", default="16,256", help="tokens a frame: " + ", ".join(map(str, GRIDS)))
     parser.add_argument("--extensions", default="4,10,16")
+    parser.add_argument("--trained", type=int, default=21, help="latent frames of the trained length")
     parser.add_argument("--strategies", default="vrpr,tsa,vrpr+tsa")
     parser.add_argument("--lowerings", default="tiles")
     parser.add_argument("--runs", type=int, default=5)
@@ -151,7 +158,8 @@ def main() -> None:
     rows = json.loads((RESULTS / "attention.json").read_text())["rows"] if args.add else []
     about = {key: environment()[key] for key in ("cpu", "threads", "command", "date")}
     for grid, extension in itertools.product(map(int, args.grids.split(",")), map(int, args.extensions.split(","))):
-        found = measure(grid, extension, args.strategies.split(","), args.lowerings.split(","), args.runs)
+        strategies, lowerings = args.strategies.split(","), args.lowerings.split(",")
+        found = measure(grid, extension, args.trained, strategies, lowerings, args.runs)
         rows = [r for r in rows if (r["tokens_a_frame"], r["extension"]) != (grid, extension)]
         rows = sorted(
             [*rows, *({**row, **about} for row in found)], key=lambda r: (r["tokens_a_frame"], r["extension"])

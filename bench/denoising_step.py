@@ -23,7 +23,7 @@ from common import RESULTS, environment, save
 
 from freeloc_fx import Profile, transform
 
-TEXT = 32
+TEXT, TRAINED = 32, 21
 
 
 def make_model(layers: int, heads: int, dim: int, frames: int) -> Any:
@@ -58,11 +58,11 @@ def make_inputs(frames: int, height: int, width: int) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace, extension: int) -> list[dict[str, Any]]:
     height, width = (int(n) for n in args.size.split("x"))
-    frames = frames_of(extension)
+    frames = frames_of(extension, TRAINED)
     model, inputs = make_model(args.layers, args.heads, args.dim, frames), make_inputs(frames, height, width)
     contestants: dict[str, Any] = {"direct": model}
     for name in args.strategies.split(","):
-        contestants[name] = transform(model, Profile(trained_frames=21, layers=name), backend=args.backend)
+        contestants[name] = transform(model, Profile(trained_frames=TRAINED, layers=name), backend=args.backend)
     first: dict[str, float] = {}
     times: dict[str, list[float]] = {name: [] for name in contestants}
     with torch.no_grad():

@@ -78,10 +78,17 @@ def analysis_passes() -> list[Pass]:
 
 
 def rewrite_passes() -> list[Pass]:
-    """Passes that change the graph, in order."""
+    """Passes that act on the plan's sites, in order."""
     from .passes.rewrite_attention import rewrite_attention
 
     return [rewrite_attention]
+
+
+def companion_passes() -> list[Pass]:
+    """Passes that make cheaper what stands beside a rewritten site, in order."""
+    from .passes.merge_repeated_keys import merge_repeated_keys
+
+    return [merge_repeated_keys]
 
 
 def flatten(graph: fx.Graph, root: torch.nn.Module, blocks: Collection[str]) -> int:
@@ -114,6 +121,7 @@ def rewrite(graph: fx.Graph, context: PassContext) -> int:
     count = _run(graph, rewrite_passes(), context)
     if count != context.plan.rewritten:
         raise VerificationError(f"rewrite: expected {context.plan.rewritten} sites replaced, found {count}")
+    _run(graph, companion_passes(), context)
     return count
 
 

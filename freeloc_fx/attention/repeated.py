@@ -1,0 +1,86 @@
+"""Attention to keys that end in copies of one key, as zero-padded text does: the copies are one key, counted once.
+
+    512 text keys of Wan: 19 words, then 493 times the same padding  ->  20 keys, the last with a bias of log 493
+
+A pipeline that pads its prompt's embedding with zeros and passes no mask gives every padded place the same key and the
+same value. n terms exp(s) v of a softmax are one term exp(s + log n) v, so that nothing is left out and nothing is
+approximated. Beside dense video attention the text is little; beside a sparse one it is not: with 16 tokens a frame it
+was as long as the video attention itself.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import VerificationError
+
+__all__ = ["attention_over_text", "repeats"]
+
+_LEAST = 0.25
+"""Share of the keys that must go; below it, cutting costs more than it saves."""
+
+
+def repeats(*tensors: torch.Tensor) -> int:
+    """How many of the last keys are copies of the last one, bit for bit, in every tensor, batch entry and head.
+
+    tensors: (batch, heads, keys, channels), keys equally many; k and v. Returns 1 where the last key is alone (or holds
+    NaN, which equals nothing), 0 without keys. Waits for the device.
+    """
+    keys = tensors[0].shape[2]
+    if not keys:
+        return 0
+    same = torch.ones(keys, dtype=torch.bool, device=tensors[0].device)
+    for x in tensors:
+        same &= (x == x[:, :, -1:]).flatten(0, 1).all(-1).all(0)
+    same[-1] = True
+    return int(same.flip(0).to(torch.int64).cumprod(0).sum())
+
+
+def merged(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor | None:
+    """The attention with the last keys' copies as one key; None where there are too few of them."""
+    keys, copies = k.shape[2], repeats(k, v)
+    if copies - 1 < _LEAST * keys:
+        return None
+    kept = keys - copies + 1
+    bias = torch.zeros(1, 1, 1, kept, dtype=q.dtype, device=q.device)
+    bias[..., -1] = math.log(copies)
+    return F.scaled_dot_product_attention(q, k[:, :, :kept], v[:, :, :kept], attn_mask=bias, scale=scale)
+
+
+@torch.library.custom_op("freeloc_fx::attention_over_text", mutates_args=())
+def attention_over_text(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, verify: bool = False
+) -> torch.Tensor:
+    """scaled_dot_product_attention without mask, as much cheaper as its last keys repeat.
+
+    q: (batch, heads, tokens, head_dim). k, v: (batch, heads, keys, head_dim). scale: on q k, None for
+    1/sqrt(head_dim). verify: compare with the plain attention. Returns q's shape and dtype.
+
+    Raises:
+        VerificationError: with `verify`, it differs by more than 1e-4 of the plain one's norm (3e-2 in half precision).
+    """
+    out = merged(q, k, v, scale)
+    plain = F.scaled_dot_product_attention(q, k, v, scale=scale) if out is None or verify else None
+    if out is None:
+        assert plain is not None
+        out = plain
+    elif plain is not None:
+        expected = plain.double()
+        error = float((out.double() - expected).norm() / expected.norm().clamp_min(1e-30))
+        limit = 1e-4 if q.dtype in (torch.float32, torch.float64) else 3e-2
+        if not error <= limit:
+            raise VerificationError(
+                f"attention to {k.shape[2]} text keys of which {repeats(k, v)} repeat: expected a relative error of at "
+                f"most {limit}, found {error:.2g}"
+            )
+    # One memory layout in both cases: tokens before heads, as the model's next flatten wants it.
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@attention_over_text.register_fake
+def _shaped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    batch, heads, tokens, _dim = q.shape
+    return q.new_empty(batch, tokens, heads, v.shape[3]).transpose(1, 2)
