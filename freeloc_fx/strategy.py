@@ -58,9 +58,9 @@ class Strategy:
     positions, frequencies: a query of frame i and a key of frame j meet at the angle P[i, j] * omega' instead of
         (i - j) * omega. visibility: which pairs are computed. temperature: factor on every score. decay: factor on the
         positive scores of a pair of frames. mixture: several strategies instead of this one; the other fields are then
-        the defaults, because each of the strategies has its own. text_scale: where text and video attend to each
-        other, the video token of frame i stands at text_scale * i. stages: ((n, strategy), ...), rising n: before
-        denoising step n that strategy runs instead, counted from 0.
+        the defaults, because each of the strategies has its own. text_scale, text_last: where text and video attend to
+        each other, the video token of frame i stands at text_scale * i, but never beyond text_last. stages:
+        ((n, strategy), ...), rising n: before denoising step n that strategy runs instead, counted from 0.
 
     Raises:
         StrategyError: a mixture beside another field that is not the default.
@@ -74,6 +74,7 @@ class Strategy:
     decay: ScoreDecay | None = None
     mixture: Mixture | None = None
     text_scale: float = 1.0
+    text_last: int | None = None
     stages: tuple[tuple[int, Strategy], ...] = ()
 
     def __post_init__(self) -> None:
@@ -149,6 +150,7 @@ class Strategy:
             else {**mixture.describe(), "strategies": [strategy.describe() for strategy in mixture.strategies]},
             "period": self.period,
             **({} if self.text_scale == 1.0 else {"text_scale": self.text_scale}),
+            **({} if self.text_last is None else {"text_last": self.text_last}),
             **({} if not self.stages else {"stages": [{"before": n, **early.describe()} for n, early in self.stages]}),
         }
 
@@ -163,6 +165,7 @@ def _set_fields(strategy: Strategy) -> list[str]:
         "decay": None,
         "mixture": None,
         "text_scale": 1.0,
+        "text_last": None,
     }
     return [f.name for f in fields(strategy) if f.name in default and getattr(strategy, f.name) != default[f.name]]
 
@@ -277,6 +280,21 @@ def _temperature(geometry: Geometry, settings: Settings, given: dict[str, Any]) 
 def _squeeze(geometry: Geometry, settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
     """Text meets a video token at its place in the clip scaled to the trained length: i (L - 1) / (F - 1)."""
     return {"text_scale": min(1.0, (geometry.trained_frames - 1) / max(1, geometry.frames - 1))}
+
+
+def _check_last(path: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise StrategyError(f"{path}: expected a latent frame, an integer of at least 0, found {value!r}")
+
+
+@part("hold", {"last": _check_last})
+def _hold(geometry: Geometry, settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+    """Text meets a video token at its own place up to the last trained frame, and all later ones there: min(i, L - 1).
+
+    Turns by whole frames, unlike "squeeze". Setting: `last`, that frame, default L - 1.
+    """
+    last = own_settings("hold", settings).get("last", geometry.trained_frames - 1)
+    return {"text_scale": 1.0, "text_last": last}
 
 
 def parse(name: str) -> tuple[str, ...]:

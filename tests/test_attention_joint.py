@@ -28,11 +28,16 @@ from freeloc_fx.visibility import FULL, STRIPE
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def joint(case: Case, first: int, last: int, text_scale: float = 1.0) -> tuple[AttentionSpec, Tensors]:
+Places = tuple[float, int | None]
+"""text_scale and text_last of a strategy."""
+
+
+def joint(case: Case, first: int, last: int, places: Places = (1.0, None)) -> tuple[AttentionSpec, Tensors]:
     """A case with random text tokens around the video."""
     spec = case.spec
     grid = TokenGrid(*case.grid, text_first=first, text_last=last)
-    spec = dataclasses.replace(spec, grid=grid, strategy=dataclasses.replace(spec.strategy, text_scale=text_scale))
+    strategy = dataclasses.replace(spec.strategy, text_scale=places[0], text_last=places[1])
+    spec = dataclasses.replace(spec, grid=grid, strategy=strategy)
     random = torch.Generator().manual_seed(case.seed)
 
     def around(x: torch.Tensor) -> torch.Tensor:
@@ -65,6 +70,8 @@ def written_out(spec: AttentionSpec, tensors: Tensors, valid: np.ndarray | None 
     table = strategy.positions.table(grid.frames)
     levels = strategy.visibility.levels(grid.frames)
     stripe = strategy.visibility.stripe(grid.height, grid.width)
+    last = grid.frames if strategy.text_last is None else strategy.text_last
+    stand = [min(i * strategy.text_scale, last) for i in range(grid.frames)]  # of a frame, as text meets it
     scale = strategy.temperature / math.sqrt(tensors[0].shape[-1])
     out = []
     for b in range(tensors[0].shape[0]):
@@ -77,12 +84,12 @@ def written_out(spec: AttentionSpec, tensors: Tensors, valid: np.ndarray | None 
             if i >= 0:
                 position = np.where(frame >= 0, i - table[i][frame] - frame, 0.0)
                 keys = turned(k, spec, position)
-                squeezed = turned(query, spec, i * (strategy.text_scale - 1))
-                scores = np.where(frame >= 0, (query * keys).sum(-1), (squeezed * k).sum(-1)) * scale
+                moved = turned(query, spec, stand[i] - i)
+                scores = np.where(frame >= 0, (query * keys).sum(-1), (moved * k).sum(-1)) * scale
                 level = np.where(frame >= 0, levels[i][frame], FULL)
                 visible &= (level == FULL) | ((level == STRIPE) & stripe[place[row]][place])
             else:
-                keys = turned(k, spec, np.where(frame >= 0, frame * (strategy.text_scale - 1), 0.0))
+                keys = turned(k, spec, np.where(frame >= 0, np.asarray(stand)[frame] - frame, 0.0))
                 scores = (query * keys).sum(-1) * scale
             scores = np.where(visible, scores, -np.inf)
             weight = np.exp(scores - scores.max(-1, keepdims=True))
@@ -93,16 +100,16 @@ def written_out(spec: AttentionSpec, tensors: Tensors, valid: np.ndarray | None 
 
 @pytest.mark.parametrize("name", ["direct+temp", "vrpr", "tsa", "vrpr+tsa+temp"])
 @pytest.mark.parametrize(("first", "last"), [(3, 0), (0, 4), (2, 1)])
-@pytest.mark.parametrize("text_scale", [1.0, 0.4])
-def test_the_reference_is_dense_attention_written_out(name: str, first: int, last: int, text_scale: float) -> None:
-    spec, tensors = joint(named(name, grid=(11, 2, 2), batch=1), first, last, text_scale)
+@pytest.mark.parametrize("places", [(1.0, None), (0.4, None), (1.0, 3)])
+def test_the_reference_is_dense_attention_written_out(name: str, first: int, last: int, places: Places) -> None:
+    spec, tensors = joint(named(name, grid=(11, 2, 2), batch=1), first, last, places)
     expected = torch.from_numpy(written_out(spec, tensors))
     assert distance(reference(*tensors, spec), expected) <= 1e-5
 
 
 @pytest.mark.parametrize("way", [reference, tiles, calls, flex])
 def test_padding_is_left_out_sample_by_sample(way: op.Lowering) -> None:
-    spec, tensors = joint(named("vrpr+tsa+temp", grid=(11, 2, 2), batch=2), 0, 5, 0.5)
+    spec, tensors = joint(named("vrpr+tsa+temp", grid=(11, 2, 2), batch=2), 0, 5, (0.5, None))
     valid = np.ones((2, spec.grid.sequence), bool)
     valid[0, -2:] = False
     valid[1, -4:] = False
@@ -136,21 +143,22 @@ def test_masks_that_are_no_padding_are_refused(mask: torch.Tensor, message: str)
     st.sampled_from(["direct+temp", "vrpr", "vrpr separable", "tsa", "tsa no sink", "vrpr+tsa+temp"]),
     st.integers(0, 3),
     st.integers(0, 3),
-    st.sampled_from([1.0, 0.3]),
+    st.sampled_from([(1.0, None), (0.3, None), (1.0, 4)]),
     st.integers(12, 24),
     st.sampled_from([(1, 1), (2, 3), (5, 4)]),
 )
 def test_tiles_and_calls_equal_the_reference(
-    name: str, first: int, last: int, text_scale: float, frames: int, size: tuple[int, int]
+    name: str, first: int, last: int, places: Places, frames: int, size: tuple[int, int]
 ) -> None:
-    spec, tensors = joint(named(name, grid=(frames, *size), batch=1), first, last, text_scale)
+    spec, tensors = joint(named(name, grid=(frames, *size), batch=1), first, last, places)
     expected = reference(*tensors, spec)
     assert distance(tiles(*tensors, spec), expected) <= 1e-5
     assert distance(calls(*tensors, spec), expected) <= 1e-5
 
 
-def test_flex_with_text_equals_the_reference() -> None:
-    spec, tensors = joint(named("vrpr+tsa+temp", grid=(12, 2, 3)), 2, 3, 0.5)
+@pytest.mark.parametrize("places", [(0.5, None), (1.0, 4)])
+def test_flex_with_text_equals_the_reference(places: Places) -> None:
+    spec, tensors = joint(named("vrpr+tsa+temp", grid=(12, 2, 3)), 2, 3, places)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="attention='flex' with strategy")
         assert distance(flex(*tensors, spec), reference(*tensors, spec)) <= 1e-5

@@ -196,6 +196,18 @@ def test_squeeze_keeps_text_within_the_trained_frames() -> None:
     assert not build("squeeze", WAN).changes_nothing
 
 
+def test_hold_keeps_later_frames_where_the_last_trained_one_meets_text() -> None:
+    held = build("vrpr+tsa+hold", WAN)
+    assert (held.text_scale, held.text_last) == (1.0, 20)
+    assert held.turns_by_fractions == [] and not build("hold", WAN).changes_nothing
+    assert held.describe()["text_last"] == 20 and held.describe() != build("vrpr+tsa", WAN).describe()
+    assert build("hold", WAN, {"hold": {"last": 12}}).text_last == 12
+    with pytest.raises(StrategyError, match="two parts set the text_scale"):
+        build("squeeze+hold", WAN)
+    with pytest.raises(StrategyError, match=r"hold\.last: expected a latent frame"):
+        build("hold", WAN, {"hold": {"last": -1}})
+
+
 @pytest.mark.parametrize("as_mapping", [False, True])
 def test_explicit_settings(as_mapping: bool) -> None:
     vrpr, tsa = VRPR(10, 14, 2, 8, "separable"), TSA(3, 5, 7, False, "2d")

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_attention import NAMED, Case, cases, distance, named
-from test_attention_joint import joint
+from test_attention_joint import Places, joint
 
 from freeloc_fx.attention import kernel
 from freeloc_fx.attention.calls import calls
@@ -89,9 +89,14 @@ def test_it_is_built_once(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @settings(max_examples=25)
-@given(cases(frames=12, side=5), st.integers(0, 2), st.integers(0, 2), st.sampled_from([1.0, 0.3]))
-def test_spans_say_what_the_strategy_says(case: Case, first: int, last: int, text_scale: float) -> None:
-    spec, _ = joint(dataclasses.replace(case, batch=1), first, last, text_scale)
+@given(
+    cases(frames=12, side=5),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.sampled_from([(1.0, None), (0.3, None), (1.0, 5)]),
+)
+def test_spans_say_what_the_strategy_says(case: Case, first: int, last: int, places: Places) -> None:
+    spec, _ = joint(dataclasses.replace(case, batch=1), first, last, places)
     grid, spans = spec.grid, make_spans(spec)
     n, begin = grid.tokens, int(first > 0)
     sizes = spans.start.diff().tolist()

@@ -84,10 +84,13 @@ class AttentionSpec:
         """By how many frames a video token turns when it meets a text token, float64 (frames,); None for not at all.
 
         Text is not rotated, so RoPE tells it a video token's absolute frame, which a long clip takes out of the trained
-        range; `text_scale` squeezes it back.
+        range; `text_scale` and `text_last` bring it back.
         """
-        scale = self.strategy.text_scale
-        return None if scale == 1.0 else np.arange(self.grid.frames) * (scale - 1.0)
+        scale, last = self.strategy.text_scale, self.strategy.text_last
+        if scale == 1.0 and (last is None or last >= self.grid.frames - 1):
+            return None
+        index = np.arange(self.grid.frames, dtype=np.float64)
+        return np.minimum(index * scale, np.inf if last is None else last) - index
 
 
 _STEP: ContextVar[int] = ContextVar("freeloc_fx_denoising_step", default=0)
