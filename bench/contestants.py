@@ -32,7 +32,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "positions": ("direct", "clip", "group", "vrpr", "vrpr-separable"),
     "text": (
         "direct", "squeeze", "vrpr", "vrpr+squeeze", "tsa", "tsa+squeeze", "vrpr+tsa", "vrpr+tsa+squeeze", "window",
-        "window+squeeze", "freenoise", "profile",
+        "window+squeeze", "vrpr+tsa+hold", "freenoise", "profile",
     ),
 }  # fmt: skip
 
@@ -48,6 +48,8 @@ ABOUT = {
     "vrpr-separable": "VRPR quantised as floor(i/G) - floor(j/G), as the official code does",
     "reconstruction": "the model's VAE on the true clip: the best any sampler could score",
 }
+
+TEXT_PARTS = {"squeeze", "hold"}
 
 PAPER_SHARE = 17 / 30  # of Wan2.1-T2V-1.3B's layers that the paper gives TSA
 
@@ -142,7 +144,7 @@ def contestants(
 
     Args:
         profile: the model's. layers: that the model has. draws: of the random assignment. text: whether its attentions
-            are joint, so that "squeeze" does something.
+            are joint, so that `TEXT_PARTS` do something.
     """
     window = profile.trained_frames
     made: dict[str, list[Contestant]] = {}
@@ -171,7 +173,7 @@ def contestants(
             made[name] = [Contestant(name, None, True, default_stride(window))]
         elif name == "context-windows":
             made[name] = [Contestant(name, None, False, max(1, window // 2))]
-        elif "squeeze" in name and not text:
+        elif TEXT_PARTS & set(name.split("+")) and not text:
             absent[name] = "no text stands beside the video in the model's attentions"
         elif name == "vrpr-separable":
             made[name] = [Contestant(name, separable(profile).with_layers("vrpr"))]
