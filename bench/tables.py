@@ -334,7 +334,7 @@ def main() -> None:
     parser.add_argument("--backend", default="eager", help="of transform")
     parser.add_argument("--work", type=Path, default=Path("bench-tables"), help="journal and its claims")
     parser.add_argument("--keep-videos", action="store_true", help="of group main and the first seed, as .mp4")
-    parser.add_argument("--published", action="store_true", help="begin with the rows that the output folder holds")
+    parser.add_argument("--published", action="store_true", help="begin with the rows that --output holds already")
     parser.add_argument("--report", action="store_true", help="no generation: results of what the journal holds")
     parser.add_argument("--output", type=Path, help="folder, default bench/results/tables-MODEL")
     args = parser.parse_args()
