@@ -350,6 +350,8 @@ def main() -> None:
         Journal(args.work / f"{name}.jsonl"), name, studio.weights, studio.short, jobs, args.steps, args.guidance
     )  # fmt: skip
     if args.published:
+        if not (folder / "tables.json").exists():
+            raise SystemExit(f"--published: expected tables.json in {folder}, found none")
         published = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
         print(f"{run.adopt(published['rows'])} published rows taken over")
     if not args.report:
