@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import StrategyError
+from .errors import StrategyError
 
 __all__ = ["Check", "each", "fields", "flag", "number", "whole"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from typing import Any, TypeVar
 
-from . import solve
+from . import checks, solve
 from .decay import ScoreDecay
 from .errors import StrategyError
 from .frequencies import FrequencyMap, Unchanged
@@ -282,19 +282,14 @@ def _squeeze(geometry: Geometry, settings: Settings, given: dict[str, Any]) -> d
     return {"text_scale": min(1.0, (geometry.trained_frames - 1) / max(1, geometry.frames - 1))}
 
 
-def _check_last(path: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise StrategyError(f"{path}: expected a latent frame, an integer of at least 0, found {value!r}")
-
-
-@part("hold", {"last": _check_last})
+@part("hold", {"last": checks.whole(0)})
 def _hold(geometry: Geometry, settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
     """Text meets a video token at its own place up to the last trained frame, and all later ones there: min(i, L - 1).
 
-    Turns by whole frames, unlike "squeeze". Setting: `last`, that frame, default L - 1.
+    Turns by whole frames, unlike "squeeze". Setting: `last`, that latent frame, default L - 1.
     """
     last = own_settings("hold", settings).get("last", geometry.trained_frames - 1)
-    return {"text_scale": 1.0, "text_last": last}
+    return {"text_scale": 1.0, "text_last": last}  # the scale too, so that it does not compose with "squeeze"
 
 
 def parse(name: str) -> tuple[str, ...]:

@@ -204,7 +204,7 @@ def test_hold_keeps_later_frames_where_the_last_trained_one_meets_text() -> None
     assert build("hold", WAN, {"hold": {"last": 12}}).text_last == 12
     with pytest.raises(StrategyError, match="two parts set the text_scale"):
         build("squeeze+hold", WAN)
-    with pytest.raises(StrategyError, match=r"hold\.last: expected a latent frame"):
+    with pytest.raises(StrategyError, match=r"hold\.last: expected an integer of at least 0, found -1"):
         build("hold", WAN, {"hold": {"last": -1}})
 
 

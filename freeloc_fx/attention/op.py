@@ -14,8 +14,9 @@ from dataclasses import replace
 
 import torch
 
-from ..errors import CaptureError, VerificationError
+from ..errors import CaptureError
 from . import spec as specs
+from .agree import check_agreement
 from .calls import calls
 from .flex import flex
 from .reference import reference
@@ -85,24 +86,19 @@ def _verify(
     and lowering.
 
     Raises:
-        VerificationError: they differ by more than 1e-4 of the reference's norm (3e-2 in half precision).
+        VerificationError: see `check_agreement`.
     """
     if (known.key, lowering) in _verified:
         return
     frames, n, first = known.grid.frames, known.grid.tokens, known.grid.text_first
     rows = sorted({0, frames // 2, frames - 1})
     if known.strategy.mixture is None:
-        expected = reference(q, k, v, known, scale, key_mask, rows=rows).double()
-        found = torch.cat([out[:, :, first + i * n : first + (i + 1) * n] for i in rows], 2).double()
+        expected = reference(q, k, v, known, scale, key_mask, rows=rows)
+        found = torch.cat([out[:, :, first + i * n : first + (i + 1) * n] for i in rows], 2)
     else:
-        expected, found = run("reference", q, k, v, known, scale, key_mask).double(), out.double()
-    error = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
-    limit = 1e-4 if q.dtype in (torch.float32, torch.float64) else 3e-2
-    if not error <= limit:
-        raise VerificationError(
-            f"long attention {known.key}: {lowering} differs from the reference on frames {rows}: "
-            f"expected a relative error of at most {limit}, found {error:.2g}"
-        )
+        expected, found = run("reference", q, k, v, known, scale, key_mask), out
+    about = f"long attention {known.key}: {lowering} differs from the reference on frames {rows}"
+    check_agreement(found, expected, q.dtype, about)
     _verified.add((known.key, lowering))
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..strategy import Geometry, Settings, own_settings, part
 from ..visibility import FULL, NONE
-from . import checks
 
 __all__ = ["Anchors"]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..positions import Band, distances, two_sided
 from ..strategy import Geometry, Settings, own_settings, part
-from . import checks
 
 __all__ = ["Clip"]
 

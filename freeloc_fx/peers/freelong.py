@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from .. import checks
 from ..errors import StrategyError
 from ..mixture import check_members, check_outputs
 from ..strategy import Geometry, Settings, Strategy, own_settings, part
-from . import checks
 from .window import Window
 
 __all__ = ["SpectralBlend", "local"]

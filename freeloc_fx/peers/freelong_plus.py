@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import checks
 from ..errors import StrategyError
 from ..strategy import Geometry, Settings, Strategy, own_settings, part
-from . import checks
 from .freelong import SpectralBlend, local
 
 __all__ = ["windows"]

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..errors import StrategyError
 from ..positions import Band, distances, two_sided
 from ..strategy import Geometry, Settings, own_settings, part
-from . import checks
 
 __all__ = ["Group"]
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..errors import StrategyError
 from ..mixture import Mean
 from ..positions import Band, distances
 from ..strategy import Geometry, Settings, Strategy, own_settings, part
-from . import checks
 
 __all__ = ["MOST_SHIFTS", "ShiftedGroups", "group_size"]
 

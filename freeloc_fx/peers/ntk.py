@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..frequencies import ranks, stretch
 from ..strategy import Geometry, Settings, part
-from . import checks
 
 __all__ = ["NTK"]
 

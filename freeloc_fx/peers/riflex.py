@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..errors import StrategyError
 from ..frequencies import ranks
 from ..strategy import Geometry, Settings, own_settings, part
-from . import checks
 
 __all__ = ["MARGIN", "RIFLEx"]
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..positions import distances
 from ..strategy import Geometry, Settings, own_settings, part
 from ..visibility import FULL, NONE
-from . import checks
 
 __all__ = ["Window"]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..errors import StrategyError
 from ..frequencies import ranks, stretch
 from ..strategy import Geometry, Settings, own_settings, part
-from . import checks
 
 __all__ = ["YaRN"]
 
