@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from freeloc_fx.errors import StrategyError
@@ -55,6 +55,7 @@ def test_ranks_count_from_the_fastest(omega: np.ndarray) -> None:
 
 @checked
 @given(omegas(), maps, lengths)
+@example(np.array([[-1.0, -2.0, -1.5, -1.8032503108350382, -0.5, -0.75, -0.25, -0.375]]), YaRN, (3, 1))  # rounding
 def test_signs_shapes_and_the_trained_length_stay(omega: np.ndarray, kind: Any, size: tuple[int, int]) -> None:
     trained, more = size
     before = omega.copy()

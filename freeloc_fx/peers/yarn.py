@@ -66,7 +66,8 @@ class YaRN:
             low, high = self.ramp(row)
             # Without a ramp between them (low = high) the step lies just behind that rank, as in the authors' code.
             m[:] = 1 - np.clip((order - low) / max(high - low, 1e-3), 0, 1)
-        result: np.ndarray = kept * omega + (1 - kept) * omega / scale
+        # As a step away from omega, so that what is kept, and everything at the trained length, stays bit for bit.
+        result: np.ndarray = omega + (1 - kept) * (omega / scale - omega)
         return result
 
     def describe(self) -> dict[str, Any]:
