@@ -113,6 +113,7 @@ def report(rows: list[dict[str, Any]]) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     lines = [
         "| tokens a frame | trained latent frames | length | strategy | lowering | seconds | of dense | pairs kept "
@@ -127,19 +128,25 @@ def report(rows: list[dict[str, Any]]) -> None:
             f"| {r['limit'] if r['limit'] else ''} |"
         )
     (RESULTS / "attention.md").write_text("\n".join(lines) + "\n")
-    grids = sorted({r["tokens_a_frame"] for r in rows})
-    figure, axes = plt.subplots(1, len(grids), figsize=(5 * len(grids), 3.6), constrained_layout=True, squeeze=False)
-    for axis, grid in zip(axes[0], grids, strict=True):
-        mine = [r for r in rows if r["tokens_a_frame"] == grid]
-        for key in dict.fromkeys((r["strategy"], r["lowering"], r["trained"]) for r in mine):
-            line = [r for r in mine if (r["strategy"], r["lowering"], r["trained"]) == key]
-            x, y = [r["latent_frames"] for r in line], [r["seconds"] for r in line]
-            label = f"{key[0]}/{key[1]}" + (f", trained on {key[2]}" if len({r["trained"] for r in mine}) > 1 else "")
+    panels = sorted({(r["tokens_a_frame"], r["trained"]) for r in rows})
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4), constrained_layout=True, squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        mine = [r for r in rows if (r["tokens_a_frame"], r["trained"]) == panel]
+        for key in dict.fromkeys((r["strategy"], r["lowering"]) for r in mine):
+            line = [r for r in mine if (r["strategy"], r["lowering"]) == key]
+            x, y = [r["extension"] for r in line], [r["seconds"] for r in line]
+            label = "/".join(key)
             if len(x) > 1:
-                label += f", exponent {np.polyfit(np.log(x), np.log(y), 1)[0]:.2f}"
+                frames = [r["latent_frames"] for r in line]
+                label += f", exponent {np.polyfit(np.log(frames), np.log(y), 1)[0]:.2f}"
             axis.loglog(x, y, "o-", label=label)
-        axis.set(title=f"{grid} tokens a frame", xlabel="latent frames", ylabel="seconds")
-        axis.legend(fontsize=7)
+        ticks = sorted({r["extension"] for r in mine})
+        axis.set_xticks(ticks, [f"{t}x" for t in ticks])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set(
+            title=f"{panel[0]} tokens a frame, trained on {panel[1]}", xlabel="trained lengths", ylabel="seconds"
+        )
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)  # below: no line hidden
     figure.savefig(RESULTS / "attention.png", dpi=100)
     plt.close(figure)
 
