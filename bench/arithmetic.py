@@ -15,8 +15,8 @@ the frame. A call that computes A token pairs (what is masked inside a computed 
 
 dense: one call, A = S^2. Working memory: nothing beside q, k, v and the output.
 flex: a call a band, with the tiles of its block mask (128); text as three dense calls. For each band its rows and all
-  keys are rotated. Working memory: turned rows and keys, v in one piece and, with several calls, a part, its two
-  float32 copies and the running sum; of the largest band.
+  keys are rotated. Working memory: turned rows and keys, v in one piece and, with several calls, a part, its float32
+  copy and the running sum; of the largest band and a group of heads.
 calls: the families, columns and chunks of its schedule. Working memory: `parts` of a group of heads, as the schedule
   promises. Rotations: each call's rows, and keys once a band that turns them (an upper bound: the keys that do not move
   are not written again). A merge for each call.
@@ -39,9 +39,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from common import RESULTS, save
 
 from freeloc_fx.attention.bands import spec_bands
+from freeloc_fx.attention.flex import group_of
 from freeloc_fx.attention.spans import ROWS, make_spans
 from freeloc_fx.attention.spec import AttentionSpec
 from freeloc_fx.attention.tile_schedule import Schedule, make_schedule
@@ -113,16 +115,18 @@ def flex(spec: AttentionSpec, heads: int, dim: int) -> Cost:
             work += ITEM * video
         if not single:
             cost.merge(heads, dim, rows)
-            work += (ITEM + 4 + 4) * rows
+            work += (ITEM + 4) * rows
         peak = max(peak, float(work))
     total = 0 if single else 4 * video
-    cost.memory = heads * dim * (peak + ITEM * video + total)
+    group = group_of(spec, heads, torch.bfloat16)
+    cost.memory = group * dim * (peak + ITEM * video + total)
+    cost.calls *= -(-heads // group)
     _text(cost, spec, heads, dim)
     return cost
 
 
 def calls(spec: AttentionSpec, heads: int, dim: int) -> Cost:
-    cost, plan = Cost(), make_schedule(spec, heads, dim)
+    cost, plan = Cost(), make_schedule(spec, heads, dim, ITEM)
     n, video, frames, pairs = spec.grid.tokens, spec.grid.video, spec.grid.frames, len(spec.rope.first)
     groups = -(-heads // plan.group)
     if plan.walk is not None:
@@ -146,10 +150,7 @@ def calls(spec: AttentionSpec, heads: int, dim: int) -> Cost:
             cost.rotate(heads, dim, pairs, len(item.band.levels) * n)
         if item.band.key_turn is not None:
             cost.rotate(heads, dim, pairs, float(video))
-    parts = 8.0
-    if plan.walk is not None:
-        parts = plan.walk.copies + 1 + (4 if spec.grid.text else 0)
-    cost.memory = ITEM * dim * video * parts * plan.group
+    cost.memory = ITEM * dim * video * plan.parts * plan.group
     assert frames * n == video
     _text(cost, spec, heads, dim)
     return cost

@@ -143,9 +143,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         ticks = sorted({r["extension"] for r in mine})
         axis.set_xticks(ticks, [f"{t}x" for t in ticks])
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.set(
-            title=f"{panel[0]} tokens a frame, trained on {panel[1]}", xlabel="trained lengths", ylabel="seconds"
-        )
+        axis.set(title=f"{panel[0]} tokens a frame, trained on {panel[1]}", xlabel="trained lengths", ylabel="seconds")
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)  # below: no line hidden
     figure.savefig(RESULTS / "attention.png", dpi=100)
     plt.close(figure)

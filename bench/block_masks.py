@@ -19,7 +19,7 @@ from typing import Any
 
 from common import RESULTS, save
 
-from freeloc_fx.attention.flex import Block
+from freeloc_fx.attention.block_mask import Block
 from freeloc_fx.measure import count_tiles, make_spec, mask_cost
 
 

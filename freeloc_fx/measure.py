@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .attention.bands import spec_bands
-from .attention.flex import Block, block_mask, tile_states
+from .attention.block_mask import Block, block_mask, tile_states
 from .attention.spec import AttentionSpec
 from .meta import RopeLayout, TokenGrid
 from .strategy import Geometry, build

@@ -46,6 +46,10 @@ class RopeLayout:
             return "interleaved"
         return "half" if len(steps) == 1 else "custom"
 
+    def of_heads(self, group: slice) -> RopeLayout:
+        """The layout of some of the heads."""
+        return replace(self, omega=self.omega[group]) if len(self.omega) > 1 else self
+
 
 @dataclass(frozen=True)
 class TokenGrid:

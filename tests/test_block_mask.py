@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from freeloc_fx.attention.bands import spec_bands
-from freeloc_fx.attention.flex import block_mask
+from freeloc_fx.attention.block_mask import block_mask
 from freeloc_fx.attention.spec import AttentionSpec
 from freeloc_fx.meta import RopeLayout, TokenGrid
 from freeloc_fx.strategy import Geometry, build

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from freeloc_fx.attention import op, spec
 from freeloc_fx.attention.bands import spec_bands
-from freeloc_fx.attention.flex import block_mask
+from freeloc_fx.attention.block_mask import block_mask
 from freeloc_fx.cli.app import app
 from freeloc_fx.measure import count_tiles, make_spec, mask_cost, peak_bytes
 

@@ -9,7 +9,6 @@ merge by float32 log-sum-exp.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -46,7 +45,8 @@ def calls(
     grid = spec.grid
     scale = (1 / math.sqrt(q.shape[-1]) if scale is None else scale) * spec.strategy.temperature
     batch, heads, length, dim = q.shape
-    plan = _schedules.get((spec, heads, dim), lambda: make_schedule(spec, heads, dim))
+    item = q.dtype.itemsize
+    plan = _schedules.get((spec, heads, dim, item), lambda: make_schedule(spec, heads, dim, item))
     valid = valid_keys(key_mask, batch, grid)
     result = q.new_empty(batch, length, heads, dim).transpose(1, 2)
     for b in range(batch):
@@ -56,10 +56,6 @@ def calls(
                 result[b, group], None if valid is None else valid[b]
             )
     return result
-
-
-def _layout(rope: RopeLayout, group: slice) -> RopeLayout:
-    return replace(rope, omega=rope.omega[group]) if len(rope.omega) > 1 else rope
 
 
 class _Sample:
@@ -76,15 +72,15 @@ class _Sample:
         group: slice,
     ) -> None:
         self.spec, self.plan, self.scale, self.grid = spec, plan, scale, spec.grid
-        self.turner = _turner(_layout(spec.rope, group), q.device)
+        self.turner = _turner(spec.rope.of_heads(group), q.device)
         self.q, self.q_text = split(q, self.grid)
         self.k, self.k_text = split(k, self.grid)
         self.v, self.v_text = split(v, self.grid)
         change = spec.frequency_change()
         if change is not None:  # as if the model had been built with the strategy's frequencies
-            turn, rebase = np.arange(self.grid.frames, dtype=np.float64), _turner(_layout(change, group), q.device)
+            turn, rebase = np.arange(self.grid.frames, dtype=np.float64), _turner(change.of_heads(group), q.device)
             self.q, self.k = (rebase(x, turn, _copy(x)) for x in (self.q, self.k))
-            self.turner = _turner(_layout(spec.effective_rope, group), q.device)
+            self.turner = _turner(spec.effective_rope.of_heads(group), q.device)
 
     def run(self, result: torch.Tensor, valid: torch.Tensor | None) -> None:
         """Write the output (heads, tokens, head_dim) into `result`."""

@@ -22,18 +22,17 @@ from ..positions import Identity
 from ..rope import angles, rotate
 from ..visibility import FULL, NONE, STRIPE
 from .bands import SpecBand, spec_bands
+from .block_mask import BLOCK, Block, block_mask
+from .heads import heads_at_a_time
 from .softmax import attend, merge
 from .spec import AttentionSpec, Cache
 from .text import split, valid_keys
 from .tile_schedule import Column, take_columns
 
-__all__ = ["Block", "block_mask", "flex", "tile_states"]
+__all__ = ["flex", "group_of"]
 
 log = logging.getLogger("freeloc_fx.attention")
 
-BLOCK = 128
-Block = int | tuple[int, int]
-"""Tokens of a query and of a key block, or one number for both."""
 _NO_STRIPE = np.ones((1, 1), bool)
 RECOMPILE_LIMIT = 512
 """Each shape of a band compiles once; beyond Dynamo's default of 8 it would silently run uncompiled."""
@@ -43,140 +42,6 @@ _masks = Cache(256)
 _stripes = Cache(8)
 _decays = Cache(64)
 _compiled: dict[bool, Callable[..., Any]] = {}
-
-
-def _fragments(frames: int, n: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cut a sequence of frames at block and frame boundaries: (block, frame, first token, end token) of each piece."""
-    length = frames * n
-    cuts = np.unique(np.concatenate([np.arange(0, length, block), np.arange(0, length, n), [length]]))
-    start, end = cuts[:-1], cuts[1:]
-    frame = start // n
-    return start // block, frame, start - frame * n, end - frame * n
-
-
-def _intervals(first: np.ndarray, end: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct intervals among pieces of frames: their first and end tokens, and which one each piece is."""
-    code, which = np.unique(first * (n + 1) + end, return_inverse=True)
-    return code // (n + 1), code % (n + 1), which.reshape(-1)
-
-
-def _stripe_states(
-    stripe: np.ndarray, q0: np.ndarray, q1: np.ndarray, k0: np.ndarray, k1: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(any, all) of `stripe` over [q0, q1) x [k0, k1), bool (query intervals, key intervals)."""
-    rows, keys = (np.unique(np.concatenate([a, b])) for a, b in ((q0, q1), (k0, k1)))
-    # A summed-area table over the cuts alone: pieces begin and end at few places of a frame.
-    inner = stripe[rows[0] : rows[-1], keys[0] : keys[-1]].view(np.uint8)
-    cells = np.add.reduceat(inner, rows[:-1] - rows[0], 0, dtype=np.int32)
-    cells = np.add.reduceat(cells, keys[:-1] - keys[0], 1)
-    table = np.zeros((len(rows), len(keys)), np.int64)
-    table[1:, 1:] = cells.cumsum(0).cumsum(1)
-    part = table[np.searchsorted(rows, q1)] - table[np.searchsorted(rows, q0)]
-    count = part[:, np.searchsorted(keys, k1)] - part[:, np.searchsorted(keys, k0)]
-    return count > 0, count == (q1 - q0)[:, None] * (k1 - k0)[None]
-
-
-def _joined(pieces: np.ndarray, blocks: np.ndarray, how: np.ufunc) -> np.ndarray:
-    """`how` over the rows of `pieces` that lie in one block; `blocks` (rows,) ascending without gaps."""
-    edges = np.flatnonzero(np.diff(blocks, prepend=-1, append=blocks[-1] + 1))
-    first, last = edges[:-1], edges[1:] - 1
-    result: np.ndarray = pieces[first]
-    for offset in range(1, int((last - first).max()) + 1):  # once, where blocks are no longer than frames
-        how(result, pieces[np.minimum(first + offset, last)], out=result)
-    return result
-
-
-def tile_states(
-    levels: np.ndarray, stripe: np.ndarray, n: int, block: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(any, all) visible for every pair of blocks, bool (query blocks, key blocks); padding beyond the end is not
-    visible. Arguments as in `block_mask`.
-
-    Work is (blocks + frames)^2, never tokens^2: a piece of one frame sees a piece of another fully, or as the stripe
-    mask says for the two places in a frame, or not.
-    """
-    qb, qf, q0, q1 = _fragments(levels.shape[0], n, block[0])
-    kb, kf, k0, k1 = _fragments(levels.shape[1], n, block[1])
-    table = levels[qf][:, kf]
-    some = table == FULL
-    every = some
-    near = table == STRIPE
-    if near.any():
-        q0, q1, rows = _intervals(q0, q1, n)
-        k0, k1, keys = _intervals(k0, k1, n)
-        touched, covered = _stripe_states(stripe, q0, q1, k0, k1)
-        some, every = some | (near & touched[rows][:, keys]), some | (near & covered[rows][:, keys])
-    some = _joined(_joined(some, qb, np.logical_or).T, kb, np.logical_or).T
-    every = _joined(_joined(every, qb, np.logical_and).T, kb, np.logical_and).T
-    if levels.shape[0] * n % block[0]:
-        every[-1] = False
-    if levels.shape[1] * n % block[1]:
-        every[:, -1] = False
-    return some, every
-
-
-def _ordered(blocks: np.ndarray, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    """FlexAttention's form of a bool table: (count per row, column indices with the True ones first), int32."""
-    columns = np.broadcast_to(np.arange(blocks.shape[1], dtype=np.int32), blocks.shape)
-    count = blocks.sum(1, dtype=np.int32)
-    index = np.empty(blocks.shape, np.int32)
-    first = columns < count[:, None]
-    index[first] = columns[blocks]  # row by row on both sides
-    index[~first] = columns[~blocks]
-    return torch.from_numpy(count)[None, None].to(device), torch.from_numpy(index)[None, None].to(device)
-
-
-def block_mask(
-    levels: np.ndarray,
-    stripe: np.ndarray,
-    n: int,
-    device: torch.device | str = "cpu",
-    block: Block = BLOCK,
-    stripe_table: torch.Tensor | None = None,
-) -> BlockMask:
-    """BlockMask of frame-level visibility, built without looking at pairs of tokens.
-
-    Args:
-        levels: int8 (query frames, key frames). stripe: bool (n, n), what STRIPE lets a token see. n: tokens a frame.
-        block: tokens of a query and of a key block, or one number for both. stripe_table: `stripe` on the device, where
-            several masks share one.
-
-    Returns: the same blocks as `create_block_mask` on the token-level mask function.
-    """
-    size = (block, block) if isinstance(block, int) else block
-    some, every = tile_states(levels, stripe, n, size)
-    partial = some & ~every
-    kv_count, kv_index = _ordered(partial, device)
-    full_kv_count, full_kv_index = _ordered(every, device)
-    q_count, q_index = _ordered(partial.T, device)
-    full_q_count, full_q_index = _ordered(every.T, device)
-    level_table = torch.from_numpy(levels.astype(np.int8)).to(device)
-    striped = bool((levels == STRIPE).any())
-    near = stripe_table
-    if near is None:
-        near = torch.from_numpy(np.ascontiguousarray(stripe)).to(device) if striped else level_table
-
-    def visible(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return level_table[q // n, k // n] == FULL
-
-    def visible_striped(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        level = level_table[q // n, k // n]
-        return (level == FULL) | ((level == STRIPE) & near[q % n, k % n])
-
-    return BlockMask(
-        seq_lengths=(levels.shape[0] * n, levels.shape[1] * n),
-        kv_num_blocks=kv_count,
-        kv_indices=kv_index,
-        full_kv_num_blocks=full_kv_count,
-        full_kv_indices=full_kv_index,
-        q_num_blocks=q_count,
-        q_indices=q_index,
-        full_q_num_blocks=full_q_count,
-        full_q_indices=full_q_index,
-        BLOCK_SIZE=size,
-        mask_mod=visible_striped if striped else visible,
-    )
-
 
 ScoreMod = Callable[..., torch.Tensor]
 
@@ -265,25 +130,60 @@ def flex(
     """
     if q.device.type == "cuda" and q.shape[-1] < 16:
         raise ValueError(f"flex: expected head_dim >= 16 on CUDA, found {q.shape[-1]}; use attention='tiles'")
-    grid = spec.grid
     scale = (1 / math.sqrt(q.shape[-1]) if scale is None else scale) * spec.strategy.temperature
+    valid = valid_keys(key_mask, q.shape[0], spec.grid)
+    heads = q.shape[1]
+    size = group_of(spec, heads, q.dtype)
+    if size == heads:
+        return _heads(q, k, v, spec, slice(0, heads), scale, valid, block)
+    result = q.new_empty(q.shape)
+    for first in range(0, heads, size):
+        group = slice(first, min(first + size, heads))
+        result[:, group] = _heads(q[:, group], k[:, group], v[:, group], spec, group, scale, valid, block)
+    return result
+
+
+def group_of(spec: AttentionSpec, heads: int, dtype: torch.dtype) -> int:
+    """How many heads run at a time, such that memory beyond q, k, v (the output included) stays below twice theirs."""
+    columns, bands = _cuts.get(spec, lambda: _cut(spec))
+    wide = 4 / dtype.itemsize  # a float32 copy, in tensors of q's size
+    turning = 2.5 * wide * 2 * len(spec.rope.first) / spec.rope.head_dim  # temporaries of `rotate`
+    parts = 2.0 + (3 if spec.frequency_change() is not None else 0)  # rows, keys; q, k as if built otherwise, a copy
+    if len(bands) == 1 and not columns and not spec.grid.text:
+        return heads_at_a_time(heads, parts + 1 + max(1.0, turning))  # v, and the output or what turns the keys
+    merging = 1 + (wide if wide > 1 else 0)  # a band's output, and the same in float32
+    return heads_at_a_time(heads, parts + 1 + wide + max(merging, turning))  # v and the running sum
+
+
+def _heads(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: AttentionSpec,
+    group: slice,
+    scale: float,
+    valid: torch.Tensor | None,
+    block: Block,
+) -> torch.Tensor:
+    """`flex` of the heads in `group`, which q, k and v hold. scale: temperature included. valid: text keys that count,
+    bool (batch, text)."""
+    grid = spec.grid
     (qf, q_text), (kf, k_text), (vf, v_text) = (split(x, grid) for x in (q, k, v))
-    change = spec.frequency_change()
+    rope, change = spec.effective_rope.of_heads(group), spec.frequency_change()
     if change is not None:
         index = np.arange(grid.frames, dtype=np.float64)
-        qf, kf = _turn(qf, index, change), _turn(kf, index, change)
+        qf, kf = _turn(qf, index, change.of_heads(group)), _turn(kf, index, change.of_heads(group))
     columns, bands = _cuts.get(spec, lambda: _cut(spec))
     if len(bands) == 1 and not columns and not grid.text:
-        return _single(qf, kf, vf, spec, bands[0], scale, block)
-    total, norm = _merged(qf, kf, vf, spec, bands, scale, block)
-    rope, turn = spec.effective_rope, spec.text_turn()
+        return _single(qf, kf, vf, spec, rope, bands[0], scale, block)
+    total, norm = _merged(qf, kf, vf, spec, rope, bands, scale, block)
+    turn = spec.text_turn()
     for column in columns:
         rows, keys, values = _turn(qf, column.turn, rope), kf[:, :, column.frames], vf[:, :, column.frames]
         out, lse = attend(rows.flatten(2, 3), keys.flatten(2, 3), values.flatten(2, 3), None, scale)
         merge(total, norm, out.unflatten(2, total.shape[2:4]), lse.float().unflatten(2, total.shape[2:4]))
     if not grid.text:
         return total.flatten(2, 3).to(q.dtype)
-    valid = valid_keys(key_mask, q.shape[0], grid)
     bias = None
     if valid is not None:
         bias = torch.zeros(valid.shape, dtype=q.dtype, device=q.device).masked_fill_(~valid, float("-inf"))[
@@ -314,12 +214,12 @@ def _single(
     kf: torch.Tensor,
     vf: torch.Tensor,
     spec: AttentionSpec,
+    rope: RopeLayout,
     band: SpecBand,
     scale: float,
     block: Block,
 ) -> torch.Tensor:
     """One band is one call, with nothing to merge."""
-    rope = spec.effective_rope
     with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True):
         rows = _turn(qf[:, :, band.rows], band.query_turn, rope).flatten(2, 3).contiguous()
         keys = _turn(kf, band.key_turn, rope).flatten(2, 3).contiguous()
@@ -333,12 +233,13 @@ def _merged(
     kf: torch.Tensor,
     vf: torch.Tensor,
     spec: AttentionSpec,
+    rope: RopeLayout,
     bands: list[SpecBand],
     scale: float,
     block: Block,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Bands one after the other, merged by log-sum-exp: float32 output and log-sum-exp by frame and token."""
-    n, rope = spec.grid.tokens, spec.effective_rope
+    n = spec.grid.tokens
     compiled = qf.device.type != "cpu"
     if not compiled:
         _say_uncompiled(spec.strategy.name)
@@ -361,7 +262,8 @@ def _merged(
             out, lse = out.unflatten(2, (count, n)).float(), lse.unflatten(2, (count, n)).float()
             seen = torch.from_numpy((band.levels != NONE).any(1)).to(qf.device)[:, None]
             lse = torch.where(seen, lse, float("-inf"))
-            merge(total[:, :, band.rows], norm[:, :, band.rows], torch.nan_to_num(out), lse)
+            merge(total[:, :, band.rows], norm[:, :, band.rows], out.nan_to_num_(), lse)
+            del rows, keys, out  # before the next band's are made
     return total, norm
 
 

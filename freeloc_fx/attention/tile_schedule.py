@@ -18,6 +18,7 @@ from ..meta import TokenGrid
 from ..positions import Identity
 from ..visibility import FULL, NONE, STRIPE
 from .bands import SpecBand, spec_bands
+from .heads import heads_at_a_time
 from .schedule import Family, decompose
 from .spec import AttentionSpec
 
@@ -93,20 +94,23 @@ class Walk:
 
 @dataclass(frozen=True)
 class Schedule:
-    """group: heads that run at a time."""
+    """group: heads that run at a time. parts: memory of one beside the output, in tensors of its q's size; a bound."""
 
     heads: int
     head_dim: int
     group: int
+    parts: float
     walk: Walk | None
     columns: list[Column]
     bands: list[BandSchedule]
     chunks: list[Chunk]
 
 
-def make_schedule(spec: AttentionSpec, heads: int, dim: int) -> Schedule:
-    """The schedule of one spec for q of (batch, heads, tokens, dim)."""
+def make_schedule(spec: AttentionSpec, heads: int, dim: int, item: int = 4) -> Schedule:
+    """The schedule of one spec for q of (batch, heads, tokens, dim), `item` bytes a number."""
     strategy, grid = spec.strategy, spec.grid
+    wide = 4 / item  # a float32 copy, in tensors of q's size
+    rebased = 2 if spec.frequency_change() is not None else 0  # q and k as if the model had been built otherwise
     levels = strategy.visibility.levels(grid.frames).copy()
     mapped = not isinstance(strategy.positions, Identity)
     if strategy.decay is not None or (mapped and (levels == FULL).all()):
@@ -114,12 +118,14 @@ def make_schedule(spec: AttentionSpec, heads: int, dim: int) -> Schedule:
         # Beside q, k, v: the turned copies, v, the output and, with text, the running sum and a part of it.
         # The copies' temporal channels are turned through temporaries the first time.
         turned = -(-copies * 2 * len(spec.rope.first) // spec.rope.head_dim)
-        parts = copies + turned + 1 + (4 if grid.text else 0) + (8 if strategy.decay is not None else 0)
-        return Schedule(heads, dim, _group(heads, parts), _walk(spec, copies), [], [], [])
+        parts = wide * (copies + turned + 1 + (4 if grid.text else 0) + (8 if strategy.decay is not None else 0))
+        parts += rebased
+        return Schedule(heads, dim, heads_at_a_time(heads, parts), parts, _walk(spec, copies), [], [], [])
     columns = [] if (levels == FULL).all() else take_columns(spec, levels)
     bands = spec_bands(spec, levels)
     chunks = _chunks(spec) if any((band.levels == STRIPE).any() for band in bands) else []
-    group = _group(heads, 7 if mapped else 5)
+    parts = (7 if mapped else 5) + 3 * (wide - 1) + rebased  # three of them are float32 in any case
+    group = heads_at_a_time(heads, parts)
     cell = 2.0 * group * dim  # multiply-adds of one token pair
     full = _CALL / (cell * grid.tokens**2)
     pairs = float(np.mean([(c.q1 - c.q0) * (c.k1 - c.k0) for c in chunks])) if chunks else 1.0
@@ -132,12 +138,7 @@ def make_schedule(spec: AttentionSpec, heads: int, dim: int) -> Schedule:
         )
         for band in bands
     ]
-    return Schedule(heads, dim, group, None, columns, made, chunks)
-
-
-def _group(heads: int, parts: int) -> int:
-    """Heads at a time such that `parts` tensors of a group's size and the output fit in twice q, k and v."""
-    return max(1, min(heads, 5 * heads // parts))
+    return Schedule(heads, dim, group, parts, None, columns, made, chunks)
 
 
 def take_columns(spec: AttentionSpec, levels: np.ndarray) -> list[Column]:
