@@ -120,8 +120,8 @@ def flex(spec: AttentionSpec, heads: int, dim: int) -> Cost:
     total = 0 if single else 4 * video
     group = group_of(spec, heads, torch.bfloat16)
     cost.memory = group * dim * (peak + ITEM * video + total)
-    cost.calls *= -(-heads // group)
     _text(cost, spec, heads, dim)
+    cost.calls *= -(-heads // group)
     return cost
 
 
