@@ -75,6 +75,24 @@ def scores(model: str) -> str:
     return _lines([model, *LENGTHS, "motion at 10x", "loop (video) at 10x", "seconds at 10x"], rows)
 
 
+def held_out() -> str:
+    """Scores at 10x beside the untouched model's short clips, on clips that no setting was chosen on."""
+    rows = []
+    for model in SHOWN:
+        found = _results(f"held-out-{model}/tables.json")
+        means = {(e["contestant"], e["frames"]): e for e in found["summary"]}
+        short = means["direct", found["short"]]
+        for name in dict.fromkeys(e["contestant"] for e in found["summary"] if e["frames"] == LENGTHS["10x"]):
+            ten = means[name, LENGTHS["10x"]]
+            mean, low, high = ten["means"]["composite"]
+            assert ten["clips"] == short["clips"], "another number of clips than short ones"
+            of_short = [f"{ten['means'][c][0] / short['means'][c][0]:.2f}" for c in ("sharpness", "identity", "motion")]
+            label = "**FreeLOC** (the profile)" if name == "profile" else name
+            rows.append([model, label, str(ten["clips"]), f"{mean:.2f} [{low:.2f}, {high:.2f}]", *of_short])
+    of_short = ["sharpness of short", "identity of short", "motion of short"]
+    return _lines(["other clips, 10x", "strategy", "clips", "composite", *of_short], rows)
+
+
 def attention() -> str:
     """What long attention in tiles takes beside dense SDPA, and beside its share of the pairs."""
     found = {
@@ -114,6 +132,7 @@ def arithmetic() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "| tiny-wan | 2x |": lambda: scores("tiny-wan"),
     "| tiny-joint | 2x |": lambda: scores("tiny-joint"),
+    "| other clips, 10x |": held_out,
     "| tokens a frame | length |": attention,
     "| one layer of |": arithmetic,
 }

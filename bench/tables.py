@@ -5,6 +5,7 @@
     python bench/tables.py --model tiny-wan & python bench/tables.py --model tiny-wan & wait    # two processes share it
     python bench/tables.py --model tiny-wan --report                        # no generation: what the journal holds
     python bench/tables.py --model tiny-wan --published     # on another machine: go on from what results/ holds
+    python bench/tables.py --model tiny-joint --groups text --only profile,vrpr+tsa+hold --output held-out
 
 Groups: main, peers, ablation, temperature, positions, text (`contestants.py`). Each finished video is one line of a
 journal, so a run that was killed goes on where it stopped, and the same seeds give the same figures. A clip is a seed,
@@ -181,10 +182,18 @@ def _plain(value: float) -> float | None:
 
 
 def jobs_of(
-    known: dict[str, list[Contestant]], groups: Sequence[str], frames: Iterable[int], seeds: Sequence[int], short: int
+    known: dict[str, list[Contestant]],
+    groups: Sequence[str],
+    frames: Iterable[int],
+    seeds: Sequence[int],
+    short: int,
+    only: Sequence[str] | None = None,
 ) -> list[Job]:
-    """In the order in which they are done: by length, contestant, seed, so that one capture serves all seeds."""
-    names = list(dict.fromkeys(n for group in groups for n in GROUPS[group]))
+    """In the order in which they are done: by length, contestant, seed, so that one capture serves all seeds.
+
+    only: of the groups' contestants; at the trained length the untouched model makes its clips in any case.
+    """
+    names = [n for n in dict.fromkeys(n for group in groups for n in GROUPS[group]) if only is None or n in only]
     jobs = []
     for length in sorted(frames):
         if length <= short:  # within the trained length every strategy is the untouched model
@@ -325,6 +334,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny-wan", help="tiny-wan, tiny-joint or a folder")
     parser.add_argument("--profile", help="a probed profile, by name or path; default the model's shipped one")
     parser.add_argument("--groups", default=",".join(GROUPS), help="of contestants")
+    parser.add_argument("--only", help="contestants of the groups; default all")
     parser.add_argument("--frames", type=numbers, default=[81, 161, 321, 801, 1281])
     parser.add_argument("--seeds", type=numbers, default=[0, 1, 2, 3, 4], help="clips; fewer than 5 decide no claim")
     parser.add_argument("--draws", type=int, default=3, help="of the random assignment")
@@ -341,11 +351,15 @@ def main() -> None:
     groups = args.groups.split(",")
     if unknown := [g for g in groups if g not in GROUPS]:
         raise SystemExit(f"--groups: expected some of {', '.join(GROUPS)}, found {', '.join(unknown)}")
+    named = {n for g in groups for n in GROUPS[g]}
+    only = args.only.split(",") if args.only else None
+    if unknown := [n for n in only or () if n not in named]:
+        raise SystemExit(f"--only: expected some of {', '.join(sorted(named))}, found {', '.join(unknown)}")
     name = Path(args.model).name
     folder = args.output or RESULTS / f"tables-{name}"
     studio = Pipeline(args.model, args.profile, args.device, args.backend)
     known, absent = contestants(studio.profile, studio.layers, args.draws, text=bool(studio.site.grid.text))
-    jobs = jobs_of(known, groups, args.frames, args.seeds, studio.short)
+    jobs = jobs_of(known, groups, args.frames, args.seeds, studio.short, only)
     run = Run(
         Journal(args.work / f"{name}.jsonl"), name, studio.weights, studio.short, jobs, args.steps, args.guidance
     )  # fmt: skip
@@ -359,7 +373,6 @@ def main() -> None:
         busy = run.work(studio, folder / "videos" if kept else None, kept)
         if busy:
             print(f"{busy} videos are being made by other processes; --report when they have ended")
-    named = {n for g in groups for n in GROUPS[g]}
     layer = "split" if "split" in known else "profile" if "random" in known else None
     results = run.results(layer, {n: why for n, why in absent.items() if n in named}, groups)
     if not results.rows:

@@ -305,6 +305,23 @@ def test_within_the_trained_length_there_is_one_contestant() -> None:
     assert len(set(keys)) == len(keys)  # a contestant of two groups is filmed once
 
 
+def test_only_some_contestants_of_the_groups() -> None:
+    known, _ = people.contestants(PROFILE, 10, 2)
+    jobs = tables.jobs_of(known, ["main", "ablation"], [321, 81], [5, 6], 81, ["profile", "tsa"])
+    assert {j.contestant.name for j in jobs if j.frames == 321} == {"profile", "tsa"}
+    assert {j.contestant.name for j in jobs if j.frames == 81} == {"reconstruction", "direct"}
+
+
+@pytest.mark.parametrize(("option", "value"), [("--only", "profile,hold"), ("--groups", "main,all")])
+def test_unknown_groups_and_contestants_fail_before_the_model_is_loaded(
+    option: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tables.py", option, value])
+    monkeypatch.setattr(tables, "Pipeline", None)
+    with pytest.raises(SystemExit, match=f"{option}: expected some of .*, found {value.split(',')[1]}"):
+        tables.main()
+
+
 # Noise, measurements
 
 
