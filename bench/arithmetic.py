@@ -43,7 +43,7 @@ import torch
 from common import RESULTS, save
 
 from freeloc_fx.attention.bands import spec_bands
-from freeloc_fx.attention.flex import group_of
+from freeloc_fx.attention.flex import group_size
 from freeloc_fx.attention.spans import ROWS, make_spans
 from freeloc_fx.attention.spec import AttentionSpec
 from freeloc_fx.attention.tile_schedule import Schedule, make_schedule
@@ -118,7 +118,7 @@ def flex(spec: AttentionSpec, heads: int, dim: int) -> Cost:
             work += (ITEM + 4) * rows
         peak = max(peak, float(work))
     total = 0 if single else 4 * video
-    group = group_of(spec, heads, torch.bfloat16)
+    group = group_size(spec, heads, torch.bfloat16)
     cost.memory = group * dim * (peak + ITEM * video + total)
     _text(cost, spec, heads, dim)
     cost.calls *= -(-heads // group)

@@ -23,26 +23,26 @@ FEWEST = 3
 USUAL = 5
 """Clips of a row; fewer stand in brackets."""
 
-SHOWN: dict[str, dict[str, str]] = {
-    "tiny-wan": {
-        "vrpr": "", "tsa": "", "profile": "**FreeLOC** (vrpr+tsa, the profile)", "vrpr+temp": "", "window": "",
-        "context-windows": "", "freenoise": "", "freelong": "", "freelong++": "", "group": "", "clip": "",
-        "anchors": "", "ultravico": "", "ntk": "", "yarn": "", "riflex": "", "pi": "", "longdiff": "",
-    },
-    "tiny-joint": {
-        "vrpr": "", "tsa": "", "vrpr+tsa": "", "squeeze": "", "vrpr+squeeze": "",
-        "profile": "**FreeLOC** (vrpr+tsa+squeeze, the profile)", "tsa+squeeze": "", "window+squeeze": "",
-        "vrpr+tsa+hold": "", "window": "", "freenoise": "", "context-windows": "", "freelong": "", "freelong++": "",
-        "anchors": "", "group": "", "clip": "", "ultravico": "", "ntk": "", "yarn": "", "riflex": "", "pi": "",
-        "longdiff": "",
-    },
+SHOWN = {
+    "tiny-wan": (
+        "direct", "vrpr", "tsa", "profile", "vrpr+temp", "window", "context-windows", "freenoise", "freelong",
+        "freelong++", "group", "clip", "anchors", "ultravico", "ntk", "yarn", "riflex", "pi", "longdiff",
+    ),
+    "tiny-joint": (
+        "direct", "vrpr", "tsa", "vrpr+tsa", "squeeze", "vrpr+squeeze", "profile", "tsa+squeeze", "window+squeeze",
+        "vrpr+tsa+hold", "window", "freenoise", "context-windows", "freelong", "freelong++", "anchors", "group", "clip",
+        "ultravico", "ntk", "yarn", "riflex", "pi", "longdiff",
+    ),
 }  # fmt: skip
-"""Contestants of a model's table in its order, after direct, and what they are called there if not by their name."""
+"""Contestants of a model's table, in its order."""
+PROFILES = {"tiny-wan": "vrpr+tsa", "tiny-joint": "vrpr+tsa+squeeze"}
+"""What a model's profile is, beside its name in the table."""
 
 
 def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    body = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
-    return "\n".join([body[0], "|" + "---|" * len(head), *body[1:]]).replace("|  |", "| |").replace("|  |", "| |")
+    """A Markdown table."""
+    head_line, *body = ("|" + "|".join(f" {c} " if c else " " for c in cells) + "|" for cells in (head, *rows))
+    return "\n".join([head_line, "|" + "---|" * len(head), *body])
 
 
 def _results(name: str) -> Any:
@@ -68,10 +68,11 @@ def scores(model: str) -> str:
         return "" if mean is None else f"{mean:.{digits}f}"
 
     rows = []
-    for name, label in {"direct": "", **SHOWN[model]}.items():
+    for name in SHOWN[model]:
         ten = entry(name, "10x")
         cells = [single(ten, "motion", 2), single(ten, "recurrence", 2), single(ten, "seconds", 0)]
-        rows.append([label or name, *(composite(entry(name, length)) for length in LENGTHS), *cells])
+        label = f"**FreeLOC** ({PROFILES[model]}, the profile)" if name == "profile" else name
+        rows.append([label, *(composite(entry(name, length)) for length in LENGTHS), *cells])
     return _lines([model, *LENGTHS, "motion at 10x", "loop (video) at 10x", "seconds at 10x"], rows)
 
 
@@ -86,9 +87,9 @@ def held_out() -> str:
             ten = means[name, LENGTHS["10x"]]
             mean, low, high = ten["means"]["composite"]
             assert ten["clips"] == short["clips"], "another number of clips than short ones"
-            of_short = [f"{ten['means'][c][0] / short['means'][c][0]:.2f}" for c in ("sharpness", "identity", "motion")]
+            shares = [f"{ten['means'][c][0] / short['means'][c][0]:.2f}" for c in ("sharpness", "identity", "motion")]
             label = "**FreeLOC** (the profile)" if name == "profile" else name
-            rows.append([model, label, str(ten["clips"]), f"{mean:.2f} [{low:.2f}, {high:.2f}]", *of_short])
+            rows.append([model, label, str(ten["clips"]), f"{mean:.2f} [{low:.2f}, {high:.2f}]", *shares])
     of_short = ["sharpness of short", "identity of short", "motion of short"]
     return _lines(["other clips, 10x", "strategy", "clips", "composite", *of_short], rows)
 
@@ -125,8 +126,8 @@ def arithmetic() -> str:
         cells = [f"{r['flops_of_dense']:.2f}" for r in ways.values()]
         cells += [f"{r['working_memory_bytes'] / 1e9:.1f}" for r in ways.values()]
         rows.append([f"{model}, {16 * width}x{16 * height}, {extension}x", *cells])
-    ways = ["tiles", "official"]
-    return _lines(["one layer of", "FLOPs of dense: flex", *ways, "working GB: flex", *ways], rows)
+    others = ["tiles", "official"]
+    return _lines(["one layer of", "FLOPs of dense: flex", *others, "working GB: flex", *others], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -146,8 +147,8 @@ def renewed(text: str) -> str:
         ValueError: a table is not there exactly once.
     """
     for head, make in TABLES.items():
-        if text.count("\n" + head) != 1:
-            raise ValueError(f"README: expected one table that begins with {head!r}, found {text.count(head)}")
+        if (found := text.count("\n" + head)) != 1:
+            raise ValueError(f"README: expected one table that begins with {head!r}, found {found}")
         start = text.index("\n" + head) + 1
         text = text[:start] + make() + text[text.index("\n\n", start) :]
     return text

@@ -47,7 +47,7 @@ class RopeLayout:
         return "half" if len(steps) == 1 else "custom"
 
     def of_heads(self, group: slice) -> RopeLayout:
-        """The layout of some of the heads."""
+        """The layout of the heads in `group`, which then are 0, 1, ..."""
         return replace(self, omega=self.omega[group]) if len(self.omega) > 1 else self
 
 

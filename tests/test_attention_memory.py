@@ -15,7 +15,7 @@ from test_attention import distance
 from freeloc_fx.attention import calls as calls_module
 from freeloc_fx.attention import flex as flex_module
 from freeloc_fx.attention.calls import calls
-from freeloc_fx.attention.flex import flex, group_of
+from freeloc_fx.attention.flex import flex, group_size
 from freeloc_fx.attention.heads import heads_at_a_time
 from freeloc_fx.attention.reference import reference
 from freeloc_fx.attention.spec import AttentionSpec
@@ -65,9 +65,9 @@ def test_heads_in_groups_change_nothing(way: str, name: str, text: int, monkeypa
     sizes: list[int] = []
     if way == "flex":
         call = flex
-        monkeypatch.setattr(flex_module, "group_of", lambda *_: 2)
-        inner: Any = flex_module._heads
-        monkeypatch.setattr(flex_module, "_heads", lambda *a: (sizes.append(a[0].shape[1]), inner(*a))[1])
+        monkeypatch.setattr(flex_module, "group_size", lambda *_: 2)
+        inner: Any = flex_module._group
+        monkeypatch.setattr(flex_module, "_group", lambda *a: (sizes.append(a[0].shape[1]), inner(*a))[1])
         # one band alone compiles, once a size; how it is run is not what is asked here
         monkeypatch.setattr(flex_module, "_compile", lambda lse: flex_module._call_lse if lse else flex_module._call)
     else:
@@ -117,7 +117,7 @@ def test_less_than_twice_q_k_and_v(
 
 def test_wan_in_bfloat16_runs_in_two_groups_and_in_one_where_nothing_merges() -> None:
     def size(name: str, dtype: torch.dtype, heads: int = 12) -> int:
-        return group_of(make_spec(name, 2, 4, 4, 128), heads, dtype)
+        return group_size(make_spec(name, 2, 4, 4, 128), heads, dtype)
 
     assert size("vrpr+tsa", torch.bfloat16) == 6 and size("vrpr+tsa", torch.bfloat16, 40) == 20
     assert size("vrpr+tsa", torch.float32) == 12

@@ -29,7 +29,7 @@ from .spec import AttentionSpec, Cache
 from .text import split, valid_keys
 from .tile_schedule import Column, take_columns
 
-__all__ = ["flex", "group_of"]
+__all__ = ["flex", "group_size"]
 
 log = logging.getLogger("freeloc_fx.attention")
 
@@ -133,29 +133,30 @@ def flex(
     scale = (1 / math.sqrt(q.shape[-1]) if scale is None else scale) * spec.strategy.temperature
     valid = valid_keys(key_mask, q.shape[0], spec.grid)
     heads = q.shape[1]
-    size = group_of(spec, heads, q.dtype)
-    if size == heads:
-        return _heads(q, k, v, spec, slice(0, heads), scale, valid, block)
+    size = group_size(spec, heads, q.dtype)
+    if size == heads:  # its output is the output, without another copy
+        return _group(q, k, v, spec, slice(0, heads), scale, valid, block)
     result = q.new_empty(q.shape)
     for first in range(0, heads, size):
         group = slice(first, min(first + size, heads))
-        result[:, group] = _heads(q[:, group], k[:, group], v[:, group], spec, group, scale, valid, block)
+        result[:, group] = _group(q[:, group], k[:, group], v[:, group], spec, group, scale, valid, block)
     return result
 
 
-def group_of(spec: AttentionSpec, heads: int, dtype: torch.dtype) -> int:
-    """How many heads run at a time, such that memory beyond q, k, v (the output included) stays below twice theirs."""
-    columns, bands = _cuts.get(spec, lambda: _cut(spec))
+def group_size(spec: AttentionSpec, heads: int, dtype: torch.dtype) -> int:
+    """How many of `heads` heads run at a time, such that memory beyond q, k, v of `dtype` (the output included) stays
+    below twice theirs."""
+    cut = _cuts.get(spec, lambda: _cut(spec))
     wide = 4 / dtype.itemsize  # a float32 copy, in tensors of q's size
     turning = 2.5 * wide * 2 * len(spec.rope.first) / spec.rope.head_dim  # temporaries of `rotate`
     parts = 2.0 + (3 if spec.frequency_change() is not None else 0)  # rows, keys; q, k as if built otherwise, a copy
-    if len(bands) == 1 and not columns and not spec.grid.text:
+    if _is_single(cut, spec):
         return heads_at_a_time(heads, parts + 1 + max(1.0, turning))  # v, and the output or what turns the keys
     merging = 1 + (wide if wide > 1 else 0)  # a band's output, and the same in float32
     return heads_at_a_time(heads, parts + 1 + wide + max(merging, turning))  # v and the running sum
 
 
-def _heads(
+def _group(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -173,8 +174,8 @@ def _heads(
     if change is not None:
         index = np.arange(grid.frames, dtype=np.float64)
         qf, kf = _turn(qf, index, change.of_heads(group)), _turn(kf, index, change.of_heads(group))
-    columns, bands = _cuts.get(spec, lambda: _cut(spec))
-    if len(bands) == 1 and not columns and not grid.text:
+    columns, bands = cut = _cuts.get(spec, lambda: _cut(spec))
+    if _is_single(cut, spec):
         return _single(qf, kf, vf, spec, rope, bands[0], scale, block)
     total, norm = _merged(qf, kf, vf, spec, rope, bands, scale, block)
     turn = spec.text_turn()
@@ -207,6 +208,12 @@ def _cut(spec: AttentionSpec) -> tuple[list[Column], list[SpecBand]]:
     alone = mapped and spec.strategy.decay is None and not (levels == FULL).all()
     columns = take_columns(spec, levels) if alone else []
     return columns, spec_bands(spec, levels)
+
+
+def _is_single(cut: tuple[list[Column], list[SpecBand]], spec: AttentionSpec) -> bool:
+    """Whether one call is all, so that nothing merges."""
+    columns, bands = cut
+    return len(bands) == 1 and not columns and not spec.grid.text
 
 
 def _single(

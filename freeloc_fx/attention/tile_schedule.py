@@ -106,7 +106,7 @@ class Schedule:
     chunks: list[Chunk]
 
 
-def make_schedule(spec: AttentionSpec, heads: int, dim: int, item: int = 4) -> Schedule:
+def make_schedule(spec: AttentionSpec, heads: int, dim: int, item: int) -> Schedule:
     """The schedule of one spec for q of (batch, heads, tokens, dim), `item` bytes a number."""
     strategy, grid = spec.strategy, spec.grid
     wide = 4 / item  # a float32 copy, in tensors of q's size
