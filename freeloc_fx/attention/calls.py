@@ -9,6 +9,8 @@ merge by float32 log-sum-exp.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -72,15 +74,16 @@ class _Sample:
         group: slice,
     ) -> None:
         self.spec, self.plan, self.scale, self.grid = spec, plan, scale, spec.grid
-        self.turner = _turner(spec.rope.of_heads(group), q.device)
+        self.turner = _turner(spec, spec.rope.of_heads(group), q.device)
         self.q, self.q_text = split(q, self.grid)
         self.k, self.k_text = split(k, self.grid)
         self.v, self.v_text = split(v, self.grid)
         change = spec.frequency_change()
         if change is not None:  # as if the model had been built with the strategy's frequencies
-            turn, rebase = np.arange(self.grid.frames, dtype=np.float64), _turner(change.of_heads(group), q.device)
+            turn = np.arange(self.grid.frames, dtype=np.float64)
+            rebase = _turner(spec, change.of_heads(group), q.device)
             self.q, self.k = (rebase(x, turn, _copy(x)) for x in (self.q, self.k))
-            self.turner = _turner(spec.effective_rope.of_heads(group), q.device)
+            self.turner = _turner(spec, spec.effective_rope.of_heads(group), q.device)
 
     def run(self, result: torch.Tensor, valid: torch.Tensor | None) -> None:
         """Write the output (heads, tokens, head_dim) into `result`."""
@@ -146,9 +149,8 @@ class _Sample:
             if step.decay is None:
                 out, lse = attend(rows.transpose(0, 1), turned, weights, None, self.scale)
             else:
-                out, lse = _decayed(
-                    rows.transpose(0, 1), turned, weights, step.decay, step.hidden(self.grid), self.scale
-                )
+                hidden = None if step.levels is None else partial(step.hidden, self.grid)
+                out, lse = _decayed(rows.transpose(0, 1), turned, weights, step.decay, hidden, self.scale)
             if video is not None:
                 video[:, frames] = out.transpose(0, 1)
             else:
@@ -170,7 +172,7 @@ class _Sample:
         q = self.q[:, :, tokens]
         v = self.v[:, :, chunk.k0 : chunk.k1].contiguous()
         turned = TurnedKeys(self.k[:, :, chunk.k0 : chunk.k1].contiguous(), self.turner)
-        for number, item in enumerate(self.plan.bands):
+        for item in self.plan.bands:
             families = item.full if kind == "full" else item.stripe
             if not families:
                 continue
@@ -179,33 +181,39 @@ class _Sample:
             if band.query_turn is not None:
                 rows = self.turner(rows, band.query_turn, _copy(rows))
             keys = turned.to(_turn_of(band, self.grid))[0]
-            for index, family in enumerate(families):
-                mask = self._mask((number, kind, index), family, chunk)
+            for family in families:
+                mask = self._mask(family, chunk)
                 out, lse = attend(_family_rows(rows, family), _family_keys(keys, family), _family_keys(v, family), mask,
                                   self.scale)  # fmt: skip
                 first = band.rows.start + family.row * band.rows.step
                 step = band.rows.step
                 total.strided(out, lse, first, step, family.rows, family.row_step * step, tokens)
 
-    def _mask(self, place: tuple[int, str, int], family: Family, chunk: Chunk) -> torch.Tensor | None:
+    def _mask(self, family: Family, chunk: Chunk) -> torch.Tensor | None:
         """Mask (1, 1, rows * tokens, keys * tokens) of a ragged family or a stripe's chunk; None for neither."""
         if family.mask is None and chunk.mask is None:
             return None
-
-        def build() -> torch.Tensor:
-            frames = np.ones((family.rows, family.keys), bool) if family.mask is None else family.mask
-            shape = (chunk.q1 - chunk.q0, chunk.k1 - chunk.k0)
-            tokens = np.ones(shape, bool) if chunk.mask is None else chunk.mask
-            visible = torch.from_numpy(np.kron(frames, tokens)).to(self.q.device)
-            mask = torch.zeros(visible.shape, dtype=self.q.dtype, device=self.q.device)
-            return mask.masked_fill_(~visible, float("-inf"))[None, None]
-
-        key = (self.spec, self.plan.heads, self.plan.head_dim, *place, self.q.dtype, self.q.device)
-        return _masks.get(key, build)
+        frames = np.ones((family.rows, family.keys), bool) if family.mask is None else family.mask
+        shape = (chunk.q1 - chunk.q0, chunk.k1 - chunk.k0)
+        tokens = np.ones(shape, bool) if chunk.mask is None else chunk.mask
+        # By content: most chunks of a frame have the same mask, and so have bands and strategies.
+        key = (frames.shape, frames.tobytes(), shape, tokens.tobytes(), self.q.dtype, self.q.device)
+        return _masks.get(key, lambda: _additive(frames, tokens, self.q.dtype, self.q.device))
 
 
-def _turner(layout: RopeLayout, device: torch.device) -> Turner:
-    return _turners.get((layout, device), lambda: Turner(layout, device))
+def _additive(frames: np.ndarray, tokens: np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(1, 1, rows * tokens, keys * tokens): 0 where both frames (rows, keys) and tokens are True, else -inf."""
+    rows, keys = frames.shape
+    mask = torch.full((rows, tokens.shape[0], keys, tokens.shape[1]), float("-inf"), dtype=dtype, device=device)
+    visible = torch.from_numpy(tokens).to(device)
+    for row, key in np.argwhere(frames).tolist():  # in place: a bool of the mask's size would be a quarter more
+        mask[row, :, key].masked_fill_(visible, 0.0)
+    return mask.flatten(2, 3).flatten(0, 1)[None, None]
+
+
+def _turner(spec: AttentionSpec, layout: RopeLayout, device: torch.device) -> Turner:
+    """One for each spec, though layouts are shared: it keeps a table for every turn, so its tables go when it goes."""
+    return _turners.get((spec, layout, device), lambda: Turner(layout, device))
 
 
 def _copy(x: torch.Tensor) -> torch.Tensor:
@@ -235,14 +243,29 @@ def _family_keys(x: torch.Tensor, family: Family) -> torch.Tensor:
 
 
 def _decayed(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: np.ndarray, hidden: torch.Tensor | None, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    decay: np.ndarray,
+    hidden: Callable[[slice], torch.Tensor] | None,
+    scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attend` with explicit scores: positive ones times decay (count, key frames), then those in `hidden` (count,
-    rows, keys) dropped."""
-    scores = (q.float() @ k.float().transpose(-1, -2)) * scale
-    factor = torch.from_numpy(decay).to(q.device, torch.float32).repeat_interleave(k.shape[2] // decay.shape[1], 1)
-    scores = torch.where(scores > 0, scores * factor[:, None, None], scores)
-    if hidden is not None:
-        scores = scores.masked_fill(hidden[:, None].to(q.device), float("-inf"))
-    lse = scores.logsumexp(-1)
-    return ((scores - lse[..., None]).exp() @ v.float()).to(q.dtype), lse
+    """`attend` with explicit scores: positive ones times decay (count, key frames), then those dropped that `hidden`
+    says of some rows (count, rows, keys).
+
+    As many rows at a time as a head has channels, so that their scores are no larger than the keys in float32.
+    """
+    k, v = k.float(), v.float()
+    less = torch.from_numpy(decay - 1).to(q.device, torch.float32)
+    less = less.repeat_interleave(k.shape[2] // decay.shape[1], 1)[:, None, None]
+    out, norm = torch.empty_like(q), torch.empty(q.shape[:3], device=q.device)
+    for first in range(0, q.shape[2], q.shape[3]):
+        rows = slice(first, first + q.shape[3])
+        scores = (q[:, :, rows].float() @ k.transpose(-1, -2)).mul_(scale)
+        scores += scores.clamp_min(0).mul_(less)
+        if hidden is not None:
+            scores.masked_fill_(hidden(rows)[:, None].to(q.device), float("-inf"))
+        lse = scores.logsumexp(-1)
+        out[:, :, rows] = scores.sub_(lse[..., None]).exp_() @ v
+        norm[:, :, rows] = lse
+    return out, norm

@@ -50,6 +50,7 @@ class _LongAttention(ctypes.Structure):
         ("valid", ctypes.c_void_p),
         ("scale", ctypes.c_float),
         ("threads", ctypes.c_int64),
+        ("parallel", ctypes.c_void_p),
         ("scratch", ctypes.c_void_p),
     ]
 
@@ -113,6 +114,20 @@ def load() -> ctypes.CDLL:
     return library
 
 
+@lru_cache(1)
+def _parallel() -> int | None:
+    """Address of GOMP_parallel in the OpenMP that torch runs on, None where it has none under that name (macOS).
+
+    Its threads spin for milliseconds after each of torch's own operators; threads of the kernel's own would have to
+    share the processors with them.
+    """
+    try:
+        found = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # searched in what torch links to
+    except (AttributeError, OSError):
+        return None
+    return ctypes.cast(found, ctypes.c_void_p).value
+
+
 def launch(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -151,6 +166,7 @@ def launch(
         pointer(valid),
         scale * 1.4426950408889634,  # log2(e): the kernel's exponentials are in base 2
         torch.get_num_threads(),
+        _parallel(),
         None,
     )
     run = load().freeloc_long_attention

@@ -15,10 +15,12 @@ from dataclasses import replace
 import torch
 
 from ..errors import CaptureError
+from ..mixture import Mixture
 from . import spec as specs
 from .agree import check_agreement
 from .calls import calls
 from .flex import flex
+from .heads import heads_at_a_time
 from .reference import reference
 from .spec import AttentionSpec
 from .text import video_span
@@ -41,13 +43,36 @@ def run(
     scale: float | None = None,
     key_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One lowering of any strategy; a mixture runs its strategies side by side and combines their video rows.
+    """One lowering of any strategy; a mixture runs its strategies side by side and combines their video rows,
+    for as many heads at a time as keep memory below twice q, k and v.
 
     Arguments and result as in `reference`. Text rows of a mixture come from its first strategy.
     """
     mixture = spec.strategy.mixture
     if mixture is None:
         return LOWERINGS[name](q, k, v, spec, scale, key_mask)
+    batch, heads, tokens, dim = q.shape
+    # Every strategy's output is held until they are combined; one that runs takes up to twice its q, k and v.
+    size = heads_at_a_time(heads, len(mixture.strategies) + 6)
+    result = q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+    for first in range(0, heads, size):
+        group = slice(first, min(first + size, heads))
+        known = replace(spec, rope=spec.rope.of_heads(group))
+        result[:, group] = _mixed(name, q[:, group], k[:, group], v[:, group], known, mixture, scale, key_mask)
+    return result
+
+
+def _mixed(
+    name: str,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: AttentionSpec,
+    mixture: Mixture,
+    scale: float | None,
+    key_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """A mixture on one group of heads."""
     parts = [run(name, q, k, v, replace(spec, strategy=s), scale, key_mask) for s in mixture.strategies]
     grid, span = spec.grid, video_span(spec.grid)
     mixed = mixture.combine([part[:, :, span] for part in parts], grid.frames, grid.height, grid.width).to(q.dtype)

@@ -315,6 +315,10 @@ extern "C" int64_t freeloc_long_attention(const LongAttention* task) try {
       failed = true;
     }
   };
+  if (a.parallel && plan.threads > 1) {
+    a.parallel([](void* each) { (*static_cast<decltype(work)*>(each))(); }, &work, unsigned(plan.threads), 0);
+    return failed ? -1 : 0;
+  }
   std::vector<std::thread> others;
   for (int64_t i = 1; i < plan.threads; ++i) others.emplace_back(work);
   work();

@@ -40,6 +40,7 @@ extern "C" struct LongAttention {
   const uint8_t* valid;   // (batch, tokens), 0 for padded text; null for none
   float scale;            // on q k, times log2(e)
   int64_t threads;
+  void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel of torch's OpenMP; null without
   float* scratch;         // as many floats as `freeloc_long_attention` says when this is null
 };
 

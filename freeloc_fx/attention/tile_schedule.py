@@ -29,6 +29,8 @@ _CALL = 2e6
 core."""
 _WARM = 12
 """Rows that a call waits for: its time grows like (rows + 12) * keys, since thin calls wait for memory."""
+_MASKS = 1 / 4
+"""Masks may take as much memory as this share of q, k and v; where they would take more, no ragged corner is masked."""
 _COLUMNS = 8
 """At most so many key frames seen by everybody are taken out on their own under a position map."""
 
@@ -63,7 +65,8 @@ class Column:
 class Step:
     """Query frames first, first+1, ... with their turns (count,), and the keys' turns (count, frames).
 
-    decay: factor on positive scores (count, frames), None for none. levels: int8 (count, frames), None for all FULL.
+    decay: factor on positive scores (count, frames), None for none. levels: int8 (count, frames), None for all FULL;
+    stripe: bool (tokens, tokens) beside it.
     """
 
     first: int
@@ -73,17 +76,15 @@ class Step:
     levels: np.ndarray | None = None
     stripe: np.ndarray | None = None
 
-    def hidden(self, grid: TokenGrid) -> torch.Tensor | None:
-        """bool (count, tokens, frames * tokens), True where a key is not visible; None where all are."""
-        if self.levels is None:
-            return None
-        assert self.stripe is not None
-        n = grid.tokens
+    def hidden(self, grid: TokenGrid, rows: slice) -> torch.Tensor:
+        """bool (count, rows, frames * tokens), True where a key is not visible to these tokens of a query frame.
+
+        Only of a step that has levels.
+        """
+        assert self.levels is not None and self.stripe is not None
         level = self.levels[:, None, :, None]
-        visible = (level == FULL) | ((level == STRIPE) & self.stripe[None, :, None, :])
-        return torch.from_numpy(
-            ~np.broadcast_to(visible, (len(self.levels), n, grid.frames, n)).reshape(-1, n, grid.video)
-        )
+        visible = (level == FULL) | ((level == STRIPE) & self.stripe[None, rows, None, :])
+        return torch.from_numpy(~visible.reshape(len(self.levels), -1, grid.video))
 
 
 @dataclass(frozen=True)
@@ -130,15 +131,32 @@ def make_schedule(spec: AttentionSpec, heads: int, dim: int, item: int) -> Sched
     full = _CALL / (cell * grid.tokens**2)
     pairs = float(np.mean([(c.q1 - c.q0) * (c.k1 - c.k0) for c in chunks])) if chunks else 1.0
     rows = int(np.mean([c.q1 - c.q0 for c in chunks])) if chunks else 1
-    made = [
-        BandSchedule(
-            band,
-            decompose(band.levels == FULL, full, _WARM / grid.tokens),
-            decompose(band.levels == STRIPE, _CALL / (cell * pairs), _WARM / rows),
-        )
+    made = _cut(bands, (full, _WARM / grid.tokens), (_CALL / (cell * pairs), _WARM / rows))
+    if _masked(made, chunks, grid.tokens) > _MASKS * 3 * heads * grid.video * dim:
+        made = _cut(bands, (0.0, 0.0), (0.0, 0.0))
+    return Schedule(heads, dim, group, parts, None, columns, made, chunks)
+
+
+def _cut(bands: list[SpecBand], full: tuple[float, float], stripe: tuple[float, float]) -> list[BandSchedule]:
+    """Families of each band. full, stripe: `overhead` and `warm` of `decompose`; zeros for no masked corners."""
+    return [
+        BandSchedule(band, decompose(band.levels == FULL, *full), decompose(band.levels == STRIPE, *stripe))
         for band in bands
     ]
-    return Schedule(heads, dim, group, parts, None, columns, made, chunks)
+
+
+def _masked(bands: list[BandSchedule], chunks: list[Chunk], tokens: int) -> int:
+    """Numbers in the masks of all calls, those alike counted once."""
+
+    def alike(rows: int, keys: int, mask: np.ndarray | None) -> tuple[int, int, bytes]:
+        return rows, keys, b"" if mask is None else mask.tobytes()
+
+    full = {alike(f.rows, f.keys, f.mask) for band in bands for f in band.full}
+    stripe = {alike(f.rows, f.keys, f.mask) for band in bands for f in band.stripe}
+    parts = {alike(c.q1 - c.q0, c.k1 - c.k0, c.mask) for c in chunks}
+    return sum(rows * keys * tokens**2 for rows, keys, mask in full if mask) + sum(
+        rows * keys * height * width for rows, keys, mask in stripe for height, width, part in parts if mask or part
+    )
 
 
 def take_columns(spec: AttentionSpec, levels: np.ndarray) -> list[Column]:

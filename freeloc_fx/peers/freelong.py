@@ -76,13 +76,12 @@ class SpectralBlend:
         # The sum over bands, telescoped: x_last + sum_b F^-1(LPF_b F(x_b - x_(b+1))). A head at a time, because a
         # spectrum is as large as its input in float32.
         for head in range(last.shape[1]):
-            volumes = [output[:, head].to(work).unflatten(1, grid) for output in outputs]
-            spectrum = sum(
-                low * torch.fft.rfftn(lower - upper, dim=(1, 2, 3))
-                for low, lower, upper in zip(filters, volumes, volumes[1:], strict=False)
-            )
-            blended = volumes[-1] + torch.fft.irfftn(spectrum, s=grid, dim=(1, 2, 3))
-            result[:, head] = blended.flatten(1, 3).to(last.dtype)
+            spectrum = torch.zeros((), device=last.device)
+            for low, lower, upper in zip(filters, outputs, outputs[1:], strict=False):
+                band = (lower[:, head].to(work) - upper[:, head]).unflatten(1, grid)
+                spectrum = torch.fft.rfftn(band, dim=(1, 2, 3)).mul_(low).add_(spectrum)
+            blended = torch.fft.irfftn(spectrum, s=grid, dim=(1, 2, 3)).flatten(1, 3)
+            result[:, head] = blended.add_(last[:, head])
         return result
 
     def with_strategies(self, strategies: tuple[Strategy, ...]) -> SpectralBlend:
