@@ -93,15 +93,26 @@ def report(rows: list[dict[str, Any]]) -> None:
             f"| {r['qkv_bytes'] / 1e6:.0f} MB | {r['peak']:.2f}x | {r['first_call']:.2f}x |"
         )
     (RESULTS / "memory.md").write_text("\n".join(lines) + "\n")
-    figure, axis = plt.subplots(figsize=(9, 5), constrained_layout=True)
-    facts = ("tokens_a_frame", "strategy", "lowering", "dtype")
-    for key in dict.fromkeys(tuple(r[fact] for fact in facts) for r in rows):
-        line = [r for r in rows if tuple(r[fact] for fact in facts) == key]
-        label = f"{key[0]} tokens, {key[1]}, {key[2]}, {key[3]}"
-        axis.plot([r["extension"] for r in line], [r["peak"] for r in line], "o-", ms=4, lw=1, label=label)
-    axis.axhline(LIMIT, color="gray", ls=":", lw=1)
-    axis.set(xscale="log", xlabel="times the trained length", ylabel="peak / bytes of q, k, v", ylim=(0, None))
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)  # beside: no line hidden
+    strategies, lowerings, dtypes, grids = (
+        list(dict.fromkeys(r[fact] for r in rows)) for fact in ("strategy", "lowering", "dtype", "tokens_a_frame")
+    )
+    figure, axes = plt.subplots(
+        1, len(lowerings), figsize=(4.2 * len(lowerings) + 2.4, 4), squeeze=False, sharey=True, constrained_layout=True
+    )
+    for axis, lowering in zip(axes.flat, lowerings, strict=True):
+        for grid, strategy, dtype in itertools.product(grids, strategies, dtypes):
+            key = (grid, strategy, lowering, dtype)
+            line = [r for r in rows if (r["tokens_a_frame"], r["strategy"], r["lowering"], r["dtype"]) == key]
+            style = f"C{strategies.index(strategy)}{'os^'[grids.index(grid)]}{['-', '--'][dtypes.index(dtype)]}"
+            label = f"{strategy}, {grid} tokens, {dtype}"
+            axis.plot([r["extension"] for r in line], [r["peak"] for r in line], style, ms=4, lw=1, label=label)
+        axis.axhline(LIMIT, color="gray", ls=":", lw=1)
+        lengths = sorted({r["extension"] for r in rows})
+        axis.set(title=lowering, xscale="log", xlabel="times the trained length", ylim=(0, None))
+        axis.set_xticks(lengths, [f"{n}x" for n in lengths])
+        axis.minorticks_off()
+    axes[0, 0].set_ylabel("peak / bytes of q, k, v")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside right center", frameon=False)
     figure.savefig(RESULTS / "memory.png", dpi=100)
     plt.close(figure)
 

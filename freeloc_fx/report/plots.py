@@ -76,24 +76,53 @@ def lengths(results: Results, members: Sequence[str], columns: Sequence[str] = L
 
 
 def cost(results: Results) -> Any:
-    """Composite against seconds of generation, one panel a length beyond the trained one."""
+    """Composite against seconds of generation, one panel a length beyond the trained one, names in order of score."""
     plt = _pyplot()
+    from matplotlib.ticker import LogLocator, ScalarFormatter
+
     long = [n for n in results.lengths if n > results.short]
+    columns = min(2, max(1, len(long)))
+    lines = -(-len(long) // columns) or 1
     figure, axes = plt.subplots(
-        1, max(1, len(long)), figsize=(4.2 * max(1, len(long)), 4), squeeze=False, constrained_layout=True
+        lines, columns, figsize=(5.8 * columns, 4.6 * lines), squeeze=False, constrained_layout=True
     )
     for axis, frames in zip(axes.flat, long, strict=False):
+        points = []
         for name in results.contestants(frames):
             seconds, score = (results.mean(name, frames, c)[0] for c in ("seconds", "composite"))
             if seconds is not None and score is not None:
-                axis.plot(seconds, score, "o", ms=4, color=_style(results, name)["color"])
-                axis.annotate(name, (seconds, score), (4, 2), textcoords="offset points", fontsize=7)
+                color = _style(results, name)["color"]
+                axis.plot(seconds, score, "o", ms=4, color=color)
+                points.append((score, seconds, name, color))
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.minorticks_off()
         axis.set_title(f"{frames} frames")
         axis.set_xlabel("seconds a video")
         axis.set_ylabel("composite")
         axis.grid(alpha=0.2)
-        axis.margins(0.18, 0.1)
+        axis.margins(0.06, 0.06)
+        _names(axis, sorted(points))
+    for axis in list(axes.flat)[len(long) :]:
+        axis.set_axis_off()
     return figure
+
+
+def _names(axis: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names of (score, seconds, name, color), sorted, in a column beside the axis: at the points they would overlap."""
+    low, high = axis.get_ylim()
+    gap = min(0.045, 1 / max(1, len(points) - 1))
+    places: list[float] = []
+    for score, *_ in points:
+        places.append(max((score - low) / (high - low), places[-1] + gap if places else 0.0))
+    for index in range(len(places) - 1, -1, -1):  # what was pushed out at the top moves the ones below it
+        places[index] = min(places[index], 1 - gap * (len(places) - 1 - index))
+    for place, (score, seconds, name, color) in zip(places, points, strict=True):
+        axis.annotate(
+            name, (seconds, score), (1.04, place), textcoords="axes fraction", fontsize=7, va="center", color=color,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": color, "alpha": 0.5},
+        )  # fmt: skip
 
 
 def curves(results: Results, members: Sequence[str], columns: Sequence[str] = CURVES) -> Any:
