@@ -6,11 +6,12 @@
     python bench/generation.py --backend inductor                     # as users get it who do not say otherwise
     python bench/generation.py --report                               # no generation: all that the journal holds
 
-Prompt to frames, VAE included; the strategies alternate, medians. The exponent is the slope of log time over log
-frames from 4x on. tiny-wan has 16 tokens a frame at its own 64 pixels, 64 at 128: the wider, the more of the time is
-attention, as in real models (1560 tokens). Each finished run is one line of a journal (--work), so a run that was
-killed goes on where it stopped. Held to: at 10x at most 0.4 of direct, exponent at most 1.1. Writes
-results/generation.json, generation.md and generation.png.
+Prompt to frames, VAE included (in chunks with both, `freeloc_fx/decoding.py`); the strategies alternate, medians. The
+exponent is the slope of log time over log frames from 4x on. tiny-wan has 16 tokens a frame at its own 64 pixels, 64 at
+128: the wider, the more of the time is attention, as in real models (1560 tokens). Threads are torch's
+(OMP_NUM_THREADS). Each finished run is one line of a journal (--work), so a run that was killed goes on where it
+stopped. Held to: at 10x at most 0.4 of direct, exponent at most 1.1. Writes results/generation.json, generation.md and
+generation.png.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from common import RESULTS, environment, save
 from contestants import originals_of
 
@@ -32,9 +34,9 @@ PROMPT = "a red circle and a white square bounce slowly over a navy grid, the ca
 LIMITS = {"of_direct_at_10x": 0.4, "exponent": 1.1}
 
 
-KEY = ("strategy", "frames", "size", "steps", "guidance", "backend", "run")
-KIND = ("size", "steps", "guidance", "backend")
+KIND = ("size", "steps", "guidance", "backend", "threads")
 """What two rows share whose times are compared."""
+KEY = ("strategy", "frames", *KIND, "run")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -44,13 +46,14 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.report:
         return rows
     done = {tuple(r[name] for name in KEY) for r in rows}
+    threads = torch.get_num_threads()
     pipe: Any = None
     applied: dict[str, dict[str, Any]] = {}  # strategy -> the pipeline's transformers with it, captured and compiled
     warm: set[tuple[str, int]] = set()
     for frames in args.frames:
         for turn in range(args.runs):
             for strategy in args.strategies:
-                values = (strategy, frames, args.size, args.steps, args.guidance, args.backend, turn)
+                values = (strategy, frames, args.size, args.steps, args.guidance, args.backend, threads, turn)
                 entry: dict[str, Any] = dict(zip(KEY, values, strict=True))
                 if values in done:
                     continue
@@ -106,20 +109,20 @@ def report(found: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt
 
     lines = [
-        "| pixels | steps | backend | frames | strategy | runs | seconds | of direct |",
-        "|---|---|---|---|---|---|---|---|",
+        "| pixels | steps | backend | threads | frames | strategy | runs | seconds | of direct |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in found["medians"]:
         ratio = "" if r["of_direct"] is None else f"{r['of_direct']:.3f}"
         lines.append(
-            f"| {r['size']} | {r['steps']} | {r['backend']} | {r['frames']} | {r['strategy']} | {r['runs']} "
-            f"| {r['seconds']:.2f} | {ratio} |"
+            f"| {r['size']} | {r['steps']} | {r['backend']} | {r['threads']} | {r['frames']} | {r['strategy']} "
+            f"| {r['runs']} | {r['seconds']:.2f} | {ratio} |"
         )
     for e in found["exponents"]:
         lines += [
             "",
-            f"{e['strategy']}, {e['size']} pixels, {e['backend']}: time grows with frames to the power of "
-            f"{e['exponent']:.2f}, from 4x on.",
+            f"{e['strategy']}, {e['size']} pixels, {e['backend']}, threads {e['threads']}, {e['steps']} steps: "
+            f"time grows with frames to the power of {e['exponent']:.2f}, from 4x on.",
         ]
     (RESULTS / "generation.md").write_text("\n".join(lines) + f"\n\nMeasured: {json.dumps(environment())}\n")
     print("\n".join(lines))
@@ -127,7 +130,9 @@ def report(found: dict[str, Any]) -> None:
     for name in dict.fromkeys(tuple(r[n] for n in (*KIND, "strategy")) for r in found["medians"]):
         of = [r for r in found["medians"] if tuple(r[n] for n in (*KIND, "strategy")) == name]
         points = sorted((r["frames"], r["seconds"]) for r in of)
-        axis.loglog(*zip(*points, strict=True), "o-", label=f"{name[-1]}, {name[0]} pixels, {name[3]}, {name[1]} steps")
+        axis.loglog(
+            *zip(*points, strict=True), "o-", label=f"{name[-1]}, {name[0]} pixels, {name[3]}, {name[4]} threads"
+        )
     axis.set(xlabel="frames", ylabel="seconds")
     axis.legend(fontsize=7)
     figure.savefig(RESULTS / "generation.png", dpi=100)

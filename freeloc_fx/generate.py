@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .decoding import in_chunks
 from .embedded import embedded
 from .errors import FreelocError, TransformError
 from .plan import Plan
@@ -227,8 +228,8 @@ def generate(
     Args:
         frames, height, width: of the video, in frames and pixels; None is `defaults(pipe)`'s, as of steps and guidance.
         on_step: called as on_step(done, total) after each denoising step; what it raises ends the run.
-        vae_tiling: decode in spatial tiles (Wan's VAE decodes frame by frame anyway); None: where the clip has more
-            pixels than 81 frames of 480x832.
+        vae_tiling: decode in spatial tiles (Wan's VAE decodes a few frames at a time anyway, see `decoding`); None:
+            where the clip has more pixels than 81 frames of 480x832.
         latents: initial noise in place of that of the seed, in the pipeline's own layout (`noise.for_pipeline`).
 
     Raises:
@@ -250,19 +251,20 @@ def generate(
     undo = _tiling(pipe, tiling)
     started = time.monotonic()
     try:
-        result = pipe(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            num_frames=frames,
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=torch.Generator("cpu").manual_seed(seed),
-            callback_on_step_end=after_step,
-            output_type="np",
-            **({} if latents is None else {"latents": latents}),
-        )
+        with in_chunks(getattr(pipe, "vae", None), height, width) as chunk:
+            result = pipe(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                num_frames=frames,
+                height=height,
+                width=width,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                callback_on_step_end=after_step,
+                output_type="np",
+                **({} if latents is None else {"latents": latents}),
+            )
     finally:
         undo()
     video = np.asarray(result.frames[0], dtype=np.float32)
@@ -282,5 +284,6 @@ def generate(
         "guidance": guidance,
         "seed": seed,
         "vae_tiling": tiling,
+        "vae_chunk": chunk,  # latent frames a decoder call took; None: as the VAE does itself
     }
     return Video(video, seconds, _plan(pipe, latent), settings)
