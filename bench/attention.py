@@ -116,14 +116,14 @@ def report(rows: list[dict[str, Any]]) -> None:
     from matplotlib.ticker import NullLocator
 
     lines = [
-        "| tokens a frame | trained latent frames | length | strategy | lowering | seconds | of dense | pairs kept "
-        "| time / work | limit |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| tokens a frame | trained latent frames | length | strategy | lowering | threads | seconds | of dense "
+        "| pairs kept | time / work | limit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         lines.append(
             f"| {r['tokens_a_frame']} | {r['trained']} | {r['extension']}x | {r['strategy']} | {r['lowering']} "
-            f"| {r['seconds']:.4f} "
+            f"| {r['threads']} | {r['seconds']:.4f} "
             f"| {r['relative_to_dense']:.3f} | {r['kept_pairs']:.3f} | {r['relative_to_work']:.2f} "
             f"| {r['limit'] if r['limit'] else ''} |"
         )

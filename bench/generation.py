@@ -107,6 +107,7 @@ def report(found: dict[str, Any]) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     lines = [
         "| pixels | steps | backend | threads | frames | strategy | runs | seconds | of direct |",
@@ -134,6 +135,12 @@ def report(found: dict[str, Any]) -> None:
             *zip(*points, strict=True), "o-", label=f"{name[-1]}, {name[0]} pixels, {name[3]}, {name[4]} threads"
         )
     axis.set(xlabel="frames", ylabel="seconds")
+    for line, ticks in (
+        (axis.xaxis, sorted({r["frames"] for r in found["medians"]})),
+        (axis.yaxis, (5, 10, 20, 50, 100)),
+    ):
+        line.set_ticks(ticks, labels=[str(t) for t in ticks])
+        line.set_minor_locator(NullLocator())
     axis.legend(fontsize=7)
     figure.savefig(RESULTS / "generation.png", dpi=100)
     plt.close(figure)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,21 +78,44 @@ def scores(model: str) -> str:
 
 
 def held_out() -> str:
-    """Scores at 10x beside the untouched model's short clips, on clips that no setting was chosen on."""
+    """Scores at 10x beside the untouched model's short ones of the same clips, on which no setting was chosen."""
     rows = []
     for model in SHOWN:
         found = _results(f"held-out-{model}/tables.json")
-        means = {(e["contestant"], e["frames"]): e for e in found["summary"]}
-        short = means["direct", found["short"]]
-        for name in dict.fromkeys(e["contestant"] for e in found["summary"] if e["frames"] == LENGTHS["10x"]):
-            ten = means[name, LENGTHS["10x"]]
-            mean, low, high = ten["means"]["composite"]
-            assert ten["clips"] == short["clips"], "another number of clips than short ones"
-            shares = [f"{ten['means'][c][0] / short['means'][c][0]:.2f}" for c in ("sharpness", "identity", "motion")]
+        scores = {(r["contestant"], r["frames"], r["seed"]): r["scores"] for r in found["rows"]}
+
+        def mean(name: str, frames: int, seeds: Sequence[int], column: str, scores: Any = scores) -> float:
+            return statistics.mean(v for s in seeds if (v := scores[name, frames, s][column]) is not None)
+
+        for ten in (e for e in found["summary"] if e["frames"] == LENGTHS["10x"]):
+            name = ten["contestant"]
+            seeds = [s for n, frames, s in scores if (n, frames) == (name, LENGTHS["10x"])]
+            middle, low, high = ten["means"]["composite"]
+            shares = [
+                f"{mean(name, LENGTHS['10x'], seeds, c) / mean('direct', found['short'], seeds, c):.2f}"
+                for c in ("sharpness", "identity", "motion")
+            ]
             label = "**FreeLOC** (the profile)" if name == "profile" else name
-            rows.append([model, label, str(ten["clips"]), f"{mean:.2f} [{low:.2f}, {high:.2f}]", *shares])
+            rows.append([model, label, str(len(seeds)), f"{middle:.2f} [{low:.2f}, {high:.2f}]", *shares])
     of_short = ["sharpness of short", "identity of short", "motion of short"]
-    return _lines(["other clips, 10x", "strategy", "clips", "composite", *of_short], rows)
+    return _lines(
+        ["other clips, 10x", "strategy", "clips", "composite", *of_short], list(dict.fromkeys(map(tuple, rows)))
+    )
+
+
+def generation() -> str:
+    """A whole generation beside direct sampling of as many steps, by number of threads."""
+    found = _results("generation.json")
+    kinds = ("size", "steps", "guidance", "backend", "threads")
+    medians = [r for r in found["medians"] if r["size"] == 64 and r["backend"] == "inductor"]
+    growth = {(*(e[k] for k in kinds), e["strategy"]): f"{e['exponent']:.2f}" for e in found["exponents"]}
+    rows = []
+    for kind in sorted({tuple(r[k] for k in kinds) for r in medians}, key=lambda kind: -kind[-1]):
+        of = {r["frames"]: r for r in medians if tuple(r[k] for k in kinds) == kind and r["strategy"] == "vrpr+tsa"}
+        cells = [f"{of[n]['of_direct']:.2f}" if (n := LENGTHS[length]) in of else "" for length in ("4x", "10x", "16x")]
+        mine, direct = (growth.get((*kind, name), "") for name in ("vrpr+tsa", "direct"))
+        rows.append([str(kind[-1]), *cells, f"{mine} (direct {direct})" if mine else ""])
+    return _lines(["threads", "4x", "10x", "16x", "time grows with frames to the power of"], rows)
 
 
 def attention() -> str:
@@ -135,6 +159,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "| tiny-joint | 2x |": lambda: scores("tiny-joint"),
     "| other clips, 10x |": held_out,
     "| tokens a frame | length |": attention,
+    "| threads | 4x |": generation,
     "| one layer of |": arithmetic,
 }
 """Start of a table's head line -> what makes it."""
