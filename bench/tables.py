@@ -58,6 +58,7 @@ CURVE = ("composite", "quality", "motion", "sharpness", "psnr")
 STRETCH = 40  # frames of a point of the curve over time: speeds need about 24
 REFERENCE = "reconstruction"
 MACHINE = ("seconds", "memory")  # scores that say something of the machine, the others only of the video
+KIND = ("cpu", "cores", "threads", "gpu", "torch")  # of a machine: alike, its times may stand beside this one's
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,7 @@ class Run:
     ) -> None:
         self.journal, self.model, self.weights, self.short, self.jobs = journal, model, weights, short, jobs
         self.steps, self.guidance = steps, guidance
+        self.machine = {name: value for name, value in environment().items() if name != "command"}
 
     def key(self, job: Job) -> str:
         """Everything that the pixels depend on."""
@@ -222,16 +224,20 @@ class Run:
     def _known(self) -> dict[str, dict[str, Any]]:
         return {row["key"]: row for row in self.journal.rows}
 
-    def adopt(self, rows: Iterable[dict[str, Any]]) -> int:
-        """Take over published rows of the jobs asked for, without what another machine's clock and memory said.
+    def adopt(self, published: dict[str, Any]) -> int:
+        """Take over a published table's rows of the jobs asked for; their times and memory only from a like machine.
 
         Returns how many were new.
         """
         wanted, known = {self.key(job) for job in self.jobs}, self._known()
-        taken = [row for row in rows if (key := row.get("key")) in wanted and key not in known]
+        taken = [row for row in published["rows"] if (key := row.get("key")) in wanted and key not in known]
+        machines = published["environment"].get("machines", [published["environment"]])
         for row in taken:
-            scores = {name: value for name, value in row["scores"].items() if name not in MACHINE}
-            self.journal.add({**row, "model": self.model, "scores": {**scores, **dict.fromkeys(MACHINE)}})
+            machine = {n: v for n, v in machines[row.get("machine", 0)].items() if n != "command"}
+            scores = dict(row["scores"])
+            if any(machine.get(name) != self.machine[name] for name in KIND):
+                scores |= dict.fromkeys(MACHINE)
+            self.journal.add({**row, "model": self.model, "machine": machine, "scores": scores})
         return len(taken)
 
     def work(self, studio: Studio, keep: Path | None = None, kept: Iterable[tuple[str, int]] = ()) -> int:
@@ -262,7 +268,7 @@ class Run:
 
     def _make(self, studio: Studio, job: Job, keep: Path | None) -> dict[str, Any]:
         who, facts = job.contestant, {"contestant": job.contestant.name, "draw": job.contestant.draw}
-        facts |= {"model": self.model, "frames": job.frames, "seed": job.seed}
+        facts |= {"model": self.model, "machine": self.machine, "frames": job.frames, "seed": job.seed}
         try:
             film = studio.film(job, self.steps, self.guidance)
         except FreelocError as error:
@@ -283,7 +289,12 @@ class Run:
         """Of the jobs asked for that are finished, in their order, whatever order they were made in."""
         known = self._known()
         found = [known[key] for job in self.jobs if (key := self.key(job)) in known]
-        rows = [{k: v for k, v in r.items() if k != "model"} for r in found if "scores" in r]
+        machines: list[Any] = []
+        rows = []
+        for r in (r for r in found if "scores" in r):
+            if (machine := r.get("machine", self.machine)) not in machines:
+                machines.append(machine)
+            rows.append({k: v for k, v in r.items() if k != "model"} | {"machine": machines.index(machine)})
         refused = {r["contestant"]: r["refused"] for r in found if "refused" in r}
         videos = [
             {"contestant": r["contestant"], "frames": r["frames"], "seed": r["seed"], "file": f"videos/{r['video']}"}
@@ -303,7 +314,7 @@ class Run:
                 "weights": self.weights,
                 "videos missing": len(self.jobs) - len(found),
             },
-            environment=environment(),
+            environment={**environment(), "machines": machines},
             layerwise=layerwise,
             refused={**absent, **refused},
             models=ABOUT,
@@ -367,7 +378,7 @@ def main() -> None:
         if not (folder / "tables.json").exists():
             raise SystemExit(f"--published: expected tables.json in {folder}, found none")
         published = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
-        print(f"{run.adopt(published['rows'])} published rows taken over")
+        print(f"{run.adopt(published)} published rows taken over")
     if not args.report:
         kept = [(n, args.seeds[0]) for n in (*GROUPS["main"], REFERENCE)] if args.keep_videos else []
         busy = run.work(studio, folder / "videos" if kept else None, kept)

@@ -32,7 +32,7 @@ def chunk_of(vae: Any, height: int, width: int) -> int | None:
 
     if not isinstance(vae, AutoencoderKLWan):
         return None
-    return max(1, PIXELS // (2 ** sum(vae.temperal_downsample) * height * width))
+    return max(1, PIXELS // (_frames(vae) * height * width))
 
 
 def decode(vae: Any, latents: torch.Tensor, chunk: int) -> torch.Tensor:
@@ -50,7 +50,7 @@ def decode(vae: Any, latents: torch.Tensor, chunk: int) -> torch.Tensor:
     try:
         hidden = vae.post_quant_conv(latents)
         first = _piece(vae, hidden[:, :, :1], first_chunk=True)
-        each = 2 ** sum(vae.temperal_downsample)
+        each = _frames(vae)
         video = first.new_empty((*first.shape[:2], 1 + each * (count - 1), *first.shape[3:]))
         video[:, :, :1] = first
         calls = math.ceil((count - 1) / chunk)
@@ -61,6 +61,12 @@ def decode(vae: Any, latents: torch.Tensor, chunk: int) -> torch.Tensor:
         return video
     finally:
         vae.clear_cache()
+
+
+def _frames(vae: Any) -> int:
+    """Frames of the video that a latent frame after the first makes."""
+    frames: int = 2 ** sum(vae.temperal_downsample)
+    return frames
 
 
 def _piece(vae: Any, hidden: torch.Tensor, **options: bool) -> torch.Tensor:

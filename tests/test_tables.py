@@ -110,24 +110,31 @@ def test_a_claim_is_held_by_one_at_a_time(tmp_path: Path) -> None:
         assert mine and two.rows == [{"done": "x"}]
 
 
-def test_published_rows_are_gone_on_from_without_their_times(measured: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("alike", [True, False])
+def test_published_rows_are_gone_on_from_their_times_only_of_a_like_machine(
+    measured: None, tmp_path: Path, alike: bool
+) -> None:
     whole = run_of(tmp_path / "one")
+    if not alike:
+        whole.machine = {**whole.machine, "cpu": "another"}
     whole.work(StandIn())
-    published = figures(whole, tmp_path / "results")
+    figures(whole, tmp_path / "results")
+    published = json.loads((tmp_path / "results" / "tables.json").read_text())
+    assert [m["cpu"] for m in published["environment"]["machines"]] == [whole.machine["cpu"]]
     other, studio = run_of(tmp_path / "two", seeds=(0, 1, 2)), StandIn()
-    rows = json.loads(json.dumps(published["rows"]))
+    rows = published["rows"]
     known = {**rows[0], "key": "of other settings"}
-    assert other.adopt([*rows, known]) == len(rows) and other.adopt(rows) == 0
+    assert other.adopt({**published, "rows": [*rows, known]}) == len(rows) and other.adopt(published) == 0
     other.work(studio)
     assert studio.made and {seed for *_, seed in studio.made} == {2}
-    again = run_of(tmp_path / "two").results("split", {}, ["main", "ablation"]).rows
-    assert len(again) == len(rows)
-    for row, before in zip(again, rows, strict=True):
-        scores = {**before["scores"], "seconds": None, "memory": None}
-        assert {**row, "scores": dict(sorted(row["scores"].items()))} == {
-            **before,
-            "scores": dict(sorted(scores.items())),
-        }
+    both = other.results("split", {}, ["main", "ablation"])
+    assert len(both.environment["machines"]) == 2 - alike  # the clip of this machine is told apart from another's
+    again = run_of(tmp_path / "two").results("split", {}, ["main", "ablation"])
+    assert again.environment["machines"] == [whole.machine] and len(again.rows) == len(rows)
+    assert any(row["scores"].get("seconds") for row in rows)
+    for row, before in zip(again.rows, rows, strict=True):
+        gone = {} if alike else {"seconds": None, "memory": None}
+        assert {**row, "scores": dict(row["scores"])} == {**before, "scores": {**before["scores"], **gone}}
 
 
 # Kills
