@@ -78,7 +78,7 @@ def scores(model: str) -> str:
 
 
 def held_out() -> str:
-    """Scores at 10x beside the untouched model's short ones of the same clips, on which no setting was chosen."""
+    """Scores beside the profile's and the untouched short ones of the same clips, on which no setting was chosen."""
     rows = []
     for model in SHOWN:
         found = _results(f"held-out-{model}/tables.json")
@@ -87,20 +87,23 @@ def held_out() -> str:
         def mean(name: str, frames: int, seeds: Sequence[int], column: str, scores: Any = scores) -> float:
             return statistics.mean(v for s in seeds if (v := scores[name, frames, s][column]) is not None)
 
-        for ten in (e for e in found["summary"] if e["frames"] == LENGTHS["10x"]):
-            name = ten["contestant"]
-            seeds = [s for n, frames, s in scores if (n, frames) == (name, LENGTHS["10x"])]
-            middle, low, high = ten["means"]["composite"]
-            shares = [
-                f"{mean(name, LENGTHS['10x'], seeds, c) / mean('direct', found['short'], seeds, c):.2f}"
-                for c in ("sharpness", "identity", "motion")
-            ]
-            label = "**FreeLOC** (the profile)" if name == "profile" else name
-            rows.append([model, label, str(len(seeds)), f"{middle:.2f} [{low:.2f}, {high:.2f}]", *shares])
+        for length, frames in LENGTHS.items():
+            known = {e["contestant"]: e for e in found["summary"] if e["frames"] == frames}
+            for name in sorted(known, key=lambda name: (name != "profile", -known[name]["means"]["composite"][0])):
+                seeds = [s for n, f, s in scores if (n, f) == (name, frames)]
+                middle, low, high = known[name]["means"]["composite"]
+                ahead = ["", "", ""] if name == "profile" else known[name]["differences"]["profile"]["composite"]
+                shares = [
+                    f"{mean(name, frames, seeds, c) / mean('direct', found['short'], seeds, c):.2f}"
+                    for c in ("sharpness", "identity", "motion")
+                ]
+                rows.append([
+                    model, length, "**FreeLOC** (the profile)" if name == "profile" else name, str(len(seeds)),
+                    f"{middle:.2f} [{low:.2f}, {high:.2f}]",
+                    "" if name == "profile" else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*ahead), *shares,
+                ])  # fmt: skip
     of_short = ["sharpness of short", "identity of short", "motion of short"]
-    return _lines(
-        ["other clips, 10x", "strategy", "clips", "composite", *of_short], list(dict.fromkeys(map(tuple, rows)))
-    )
+    return _lines(["other clips", "length", "strategy", "clips", "composite", "less the profile's", *of_short], rows)
 
 
 def generation() -> str:
@@ -157,7 +160,7 @@ def arithmetic() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "| tiny-wan | 2x |": lambda: scores("tiny-wan"),
     "| tiny-joint | 2x |": lambda: scores("tiny-joint"),
-    "| other clips, 10x |": held_out,
+    "| other clips |": held_out,
     "| tokens a frame | length |": attention,
     "| threads | 4x |": generation,
     "| one layer of |": arithmetic,

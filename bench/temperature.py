@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clips import prompt_of
 from common import RESULTS, environment, results_name, save
-from lengths import prompt_of
 from search import HELD_OUT, Scorer
 
 import freeloc_fx

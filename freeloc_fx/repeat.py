@@ -10,6 +10,7 @@ compile_repeated_blocks. Compile time grows neither with layers nor with strateg
 from __future__ import annotations
 
 import logging
+import operator
 import re
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -326,7 +327,7 @@ def _content(module: fx.GraphModule, run: list[fx.Node], given: list[fx.Node], m
 
     def spelled(value: Any) -> Hashable:
         if isinstance(value, fx.Node):
-            return ("node", number[value]) if value in number else _Same(_attribute(module, str(value.target)))
+            return ("node", number[value]) if value in number else _Same(operator.attrgetter(str(value.target))(module))
         if isinstance(value, (tuple, list)):
             return (type(value), *(spelled(item) for item in value))
         if isinstance(value, dict):
@@ -340,7 +341,7 @@ def _content(module: fx.GraphModule, run: list[fx.Node], given: list[fx.Node], m
         return _Same(value)
 
     def called(node: fx.Node) -> Hashable:
-        return _Same(_attribute(module, str(node.target))) if node.op == "call_module" else node.target
+        return _Same(operator.attrgetter(str(node.target))(module)) if node.op == "call_module" else node.target
 
     def arguments(node: fx.Node) -> Hashable:
         args: list[Any] = list(node.args)
@@ -350,12 +351,6 @@ def _content(module: fx.GraphModule, run: list[fx.Node], given: list[fx.Node], m
 
     nodes = tuple((node.op, called(node), arguments(node), spelled(node.kwargs)) for node in run)
     return (nodes, len(given), tuple(number[node] for node in made))
-
-
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
 
 
 def _signature(values: list[Any]) -> Hashable:

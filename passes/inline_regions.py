@@ -74,7 +74,7 @@ def _inline(graph: fx.Graph, call: fx.Node, root: nn.Module) -> None:
                 continue
             if node.op == "get_attr":
                 name = f"{holder.target}_{node.target}".replace(".", "_")
-                setattr(root, name, _attribute(module, str(node.target)))
+                setattr(root, name, operator.attrgetter(str(node.target))(module))
                 copies[node] = graph.get_attr(name)
             else:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
@@ -112,9 +112,3 @@ class _Moved:
     def _path(self, spelled: Any) -> str:
         path = str(spelled)
         return self.now + path[len(self.first) :] if path.startswith(self.first) else path
-
-
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module

@@ -24,7 +24,6 @@ sys.path.append(str(ROOT / "bench"))  # its scripts are no package
 
 import clips  # noqa: E402
 import contestants as people  # noqa: E402
-import lengths  # noqa: E402
 import tables  # noqa: E402
 from journal import Journal  # noqa: E402
 
@@ -33,7 +32,6 @@ from freeloc_fx.errors import LengthError, StrategyError  # noqa: E402
 from freeloc_fx.noise import default_stride, for_pipeline, freenoise  # noqa: E402
 from freeloc_fx.profile_fields import Sensitivity  # noqa: E402
 from freeloc_fx.report import COLUMNS  # noqa: E402
-from freeloc_fx.report.rows import interval  # noqa: E402
 
 PROFILE = Profile.load("tiny-wan")
 SHORT = 9
@@ -388,16 +386,6 @@ def test_peak_memory_is_that_of_the_run_each_time() -> None:
         result, grown = clips.peak_growth(run)
         assert result == 40_000_000 and grown is not None and 36e6 < grown < 80e6
     assert (clips.peak_growth(lambda: None)[1] or 0) < 5e6
-
-
-def test_lengths_shares_the_intervals() -> None:
-    rows = [
-        {"frames": 321, "strategy": "vrpr", "seconds": 1.0, **dict.fromkeys(lengths.SCORES, value)}
-        for value in (0.25, None, 0.75)
-    ]
-    (record,), text = lengths.table(rows)
-    assert record["composite"] == list(interval([0.25, 0.75])) and record["clips"] == 3
-    assert "| 321 | vrpr | 3 | 0.500 [0.250, 0.750]" in text
 
 
 # The real pipeline
