@@ -65,14 +65,15 @@ class Contestant:
     stride: int | None = None
     draw: int = 0
 
-    @property
-    def content(self) -> str:
-        """A hash of what decides the pixels beside model, seed and sampling, so that other settings are other rows."""
+    def content(self, frames: int) -> str:
+        """A hash of what decides the pixels of a clip of so many latent frames beside model, seed and sampling, so that
+        other settings are other rows, and a profile that learns for one length keeps its rows of the others."""
         about = ("name", "provenance", "sensitivities", "model", "layer_count")
-        kept = self.profile and [
+        used = self.profile and self.profile.at(frames)
+        kept = used and [
             (field.name, value)
-            for field in fields(self.profile)
-            if field.name not in about and (value := getattr(self.profile, field.name)) is not None
+            for field in fields(used)
+            if field.name not in about and (value := getattr(used, field.name)) is not None
         ]
         return hashlib.sha256(repr((kept, self.noise, self.stride)).encode()).hexdigest()[:12]
 
@@ -133,8 +134,14 @@ def separable(profile: Profile) -> Profile:
 
 
 def _with_temp(profile: Profile, layers: int) -> Profile:
-    names = {i: profile.strategy_name(i) for i in range(layers)}
-    return profile.with_layers({i: n if n.endswith("+temp") else f"{n}+temp" for i, n in names.items()}, "with temp")
+    def turned(one: Profile) -> dict[int, str]:
+        names = {i: one.strategy_name(i) for i in range(layers)}
+        return {i: n if n.endswith("+temp") else f"{n}+temp" for i, n in names.items()}
+
+    made = profile.with_layers(turned(profile), "with temp")
+    if profile.lengths is None:
+        return made
+    return replace(made, lengths={n: {**item, "layers": turned(profile.at(n))} for n, item in profile.lengths.items()})
 
 
 def contestants(

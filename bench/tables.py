@@ -103,7 +103,8 @@ class Pipeline:
         self.layers = self.profile.layer_count or int(first.config.num_layers)
         self.weights = fingerprint(first)
         self.trained = self.profile.trained_frames
-        self.short = (self.trained - 1) * Facts.of(self.pipe).temporal + 1
+        self.temporal = Facts.of(self.pipe).temporal
+        self.short = (self.trained - 1) * self.temporal + 1
         self._on: tuple[str, int, str] | None = None
         self._frames: int | None = None
 
@@ -121,12 +122,11 @@ class Pipeline:
     @functools.cached_property
     def period(self) -> int:
         """Of the intrinsic frequency as RIFLEx finds it, in frames."""
-        from freeloc_fx.generate import Facts
         from freeloc_fx.peers import RIFLEx
 
         omega = np.abs(self.site.rope.omega)
         slowest = np.sort(omega[0])[::-1][RIFLEx(self.trained).component(omega[0]) - 1]
-        return round(2 * math.pi / slowest) * Facts.of(self.pipe).temporal
+        return round(2 * math.pi / slowest) * self.temporal
 
     def film(self, job: Job, steps: int, guidance: float) -> Film:
         from freeloc_fx.generate import defaults, generate
@@ -136,7 +136,7 @@ class Pipeline:
         if who.name == REFERENCE:
             made, memory = peak_growth(lambda: reconstruct(self.pipe, real_clip(job.seed, job.frames)), self.device)
             return Film(made, 0.0, memory, False)
-        key = (who.name, who.draw, who.content)
+        key = (who.name, who.draw, who.content((job.frames - 1) // self.temporal + 1))
         fresh = (self._on, self._frames) != (key, job.frames)
         if self._on != key:
             self._on = None
@@ -209,16 +209,26 @@ class Run:
     """What is asked for, and the journal of what there is."""
 
     def __init__(
-        self, journal: Journal, model: str, weights: str, short: int, jobs: Sequence[Job], steps: int, guidance: float
+        self,
+        journal: Journal,
+        model: str,
+        weights: str,
+        short: int,
+        jobs: Sequence[Job],
+        steps: int,
+        guidance: float,
+        temporal: int,
     ) -> None:
+        """temporal: frames of a latent frame after the first."""
         self.journal, self.model, self.weights, self.short, self.jobs = journal, model, weights, short, jobs
-        self.steps, self.guidance = steps, guidance
+        self.steps, self.guidance, self.temporal = steps, guidance, temporal
         self.machine = {name: value for name, value in environment().items() if name != "command"}
 
     def key(self, job: Job) -> str:
         """Everything that the pixels depend on."""
         who = job.contestant
-        values = (self.model, self.weights, who.name, who.draw, who.content, job.frames, job.seed, self.steps)
+        content = who.content((job.frames - 1) // self.temporal + 1)
+        values = (self.model, self.weights, who.name, who.draw, content, job.frames, job.seed, self.steps)
         return json.dumps([*values, self.guidance])
 
     def _known(self) -> dict[str, dict[str, Any]]:
@@ -372,7 +382,8 @@ def main() -> None:
     known, absent = contestants(studio.profile, studio.layers, args.draws, text=bool(studio.site.grid.text))
     jobs = jobs_of(known, groups, args.frames, args.seeds, studio.short, only)
     run = Run(
-        Journal(args.work / f"{name}.jsonl"), name, studio.weights, studio.short, jobs, args.steps, args.guidance
+        Journal(args.work / f"{name}.jsonl"), name, studio.weights, studio.short, jobs, args.steps, args.guidance,
+        studio.temporal,
     )  # fmt: skip
     if args.published:
         if not (folder / "tables.json").exists():

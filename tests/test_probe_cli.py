@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from freeloc_fx import Profile
 from freeloc_fx.cli.app import app
-from freeloc_fx.probe.result import Unit, assignment, made_profile, settled
+from freeloc_fx.probe.result import Unit, assignment, made_profile, settled, uniform
 from freeloc_fx.probe.statistics import TEMPERATURES
 
 command = importlib.import_module("freeloc_fx.cli.probe")
@@ -122,6 +122,19 @@ def test_candidates_are_rewarded_and_what_came_of_them_is_said(
     profile = Profile.load(tmp_path / "p.json")
     assert profile.layers == "window"
     assert "layers " in result.output  # the rule's own assignment, which has no one name
+
+
+@pytest.mark.parametrize("matched", [False, True])
+def test_a_candidates_temperature_is_the_closed_formula_unless_matched_is_asked_for(matched: bool) -> None:
+    units = [Unit("observe", 0, n) for n in (3, 5)]
+    results = {unit.name: made_up(unit.frames, (2.0, 2.0)) for unit in units}
+    job = {"seeds": [0], "mode": "observe", "trained_frames": 3, "settings": None}
+    ruled = made_profile(nn.Module(), job, [5], units, results, matched)
+    found = settled(ruled, {5: {assignment(ruled, 5): [0.5, 0.6, 0.7], "vrpr+temp": [0.6, 0.7, 0.81]}})
+    tried = uniform(ruled, 5, "vrpr+temp")
+    assert found.layers == tried.layers == "vrpr+temp"
+    expected = {0: pytest.approx(5 / 3, rel=0.02), 1: pytest.approx(5 / 3, rel=0.02)} if matched else None
+    assert found.temperature == tried.temperature == expected
 
 
 def test_bad_candidates_are_refused_before_the_model_is_loaded(

@@ -72,7 +72,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_of(folder: Path, groups: tuple[str, ...] = ("main", "ablation"), seeds: tuple[int, ...] = (0, 1)) -> tables.Run:
     known, _ = people.contestants(PROFILE, 10, 2)
     jobs = tables.jobs_of(known, groups, [17, SHORT], seeds, SHORT)
-    return tables.Run(Journal(folder / "m.jsonl"), "m", "w", SHORT, jobs, 2, 3.0)
+    return tables.Run(Journal(folder / "m.jsonl"), "m", "w", SHORT, jobs, 2, 3.0, 1)
 
 
 def figures(run: tables.Run, folder: Path) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def test_every_member_of_a_group_takes_part_or_is_absent_for_a_reason() -> None:
     made, absent = people.contestants(PROFILE, 10, 3)
     assert set(made) | set(absent) == names and not set(made) & set(absent)
     assert len(made["random"]) == 3 and all(len(m) == 1 for n, m in made.items() if n != "random")
-    hashes = [c.content for n, m in made.items() for c in m if n not in ("profile", "profile+temp")]
+    hashes = [c.content(81) for n, m in made.items() for c in m if n not in ("profile", "profile+temp")]
     assert len(set(hashes)) == len(hashes)
     # tiny-wan's profile is VRPR+TSA in every layer, so the profile's pixels are those of that strategy.
     assert "freenoise" in made and made["freenoise"][0].noise and made["freenoise"][0].stride == default_stride(21)
@@ -266,9 +266,26 @@ def test_content_is_what_decides_the_pixels() -> None:
     from dataclasses import replace
 
     one = people.Contestant("a", PROFILE)
-    assert one.content == people.Contestant("b", replace(PROFILE, name="other", provenance=None)).content
-    assert one.content != people.Contestant("a", replace(PROFILE, temperature=1.1)).content
-    assert one.content != people.Contestant("a", PROFILE, noise=True).content
+    assert one.content(81) == people.Contestant("b", replace(PROFILE, name="other", provenance=None)).content(81)
+    assert one.content(81) != people.Contestant("a", replace(PROFILE, temperature=1.1)).content(81)
+    assert one.content(81) != people.Contestant("a", PROFILE, noise=True).content(81)
+    # What was learnt for one length leaves the rows of the others as they are.
+    base = people.Contestant("a", replace(PROFILE, layers="vrpr+tsa", lengths=None))
+    names = {41: "vrpr+tsa", 81: "vrpr+temp", 201: "vrpr+tsa"}
+    taught = people.Contestant("a", replace(PROFILE, lengths={n: {"layers": name} for n, name in names.items()}))
+    assert [taught.content(n) == base.content(n) for n in (41, 81, 321)] == [True, False, True]
+
+
+def test_a_temperature_is_added_at_every_length_of_a_profile() -> None:
+    from dataclasses import replace
+
+    taught = replace(
+        PROFILE, lengths={41: {"layers": "tsa"}, 81: {"layers": "vrpr+temp"}, 201: {"layers": {0: "vrpr"}}}
+    )
+    made = people.contestants(taught, 10, 1)[0]["profile+temp"][0].profile
+    assert made is not None
+    names = {n: {made.at(n).strategy_name(i) for i in range(10)} for n in (41, 81, 201)}
+    assert names == {41: {"tsa+temp"}, 81: {"vrpr+temp"}, 201: {"vrpr+temp", "direct+temp"}}
 
 
 def test_layers_are_dealt_in_the_profiles_proportions() -> None:
@@ -277,8 +294,10 @@ def test_layers_are_dealt_in_the_profiles_proportions() -> None:
     assert "split" in absent
     draws = [c.profile for c in made["random"] if c.profile is not None]
     assert all(Counter(p.strategy_name(i) for i in range(10)) == {"vrpr": 4, "tsa": 6} for p in draws)
-    assert len({c.content for c in made["random"]}) == 4
-    assert [c.content for c in people.contestants(mixed, 10, 4)[0]["random"]] == [c.content for c in made["random"]]
+    assert len({c.content(81) for c in made["random"]}) == 4
+    assert [c.content(81) for c in people.contestants(mixed, 10, 4)[0]["random"]] == [
+        c.content(81) for c in made["random"]
+    ]
 
 
 def test_a_uniform_profile_is_split_by_its_sensitivities_as_the_paper_does() -> None:

@@ -48,7 +48,12 @@ def probe(
         ),
     ] = None,
     temperature: Annotated[
-        bool, typer.Option("--temperature", help="Entropy-matched score temperature for layers that keep every pair.")
+        bool,
+        typer.Option(
+            "--temperature",
+            help="Entropy-matched score temperature for layers that keep every pair; without it a candidate's +temp is "
+            "the closed formula.",
+        ),
     ] = False,
     candidates: Annotated[
         list[str] | None,

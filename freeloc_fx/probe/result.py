@@ -83,6 +83,7 @@ def made_profile(
         lengths[str(seen[0]["frames"])] = {
             "layers": {str(k): v for k, v in assign(sensitivities, temperature, text).items()},
             "matched_temperature": {str(k): v for k, v in matched.items()},
+            "temperature": "entropy-matched" if temperature else "closed formula",
             "ald": {str(k): v for k, v in ald.items()},
             "sensitivities": {str(k): asdict(v) for k, v in sensitivities.items()},
             "thresholds": dict(zip(("position", "context"), thresholds(sensitivities), strict=True)),
@@ -164,9 +165,12 @@ def settled(profile: Profile, rewards: Mapping[int, Mapping[str, Sequence[float]
 
 
 def _assigned(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Layers of a measured length, one name where they are all alike, with the temperatures of those that have one."""
+    """Layers of a measured length, one name where they are all alike, with the matched temperatures of those that have
+    one; without any where a candidate's `+temp` is to be solved."""
     layers = {int(layer): name for layer, name in found["layers"].items()}
-    matched = {i: found["matched_temperature"][str(i)] for i, name in layers.items() if "temp" in parse(name)}
+    matched = {}
+    if found.get("temperature") != "closed formula":  # older profiles do not say, and had matched ones only
+        matched = {i: found["matched_temperature"][str(i)] for i, name in layers.items() if "temp" in parse(name)}
     names = set(layers.values())
     made: dict[str, Any] = {"layers": names.pop() if len(names) == 1 else layers}
     return made | ({"temperature": matched} if matched else {})

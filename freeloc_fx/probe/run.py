@@ -69,7 +69,8 @@ def probe(
         lengths: further target lengths. Each is measured by its own generations; the profile is for target_frames and
             carries them all, `for_length` gives the profile for another one.
         temperature: layers that keep every pair get "+temp" with the temperature that gives their attention at the
-            target length, at VRPR's positions, the entropy it has at the trained length.
+            target length, at VRPR's positions, the entropy it has at the trained length. Without it a candidate's
+            "+temp" is the closed formula.
         candidates: strategies to try in every layer beside the rule's assignment, at each target length, one generation
             for each seed: the best is taken where its reward is above the rule's by twice the standard error within
             seeds. Needs a reward and at least three seeds.

@@ -12,9 +12,10 @@ from .rows import COLUMNS, Column, Interval, Results, interval, with_companions
 __all__ = ["AGAINST", "PAIRED", "TRUTH", "VBENCH", "describe", "markdown", "number", "summarise"]
 
 TRUTH = (
-    "composite", "quality", "motion", "identity", "presence", "shape_accuracy", "sharpness", "area", "speed", "psnr",
-    "foreign", "scroll_error", "loop", "seconds", "memory",
+    "composite", "seconds", "memory", "quality", "motion", "identity", "presence", "shape_accuracy", "sharpness", "area",
+    "speed", "psnr", "foreign", "scroll_error", "loop",
 )  # fmt: skip
+"""What a video costs stands right beside its quality."""
 VBENCH = tuple(
     with_companions(
         ("subject_consistency", "background_consistency", "motion_smoothness", "no_repeat", "imaging_quality")
