@@ -17,6 +17,8 @@ from typing import Any
 
 from common import RESULTS
 
+from freeloc_fx import Profile
+
 README = Path(__file__).resolve().parent.parent / "README.md"
 LENGTHS = {"2x": 161, "4x": 321, "10x": 801, "16x": 1281}
 FEWEST = 3
@@ -36,8 +38,6 @@ SHOWN = {
     ),
 }  # fmt: skip
 """Contestants of a model's table, in its order."""
-PROFILES = {"tiny-wan": "vrpr+tsa", "tiny-joint": "vrpr+tsa+squeeze"}
-"""What a model's profile is, beside its name in the table."""
 
 
 def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -48,6 +48,17 @@ def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _results(name: str) -> Any:
     return json.loads((RESULTS / name).read_text())
+
+
+def profile_words(model: str) -> str:
+    """The strategies of a model's shipped profile: one, or the usual one and the multiples of the trained length at
+    which it has another."""
+    profile = Profile.load(model)
+    if profile.lengths is None:
+        return str(profile.layers)
+    names = {round((n - 1) / (profile.trained_frames - 1)): str(item["layers"]) for n, item in profile.lengths.items()}
+    usual = statistics.mode(names.values())
+    return ", ".join([usual, *(f"{name} at {times}x" for times, name in names.items() if name != usual)])
 
 
 def scores(model: str) -> str:
@@ -72,7 +83,7 @@ def scores(model: str) -> str:
     for name in SHOWN[model]:
         ten = entry(name, "10x")
         cells = [single(ten, "motion", 2), single(ten, "recurrence", 2), single(ten, "seconds", 0)]
-        label = f"**FreeLOC** ({PROFILES[model]}, the profile)" if name == "profile" else name
+        label = f"**FreeLOC** (the profile: {profile_words(model)})" if name == "profile" else name
         rows.append([label, *(composite(entry(name, length)) for length in LENGTHS), *cells])
     return _lines([model, *LENGTHS, "motion at 10x", "loop (video) at 10x", "seconds at 10x"], rows)
 

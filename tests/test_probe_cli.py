@@ -116,12 +116,22 @@ def test_candidates_are_rewarded_and_what_came_of_them_is_said(
     options = ["--candidate=window", "--candidate=tsa", "--seeds=3", "-o", tmp_path / "p.json"]
     result = run(model, *options)
     assert result.exit_code == 0, result.output
-    assert asked["candidates"] == ("window", "tsa") and asked["reward"] is not None
+    assert asked["candidates"] == {"window": None, "tsa": None} and asked["reward"] is not None
     assert "window: reward 0.703, +0.103 +-0.003 from the rule's assignment (taken)" in result.output
     assert "tsa: reward 0.633, +0.033 +-0.088 from the rule's assignment\n" in result.output
     profile = Profile.load(tmp_path / "p.json")
     assert profile.layers == "window"
     assert "layers " in result.output  # the rule's own assignment, which has no one name
+
+
+def test_a_candidate_may_be_for_some_lengths_only(
+    model: Path, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_judge", lambda *_: lambda video, seed: 0.0)
+    options = ["--lengths=2,4", "--candidate=vrpr+temp@4,2", "--candidate=window@4", "--candidate=tsa", "--seeds=3"]
+    result = run(model, *options, "-o", tmp_path / "p.json")
+    assert result.exit_code == 0, result.output
+    assert asked["candidates"] == {"vrpr+temp": [5, 3], "window": [5], "tsa": None}
 
 
 @pytest.mark.parametrize("matched", [False, True])
@@ -143,6 +153,9 @@ def test_bad_candidates_are_refused_before_the_model_is_loaded(
     for options, words in (
         (["--candidate=window", "--seeds=2"], "candidates: expected at least 3 seeds"),
         (["--candidate=windo", "--seeds=3"], "unknown strategy 'windo'"),
+        (["--candidate=window@2", "--seeds=3"], "'window' is to be tried at 3, expected lengths of the probe: 5"),
+        (["--candidate=window@x", "--seeds=3"], "--candidate: expected multiples of the trained length above 1"),
+        (["--candidate=window", "--candidate=window@4", "--seeds=3"], "--candidate: expected each strategy once"),
         (["--candidate=window", "--seeds=3", "--prompt=a cat"], "--candidate: expected prompts that can be scored"),
     ):
         result = run(model, *options, "-o", tmp_path / "p.json")

@@ -89,11 +89,31 @@ def test_what_the_videos_say_beats_the_rule(tmp_path: Path) -> None:
     assert probed() == found and not made  # the journal has all of it
 
 
+def test_a_candidate_is_tried_at_its_lengths_only(tmp_path: Path) -> None:
+    names: list[str] = []
+    found = run(
+        SMALL["model"], generate=generate, seeds=(0, 1, 2), target_frames=None, lengths=(7, 5),
+        reward=nearness("window"), candidates={"window": [5], "tsa": None},
+        on_unit=lambda done, total, name: names.append(f"{done} of {total} {name}"),
+    )  # fmt: skip
+    lengths: Any = found.provenance["lengths"]  # type: ignore[index]
+    (ruled,) = set(lengths["7"]["rule"].values())
+    assert set(lengths["7"]["trials"]) == {"tsa", ruled}
+    assert set(lengths["5"]["trials"]) == {"tsa", "window", ruled}
+    assert found.at(5).layers == "window" and found.at(7).layers != "window"
+    assert names[-1].startswith(f"{len(names)} of {len(names)} ")
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"reward": None}, ProfileError, r"candidates: .* expected reward=f\(video, seed\), found none"),
         ({"seeds": (0, 1)}, ProfileError, "candidates: expected at least 3 seeds to compare their videos, found 2"),
+        (
+            {"candidates": {"window": [9]}},
+            ProfileError,
+            "'window' is to be tried at 9, expected lengths of the probe: 7",
+        ),
         ({"candidates": ["windo"]}, StrategyError, "unknown strategy 'windo'"),
     ],
 )

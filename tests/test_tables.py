@@ -255,7 +255,7 @@ def test_every_member_of_a_group_takes_part_or_is_absent_for_a_reason() -> None:
     assert len(made["random"]) == 3 and all(len(m) == 1 for n, m in made.items() if n != "random")
     hashes = [c.content(81) for n, m in made.items() for c in m if n not in ("profile", "profile+temp")]
     assert len(set(hashes)) == len(hashes)
-    # tiny-wan's profile is VRPR+TSA in every layer, so the profile's pixels are those of that strategy.
+    # tiny-wan's profile gives every layer one strategy, so the profile's pixels are those of that strategy.
     assert "freenoise" in made and made["freenoise"][0].noise and made["freenoise"][0].stride == default_stride(21)
     assert made["freelong"][0].noise and not made["context-windows"][0].noise
     _, cross = people.contestants(PROFILE, 10, 3, text=False)

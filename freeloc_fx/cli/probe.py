@@ -60,7 +60,9 @@ def probe(
         typer.Option(
             "--candidate",
             help="A strategy to try in every layer beside the rule's assignment; repeat for more. It is taken where "
-            "its videos are rewarded clearly more; needs --seeds 3 or more.",
+            "its videos are rewarded clearly more; needs --seeds 3 or more. NAME@2,4: only at these of --lengths, "
+            "where it is slower than the rule's.",
+            metavar="NAME[@LENGTHS]",
             show_default=False,
         ),
     ] = None,
@@ -106,7 +108,8 @@ def probe(
         wanted = frames if frames is not None else (max(targets) - 1) * facts.temporal + 1
         job = prepare(model, None, ["direct"], wanted, height, width, steps, dtype=dtype, device=device)
         texts = prompts or [EXAMPLE]
-        tried = check(candidates or [], range(seeds), rewarded=True)
+        tried = _candidates(candidates or [], trained)
+        check(tried, targets, range(seeds), rewarded=True)
         needed = mode == "full" or bool(tried)
         judge = _judge(job, needed, texts, range(seeds), visionreward, visionreward_model, trust_remote_code)
         if tried and judge is None:
@@ -175,14 +178,31 @@ def _multiples(lengths: str | None, frames: int | None) -> list[float]:
         return [4.0]
     if frames is not None:
         raise UsageError("--lengths and --frames: expected one of them, found both")
+    return _numbers("--lengths", lengths)
+
+
+def _numbers(option: str, text: str) -> list[float]:
     try:
-        found = list(dict.fromkeys(float(part) for part in lengths.split(",")))
+        found = list(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
         found = []
     if not found or not all(1 < n < 1000 for n in found):
-        raise UsageError(
-            f"--lengths: expected multiples of the trained length above 1, as in 2,4,10,16; found {lengths!r}"
-        )
+        raise UsageError(f"{option}: expected multiples of the trained length above 1, as in 2,4,10,16; found {text!r}")
+    return found
+
+
+def _candidates(options: Sequence[str], trained: int) -> dict[str, list[int] | None]:
+    """Name -> latent frames of the lengths at which it is tried, None for all.
+
+    Raises:
+        UsageError: lengths that are not multiples of the trained one, a name twice.
+    """
+    found: dict[str, list[int] | None] = {}
+    for option in options:
+        name, at, lengths = option.partition("@")
+        if name in found:
+            raise UsageError(f"--candidate: expected each strategy once, found {name} twice")
+        found[name] = [round((trained - 1) * n) + 1 for n in _numbers("--candidate", lengths)] if at else None
     return found
 
 

@@ -29,7 +29,7 @@ from .journal import Journal
 from .observe import Intervention, Recorder
 from .result import Unit, assignment, for_length, made_profile, measured_lengths, settled, uniform
 from .statistics import ProbeSettings
-from .trials import check
+from .trials import Candidates, check
 
 __all__ = ["fingerprint", "observing", "probe"]
 
@@ -46,7 +46,7 @@ def probe(
     target_frames: int | None = None,
     lengths: Sequence[int] = (),
     temperature: bool = False,
-    candidates: Sequence[str] = (),
+    candidates: Candidates = (),
     mode: Literal["observe", "full"] = "observe",
     seeds: Sequence[int] = (0,),
     settings: ProbeSettings | None = None,
@@ -73,7 +73,7 @@ def probe(
             "+temp" is the closed formula.
         candidates: strategies to try in every layer beside the rule's assignment, at each target length, one generation
             for each seed: the best is taken where its reward is above the rule's by twice the standard error within
-            seeds. Needs a reward and at least three seeds.
+            seeds. Names, or name -> the target lengths at which it is tried. Needs a reward and at least three seeds.
         mode: "observe" or "full".
         seeds: one generation of each kind and length for each seed; the standard errors are over rows and seeds.
         every: observe each site on every n-th call.
@@ -107,7 +107,7 @@ def probe(
         raise ProfileError(f"mode: expected 'observe' or 'full', found {mode!r}")
     if not len(seeds):
         raise ProfileError("seeds: expected at least one, found none")
-    candidates = check(candidates, seeds, reward is not None)
+    tried = check(candidates, targets, seeds, reward is not None)
     if generate is None:
         if isinstance(pipeline, nn.Module):
             raise ProfileError("generate: a model without its pipeline needs generate=f(model, frames, seed)")
@@ -148,16 +148,18 @@ def probe(
         return result
 
     results = {}
-    total = len(units) + len(targets) * len(seeds) * (len(candidates) + bool(candidates))
+    total = len(units) + len(seeds) * sum(len(names) + 1 for names in tried.values())
     for done, unit in enumerate(units, 1):
         results[unit.name] = finish(unit.name, functools.partial(run.unit, unit, first["frames"]), done, total)
     profile = made_profile(model, job, targets, units, results, temperature)
-    if not candidates:
+    if not tried:
         return profile
     trials = []
     for target, frames in zip(targets, measured_lengths(profile), strict=True):
+        if target not in tried:
+            continue
         contenders = {assignment(profile, frames): for_length(profile, frames)}
-        contenders |= {name: uniform(profile, frames, name) for name in candidates if name not in contenders}
+        contenders |= {name: uniform(profile, frames, name) for name in tried[target] if name not in contenders}
         for name, contender in contenders.items():
             trial = run.trial(contender, target)  # one capture for all seeds
             trials += [(frames, name, seed, f"trial seed {seed} frames {target} {name}", trial) for seed in seeds]

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ProfileError
 from ..strategy import parse
 
-__all__ = ["MINIMUM", "Trial", "check", "choose"]
+__all__ = ["MINIMUM", "Candidates", "Trial", "check", "choose"]
 
 MINIMUM = 3
 """Seeds without which a standard error says nothing."""
@@ -32,20 +32,37 @@ class Trial:
         return self.difference > 0 and self.difference >= 2 * self.error
 
 
-def check(candidates: Sequence[str], seeds: Sequence[int], rewarded: bool) -> tuple[str, ...]:
-    """The candidates without repeats.
+Candidates = Sequence[str] | Mapping[str, Sequence[int] | None]
+
+
+def check(
+    candidates: Candidates, targets: Sequence[int], seeds: Sequence[int], rewarded: bool
+) -> dict[int, tuple[str, ...]]:
+    """target length -> the candidates to try there, without repeats; a target without any is left out.
+
+    Args:
+        candidates: names for every target, or name -> the targets at which it is tried, None for every one. What keeps
+            every pair may be worth its time at 4x and not at 10x.
+        targets: lengths of the probe.
 
     Raises:
-        ProfileError: no reward, fewer than `MINIMUM` seeds. StrategyError: a name that is not a strategy's.
+        ProfileError: a length that is no target, no reward, fewer than `MINIMUM` seeds. StrategyError: a name that is
+            not a strategy's.
     """
-    names = tuple(dict.fromkeys(candidates))
-    for name in names:
+    names = dict(candidates) if isinstance(candidates, Mapping) else dict.fromkeys(candidates)
+    for name, lengths in names.items():
         parse(name)
+        if strange := [n for n in lengths or () if n not in targets]:
+            raise ProfileError(
+                f"candidates: {name!r} is to be tried at {', '.join(map(str, strange))}, "
+                f"expected lengths of the probe: {', '.join(map(str, targets))}"
+            )
     if names and not rewarded:
         raise ProfileError("candidates: a strategy is chosen by its videos, expected reward=f(video, seed), found none")
     if names and len(seeds) < MINIMUM:
         raise ProfileError(f"candidates: expected at least {MINIMUM} seeds to compare their videos, found {len(seeds)}")
-    return names
+    found = {n: tuple(name for name, at in names.items() if at is None or n in at) for n in targets}
+    return {n: tried for n, tried in found.items() if tried}
 
 
 def choose(rewards: Mapping[str, Sequence[float]], keep: str) -> tuple[str, dict[str, Trial]]:

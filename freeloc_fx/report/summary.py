@@ -12,8 +12,8 @@ from .rows import COLUMNS, Column, Interval, Results, interval, with_companions
 __all__ = ["AGAINST", "PAIRED", "TRUTH", "VBENCH", "describe", "markdown", "number", "summarise"]
 
 TRUTH = (
-    "composite", "seconds", "memory", "quality", "motion", "identity", "presence", "shape_accuracy", "sharpness", "area",
-    "speed", "psnr", "foreign", "scroll_error", "loop",
+    "composite", "seconds", "memory", "quality", "motion", "identity", "presence", "shape_accuracy", "sharpness",
+    "area", "speed", "psnr", "foreign", "scroll_error", "loop",
 )  # fmt: skip
 """What a video costs stands right beside its quality."""
 VBENCH = tuple(
