@@ -265,15 +265,15 @@ def test_every_member_of_a_group_takes_part_or_is_absent_for_a_reason() -> None:
 def test_content_is_what_decides_the_pixels() -> None:
     from dataclasses import replace
 
-    one = people.Contestant("a", PROFILE)
-    assert one.content(81) == people.Contestant("b", replace(PROFILE, name="other", provenance=None)).content(81)
-    assert one.content(81) != people.Contestant("a", replace(PROFILE, temperature=1.1)).content(81)
-    assert one.content(81) != people.Contestant("a", PROFILE, noise=True).content(81)
+    usual = replace(PROFILE, layers="vrpr+tsa", lengths=None)
+    one = people.Contestant("a", usual)
+    assert one.content(81) == people.Contestant("b", replace(usual, name="other", provenance=None)).content(81)
+    assert one.content(81) != people.Contestant("a", replace(usual, temperature=1.1)).content(81)
+    assert one.content(81) != people.Contestant("a", usual, noise=True).content(81)
     # What was learnt for one length leaves the rows of the others as they are.
-    base = people.Contestant("a", replace(PROFILE, layers="vrpr+tsa", lengths=None))
     names = {41: "vrpr+tsa", 81: "vrpr+temp", 201: "vrpr+tsa"}
     taught = people.Contestant("a", replace(PROFILE, lengths={n: {"layers": name} for n, name in names.items()}))
-    assert [taught.content(n) == base.content(n) for n in (41, 81, 321)] == [True, False, True]
+    assert [taught.content(n) == one.content(n) for n in (41, 81, 321)] == [True, False, True]
 
 
 def test_a_temperature_is_added_at_every_length_of_a_profile() -> None:
