@@ -67,6 +67,10 @@ class Job:
     frames: int
     seed: int
 
+    def latent(self, temporal: int) -> int:
+        """Latent frames of the clip. temporal: frames of a latent frame after the first."""
+        return (self.frames - 1) // temporal + 1
+
 
 @dataclass(frozen=True)
 class Film:
@@ -136,7 +140,7 @@ class Pipeline:
         if who.name == REFERENCE:
             made, memory = peak_growth(lambda: reconstruct(self.pipe, real_clip(job.seed, job.frames)), self.device)
             return Film(made, 0.0, memory, False)
-        key = (who.name, who.draw, who.content((job.frames - 1) // self.temporal + 1))
+        key = (who.name, who.draw, who.content(job.latent(self.temporal)))
         fresh = (self._on, self._frames) != (key, job.frames)
         if self._on != key:
             self._on = None
@@ -227,7 +231,7 @@ class Run:
     def key(self, job: Job) -> str:
         """Everything that the pixels depend on."""
         who = job.contestant
-        content = who.content((job.frames - 1) // self.temporal + 1)
+        content = who.content(job.latent(self.temporal))
         values = (self.model, self.weights, who.name, who.draw, content, job.frames, job.seed, self.steps)
         return json.dumps([*values, self.guidance])
 

@@ -104,6 +104,19 @@ def test_a_candidate_is_tried_at_its_lengths_only(tmp_path: Path) -> None:
     assert names[-1].startswith(f"{len(names)} of {len(names)} ")
 
 
+def test_a_journal_tells_a_solved_temperature_from_a_matched_one(tmp_path: Path) -> None:
+    names: dict[bool, list[str]] = {}
+    for matched in (False, True):
+        names[matched] = []
+        run(
+            SMALL["model"], generate=generate, seeds=(0, 1, 2), reward=lambda video, seed: float(video.std()),
+            candidates=["vrpr+temp"], temperature=matched, journal=tmp_path / "j",
+            on_unit=lambda done, total, name, to=names[matched]: to.append(name),
+        )  # fmt: skip
+    solved, other = ({n for n in found if "vrpr+temp" in n} for found in names.values())
+    assert len(solved) == len(other) == 3 and not solved & other
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

@@ -60,8 +60,8 @@ def probe(
         typer.Option(
             "--candidate",
             help="A strategy to try in every layer beside the rule's assignment; repeat for more. It is taken where "
-            "its videos are rewarded clearly more; needs --seeds 3 or more. NAME@2,4: only at these of --lengths, "
-            "where it is slower than the rule's.",
+            "its videos are rewarded clearly more; needs --seeds 3 or more. NAME@2,4 is tried at these of "
+            "--lengths only, if it is too slow for the longer ones.",
             metavar="NAME[@LENGTHS]",
             show_default=False,
         ),
@@ -102,7 +102,7 @@ def probe(
         facts = library.Facts.read(model)
         if trained is None:
             trained = Profile.for_model(facts.transformer).trained_frames
-        targets = [round((trained - 1) * n) + 1 for n in _multiples(lengths, frames)]
+        targets = [_times(n, trained) for n in _multiples(lengths, frames)]
         if frames is not None:
             targets = [(frames - 1) // facts.temporal + 1]
         wanted = frames if frames is not None else (max(targets) - 1) * facts.temporal + 1
@@ -181,7 +181,17 @@ def _multiples(lengths: str | None, frames: int | None) -> list[float]:
     return _numbers("--lengths", lengths)
 
 
+def _times(multiple: float, trained: int) -> int:
+    """Latent frames of a multiple of the trained length; the first latent frame holds one frame of video only."""
+    return round((trained - 1) * multiple) + 1
+
+
 def _numbers(option: str, text: str) -> list[float]:
+    """Comma-separated multiples of the trained length, without repeats.
+
+    Raises:
+        UsageError: not numbers above 1; names the option.
+    """
     try:
         found = list(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
@@ -194,15 +204,18 @@ def _numbers(option: str, text: str) -> list[float]:
 def _candidates(options: Sequence[str], trained: int) -> dict[str, list[int] | None]:
     """Name -> latent frames of the lengths at which it is tried, None for all.
 
+    Args:
+        options: NAME or NAME@2,4, in multiples of the trained length. trained: latent frames.
+
     Raises:
-        UsageError: lengths that are not multiples of the trained one, a name twice.
+        UsageError: lengths that are not numbers above 1, a name twice.
     """
     found: dict[str, list[int] | None] = {}
     for option in options:
         name, at, lengths = option.partition("@")
         if name in found:
             raise UsageError(f"--candidate: expected each strategy once, found {name} twice")
-        found[name] = [round((trained - 1) * n) + 1 for n in _numbers("--candidate", lengths)] if at else None
+        found[name] = [_times(n, trained) for n in _numbers("--candidate", lengths)] if at else None
     return found
 
 

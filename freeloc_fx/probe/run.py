@@ -162,7 +162,11 @@ def probe(
         contenders |= {name: uniform(profile, frames, name) for name in tried[target] if name not in contenders}
         for name, contender in contenders.items():
             trial = run.trial(contender, target)  # one capture for all seeds
-            trials += [(frames, name, seed, f"trial seed {seed} frames {target} {name}", trial) for seed in seeds]
+            # A temperature that is solved and one that is matched are two trials of one name.
+            solved = " closed formula" if contender.temperature is None and "temp" in name.split("+") else ""
+            trials += [
+                (frames, name, seed, f"trial seed {seed} frames {target} {name}{solved}", trial) for seed in seeds
+            ]
     total = len(units) + len(trials)  # fewer where the rule's own assignment was among the candidates
     rewards: dict[int, dict[str, list[float]]] = {}
     for done, (frames, name, seed, unit_name, trial) in enumerate(trials, len(units) + 1):

@@ -15,6 +15,9 @@ from ..strategy import parse
 
 __all__ = ["MINIMUM", "Candidates", "Trial", "check", "choose"]
 
+Candidates = Sequence[str] | Mapping[str, Sequence[int] | None]
+"""Strategy names, tried at every target length; or name -> the targets at which it is tried, None for every one."""
+
 MINIMUM = 3
 """Seeds without which a standard error says nothing."""
 
@@ -32,18 +35,14 @@ class Trial:
         return self.difference > 0 and self.difference >= 2 * self.error
 
 
-Candidates = Sequence[str] | Mapping[str, Sequence[int] | None]
-
-
 def check(
     candidates: Candidates, targets: Sequence[int], seeds: Sequence[int], rewarded: bool
 ) -> dict[int, tuple[str, ...]]:
     """target length -> the candidates to try there, without repeats; a target without any is left out.
 
     Args:
-        candidates: names for every target, or name -> the targets at which it is tried, None for every one. What keeps
-            every pair may be worth its time at 4x and not at 10x.
-        targets: lengths of the probe.
+        candidates: what keeps every pair may be worth its time at 4x and not at 10x, hence the lengths.
+        targets: lengths of the probe, as `generate` counts frames.
 
     Raises:
         ProfileError: a length that is no target, no reward, fewer than `MINIMUM` seeds. StrategyError: a name that is
