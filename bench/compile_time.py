@@ -1,6 +1,6 @@
 """Does compile time grow with strategies or with layers? First call and second shape of a Wan transformer, caches off.
 
-    python bench/compile_time.py                                  # 30 layers; minutes for each contestant
+    python bench/compile_time.py                                  # 30 layers, 5 runs; minutes for each contestant
     python bench/compile_time.py --layers 4 --contestants repeated,whole,one,two
 
 Each measurement is a process of its own with Inductor's caches off and a fresh cache folder; the contestants take
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", default="30", help="layer counts")
     parser.add_argument("--contestants", default=",".join(CONTESTANTS))
-    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--once", choices=CONTESTANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.once:

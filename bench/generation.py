@@ -1,6 +1,6 @@
 """How long does a whole generation take, and how does it grow with length? tiny-wan, direct beside VRPR+TSA.
 
-    python bench/generation.py                                        # 4x, 10x, 16x, 3 runs each, in turn
+    python bench/generation.py                                        # 4x, 10x, 16x, 5 runs each, in turn
     python bench/generation.py --size 128 --frames 801 --steps 4      # four times as many tokens a frame
     python bench/generation.py --frames 81,161 --steps 2 --runs 1     # to see it work
     python bench/generation.py --backend inductor                     # as users get it who do not say otherwise
@@ -131,9 +131,9 @@ def report(found: dict[str, Any]) -> None:
     for name in dict.fromkeys(tuple(r[n] for n in (*KIND, "strategy")) for r in found["medians"]):
         of = [r for r in found["medians"] if tuple(r[n] for n in (*KIND, "strategy")) == name]
         points = sorted((r["frames"], r["seconds"]) for r in of)
-        axis.loglog(
-            *zip(*points, strict=True), "o-", label=f"{name[-1]}, {name[0]} pixels, {name[3]}, {name[4]} threads"
-        )
+        size, steps, _, backend, threads, strategy = name
+        label = f"{strategy}, {size} pixels, {steps} steps, {backend}, threads {threads}"
+        axis.loglog(*zip(*points, strict=True), "o-", label=label)
     axis.set(xlabel="frames", ylabel="seconds")
     for line, ticks in (
         (axis.xaxis, sorted({r["frames"] for r in found["medians"]})),
@@ -141,7 +141,7 @@ def report(found: dict[str, Any]) -> None:
     ):
         line.set_ticks(ticks, labels=[str(t) for t in ticks])
         line.set_minor_locator(NullLocator())
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=6)
     figure.savefig(RESULTS / "generation.png", dpi=100)
     plt.close(figure)
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--backend", default="eager")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("bench-generation"), help="journal")
     parser.add_argument("--report", action="store_true", help="no generation: results of what the journal holds")
     args = parser.parse_args()
