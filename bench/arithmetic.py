@@ -28,7 +28,7 @@ official: five masked calls a layer (near, past and future of the middle tier, p
   rotation but the far first frame's for a layer of tsa alone. "official" skips the tiles that a mask leaves empty,
   "official, dense masks" does not.
 
-Writes results/arithmetic.json and arithmetic.md.
+Writes results/arithmetic.json, arithmetic.md and arithmetic.png (of the last strategy).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, save
+from common import RESULTS, save, save_table
 
 from freeloc_fx.attention.bands import spec_bands
 from freeloc_fx.attention.flex import group_size
@@ -257,6 +257,44 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def plot(rows: list[dict[str, Any]]) -> None:
+    """FLOPs of dense and working memory over length, for the last strategy; a column for each model and frame size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
+
+    strategy = rows[-1]["strategy"]
+    rows = [r for r in rows if r["strategy"] == strategy and r["way"] != "dense"]
+    cases = list(dict.fromkeys((r["model"], r["height"], r["width"]) for r in rows))
+    figure, axes = plt.subplots(
+        2,
+        len(cases),
+        figsize=(2.5 * len(cases), 5.4),
+        squeeze=False,
+        sharex=True,
+        sharey="row",
+        constrained_layout=True,
+    )
+    for column, case in zip(axes.T, cases, strict=True):
+        for way in dict.fromkeys(r["way"] for r in rows):
+            of = [r for r in rows if (r["model"], r["height"], r["width"]) == case and r["way"] == way]
+            x = [r["extension"] for r in of]
+            column[0].loglog(x, [r["flops_of_dense"] for r in of], "o-", ms=3, label=way)
+            column[1].loglog(x, [r["working_memory_bytes"] / 1e9 for r in of], "o-", ms=3)
+        column[0].axhline(1, color="gray", ls=":", lw=1)
+        column[0].set_title(f"{case[0]}, {case[1]}x{case[2]} tokens", fontsize=9)
+        lengths = sorted({r["extension"] for r in rows})
+        column[1].xaxis.set_ticks(lengths, labels=[f"{n}x" for n in lengths])
+        column[1].xaxis.set_minor_locator(NullLocator())
+    axes[0, 0].set_ylabel(f"FLOPs of dense, {strategy}")
+    axes[1, 0].set_ylabel("working memory, GB")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=5)
+    figure.savefig(RESULTS / "arithmetic.png", dpi=100)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
@@ -272,7 +310,8 @@ def main() -> None:
         rows += measure(model, (height, width), int(extension), strategy)
         print(model, size, f"{extension}x", strategy, flush=True)
         save("arithmetic", {"rows": rows})
-    (RESULTS / "arithmetic.md").write_text(table(rows) + "\n")
+    save_table("arithmetic", table(rows))
+    plot(rows)
     print(table(rows))
 
 

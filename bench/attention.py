@@ -3,7 +3,7 @@
     python bench/attention.py                          # tiny-wan's grid and a 256-token grid, 4x, 10x, 16x
     python bench/attention.py --grids 1560 --extensions 4 --runs 5 --add
     python bench/attention.py --grids 1560 --extensions 10,16 --trained 5 --add    # as if trained on 17 frames
-    python bench/attention.py --grids 16 --extensions 1,2,4,10,16 --lowerings tiles,flex
+    python bench/attention.py --grids 16 --extensions 1,2,4,8,10,16 --lowerings tiles,calls,flex,reference --add
 
 For every grid and length the contestants run in turn, `--runs` times over; a figure is the median time relative to
 dense SDPA's median in the same turn-taking, and the same divided by the share of pairs that the strategy keeps. Dense
@@ -93,6 +93,7 @@ def measure(
                 "strategy": name,
                 "lowering": way,
                 "seconds": median,
+                "runs": runs,
                 "kept_pairs": kept,
                 "relative_to_dense": median / dense,
                 "relative_to_work": median / dense / kept,
@@ -127,9 +128,13 @@ def report(rows: list[dict[str, Any]]) -> None:
             f"| {r['relative_to_dense']:.3f} | {r['kept_pairs']:.3f} | {r['relative_to_work']:.2f} "
             f"| {r['limit'] if r['limit'] else ''} |"
         )
+    lines.append("")
+    for about in dict.fromkeys((r["command"], r["cpu"], r["date"]) for r in rows):  # --add: each grid has its own
+        lines.append("Measured: `{}`, {}, {}.  ".format(*about))
     (RESULTS / "attention.md").write_text("\n".join(lines) + "\n")
     panels = sorted({(r["tokens_a_frame"], r["trained"]) for r in rows})
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4), constrained_layout=True, squeeze=False)
+    strategies, ways = (list(dict.fromkeys(r[key] for r in rows)) for key in ("strategy", "lowering"))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 5), constrained_layout=True, squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         mine = [r for r in rows if (r["tokens_a_frame"], r["trained"]) == panel]
         for key in dict.fromkeys((r["strategy"], r["lowering"]) for r in mine):
@@ -139,7 +144,8 @@ def report(rows: list[dict[str, Any]]) -> None:
             if len(x) > 1:
                 frames = [r["latent_frames"] for r in line]
                 label += f", exponent {np.polyfit(np.log(frames), np.log(y), 1)[0]:.2f}"
-            axis.loglog(x, y, "o-", label=label)
+            style = f"C{strategies.index(key[0])}{'o^sDv'[ways.index(key[1]) % 5]}-"
+            axis.loglog(x, y, style, ms=4, lw=1, label=label)
         ticks = sorted({r["extension"] for r in mine})
         axis.set_xticks(ticks, [f"{t}x" for t in ticks])
         axis.xaxis.set_minor_locator(NullLocator())

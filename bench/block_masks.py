@@ -7,7 +7,7 @@ Counted from the masks themselves, for each block size (one number, or query x k
 several calls, and its tiles are those of all calls over one dense call's, so that the shares can add up to more than 1.
 "of dense" is the token pairs in computed tiles over all pairs, "waste" the same over the visible pairs. Build time
 (this thread's, quickest of 3) and peak memory are of all masks of one layer, where their tables stay below
---build-limit MB. Writes results/block_masks.json and block_masks.md.
+--build-limit MB. Writes results/block_masks.json, block_masks.md and block_masks.png.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import itertools
 import math
 from typing import Any
 
-from common import RESULTS, save
+from common import RESULTS, save, save_table
 
 from freeloc_fx.attention.block_mask import Block
 from freeloc_fx.measure import count_tiles, make_spec, mask_cost
@@ -72,6 +72,31 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def plot(rows: list[dict[str, Any]]) -> None:
+    """Shares of full and partial tiles by block size, a panel for each frame size and strategy."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = list(dict.fromkeys((r["height"], r["width"], r["strategy"]) for r in rows))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.2 * len(panels), 3.6), squeeze=False, sharey=True, constrained_layout=True
+    )
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        of = [r for r in rows if (r["height"], r["width"], r["strategy"]) == panel]
+        full, partial = ([r[key] for r in of] for key in ("full", "partial"))
+        axis.bar(range(len(of)), full, color="C0", label="full")
+        axis.bar(range(len(of)), partial, bottom=full, color="C1", label="partial")
+        axis.plot(range(len(of)), [r["kept_pairs"] for r in of], "k_", ms=12, label="visible pairs")
+        axis.set_xticks(range(len(of)), [f"{r['extension']}x, {r['block']}" for r in of], rotation=90, fontsize=7)
+        axis.set_title(f"{panel[2]}, {panel[0]}x{panel[1]} tokens a frame", fontsize=9)
+    axes[0, 0].set_ylabel("of a dense call's tiles")
+    axes[0, -1].legend(fontsize=7, frameon=False)
+    figure.savefig(RESULTS / "block_masks.png", dpi=100)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="30x52,45x80", help="tokens of a frame, height x width")
@@ -88,7 +113,8 @@ def main() -> None:
         rows.append(measure((size[0], size[1]), extension, strategy, parse_block(block), args.build_limit * 1e6))
         print(table(rows[-1:]).splitlines()[-1], flush=True)
         save("block_masks", {"rows": rows})
-    (RESULTS / "block_masks.md").write_text(table(rows) + "\n")
+    save_table("block_masks", table(rows))
+    plot(rows)
 
 
 if __name__ == "__main__":

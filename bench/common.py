@@ -53,6 +53,11 @@ def results_name(base: str, model: str) -> str:
     return base if model == "tiny-wan" else f"{base}_{Path(model).name.replace('-', '_')}"
 
 
+def save_table(name: str, table: str) -> None:
+    """Write bench/results/NAME.md: the table with the environment under it."""
+    (RESULTS / f"{name}.md").write_text(f"{table}\n\nMeasured: {json.dumps(environment())}\n")
+
+
 def save(name: str, data: dict[str, Any]) -> Path:
     """Write bench/results/NAME.json with the environment beside the data."""
     RESULTS.mkdir(exist_ok=True)

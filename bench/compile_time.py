@@ -1,13 +1,14 @@
 """Does compile time grow with strategies or with layers? First call and second shape of a Wan transformer, caches off.
 
-    python bench/compile_time.py                                  # 30 layers, 5 runs; minutes for each contestant
-    python bench/compile_time.py --layers 4 --contestants repeated,whole,one,two
+    python bench/compile_time.py                                  # 10, 20, 30 layers, 5 runs: a quarter of an hour
+    python bench/compile_time.py --layers 4 --contestants repeated,whole,one,two,one-whole,two-whole
 
 Each measurement is a process of its own with Inductor's caches off and a fresh cache folder; the contestants take
 turns, `--runs` times, medians. Contestants: `repeated` is diffusers' compile_repeated_blocks, `whole` torch.compile
 of the model, `one` and `two` ours with one and two strategies in turn over the layers, pieces compiled once;
-`one-whole` and `two-whole` the same without cutting the graph. All run 2x and 2.5x the trained length. Held to: `two`
-at most 1.5x of `repeated`. Writes results/compile_time.json and compile_time.md.
+`one-whole` and `two-whole` the same without cutting the graph. All run 2x and 2.5x the trained length. Each measurement
+is a line of a journal (--work), so a run that was killed goes on where it stopped. Held to: `two` at most 1.5x of
+`repeated`. Writes results/compile_time.json, compile_time.md and compile_time.png. Nothing else should run beside it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, environment, save
+from common import RESULTS, save, save_table
 from denoising_step import make_inputs, make_model
+from journal import Journal
 
 LIMIT = 1.5
 CONTESTANTS = ("repeated", "whole", "one", "two", "one-whole", "two-whole")
@@ -80,43 +83,89 @@ def separate(name: str, layers: int) -> dict[str, Any]:
     return found
 
 
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Medians of `args.runs` processes a contestant and number of layers, in turn; not of what the journal holds."""
+    journal = Journal(args.work / "compile_time.jsonl")
+    names, rows = args.contestants.split(","), []
+    for layers in map(int, args.layers.split(",")):
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for turn in range(args.runs):
+            for name in names:
+                key = {"layers": layers, "contestant": name, "run": turn, "threads": torch.get_num_threads()}
+                entry = next((r for r in journal.rows if all(r[k] == v for k, v in key.items())), None)
+                if entry is None:
+                    entry = key | separate(name, layers)
+                    journal.add(entry)
+                    print(entry, flush=True)
+                found[name].append(entry)
+        medians = {
+            name: {key: statistics.median(r[key] for r in runs) for key in ("first", "second_shape", "again")}
+            for name, runs in found.items()
+        }
+        base = medians.get("repeated")
+        for name, middle in medians.items():
+            row = {
+                "layers": layers,
+                "contestant": name,
+                "runs": args.runs,
+                **middle,
+                "pieces": found[name][0]["pieces"],
+            }
+            rows.append(row | {"of_repeated": None if base is None else middle["first"] / base["first"]})
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| layers | contestant | runs | first call, s | second shape, s | first again, s | of repeated | pieces |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        ratio = "" if r["of_repeated"] is None else f"{r['of_repeated']:.2f}"
+        lines.append(
+            f"| {r['layers']} | {r['contestant']} | {r['runs']} | {r['first']:.1f} | {r['second_shape']:.1f} "
+            f"| {r['again']:.3f} | {ratio} | {r['pieces'] or ''} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
+    for place, name in enumerate(dict.fromkeys(r["contestant"] for r in rows)):
+        of = [r for r in rows if r["contestant"] == name]
+        for key, style, what in (("first", "o-", "first call"), ("second_shape", "s--", "second shape")):
+            x, y = [r["layers"] for r in of], [r[key] for r in of]
+            axis.plot(x, y, style, color=f"C{place}", ms=4, label=f"{name}, {what}")
+    axis.set(xlabel="layers", ylabel="seconds", ylim=(0, None), xticks=sorted({r["layers"] for r in rows}))
+    axis.legend(fontsize=7, frameon=False)
+    figure.savefig(RESULTS / "compile_time.png", dpi=100)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", default="30", help="layer counts")
-    parser.add_argument("--contestants", default=",".join(CONTESTANTS))
+    parser.add_argument("--layers", default="10,20,30", help="layer counts")
+    parser.add_argument("--contestants", default="repeated,one,two")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--work", type=Path, default=Path("bench-compile-time"), help="journal")
     parser.add_argument("--once", choices=CONTESTANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.once:
         print(json.dumps(once(args.once, int(args.layers))))
         return
-    names = args.contestants.split(",")
-    rows: list[dict[str, Any]] = []
-    for layers in map(int, args.layers.split(",")):
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        for _ in range(args.runs):
-            for name in names:
-                found[name].append(separate(name, layers))
-                print(layers, name, found[name][-1], flush=True)
-        for name, runs in found.items():
-            medians = {key: statistics.median(r[key] for r in runs) for key in ("first", "second_shape", "again")}
-            rows.append({"layers": layers, "contestant": name, **medians, "pieces": runs[0]["pieces"]})
-        for row in rows:
-            base = next((r for r in rows if (r["layers"], r["contestant"]) == (row["layers"], "repeated")), None)
-            row["of_repeated"] = None if base is None else row["first"] / base["first"]
-        save("compile_time", {"limit": LIMIT, "rows": rows})
-    lines = [
-        "| layers | contestant | first call, s | second shape, s | first shape again, s | of repeated | pieces |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        ratio = "" if r["of_repeated"] is None else f"{r['of_repeated']:.2f}"
-        lines.append(
-            f"| {r['layers']} | {r['contestant']} | {r['first']:.1f} | {r['second_shape']:.1f} | {r['again']:.3f} "
-            f"| {ratio} | {r['pieces'] or ''} |"
-        )
-    (RESULTS / "compile_time.md").write_text("\n".join(lines) + f"\n\nMeasured: {json.dumps(environment())}\n")
-    print("\n".join(lines))
+    unknown = set(args.contestants.split(",")) - set(CONTESTANTS)
+    if unknown:
+        parser.error(f"--contestants: expected some of {', '.join(CONTESTANTS)}, found {', '.join(sorted(unknown))}")
+    rows = measure(args)
+    save("compile_time", {"limit": LIMIT, "rows": rows})
+    save_table("compile_time", table(rows))
+    plot(rows)
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@
 
 A forward pass of a WanTransformer3DModel with random weights: the contestants run in turn, `--runs` times, median. What
 was measured is kept in a journal (--work), so a run that was killed goes on where it stopped. Writes
-results/denoising_step.json and denoising_step.md.
+results/denoising_step.json, denoising_step.md and denoising_step.png. Nothing else should run beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -19,7 +18,8 @@ from typing import Any
 
 import torch
 from attention import frames_of
-from common import RESULTS, environment, save
+from common import RESULTS, save, save_table
+from journal import Journal
 
 from freeloc_fx import Profile, transform
 
@@ -89,6 +89,26 @@ def measure(args: argparse.Namespace, extension: int) -> list[dict[str, Any]]:
     ]
 
 
+def plot(rows: list[dict[str, Any]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
+
+    figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
+    for name in dict.fromkeys(r["strategy"] for r in rows):
+        of = [r for r in rows if r["strategy"] == name]
+        axis.loglog([r["extension"] for r in of], [r["seconds"] for r in of], "o-", label=name)
+    axis.set(xlabel="times the trained length", ylabel="seconds of a denoising step")
+    lengths = sorted({r["extension"] for r in rows})
+    axis.xaxis.set_ticks(lengths, labels=[f"{n}x" for n in lengths])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.legend(fontsize=7, frameon=False)
+    figure.savefig(RESULTS / "denoising_step.png", dpi=100)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=8)
@@ -101,17 +121,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("bench-denoising-step"), help="journal")
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    journal = args.work / "denoising_step.jsonl"
-    done = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    journal = Journal(args.work / "denoising_step.jsonl")
     settings = {n: getattr(args, n) for n in ("layers", "heads", "dim", "size", "strategies", "backend", "runs")}
+    settings["threads"] = torch.get_num_threads()
     rows: list[dict[str, Any]] = []
     for extension in map(int, args.extensions.split(",")):
-        entry = next((e for e in done if e["settings"] == settings and e["extension"] == extension), None)
+        entry = next((e for e in journal.rows if e["settings"] == settings and e["extension"] == extension), None)
         if entry is None:
             entry = {"settings": settings, "extension": extension, "rows": measure(args, extension)}
-            with journal.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+            journal.add(entry)
         rows += entry["rows"]
         for r in entry["rows"]:
             print(f"x{r['extension']:<3} {r['strategy']:10} {r['seconds']:9.3f} s  {r['of_direct']:.3f} of direct")
@@ -122,8 +140,8 @@ def main() -> None:
             f"| {r['extension']}x | {r['tokens']} | {r['strategy']} | {r['seconds']:.3f} | {r['of_direct']:.3f} "
             f"| {r['first_seconds']:.2f} |"
         )
-    text = "\n".join(lines) + f"\n\nMeasured: {json.dumps(environment())}\n"
-    (RESULTS / "denoising_step.md").write_text(text)
+    save_table("denoising_step", "\n".join(lines))
+    plot(rows)
 
 
 if __name__ == "__main__":

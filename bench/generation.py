@@ -17,16 +17,15 @@ generation.png.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, environment, save
+from common import RESULTS, save, save_table
 from contestants import originals_of
+from journal import Journal
 
 from freeloc_fx.generate import apply, generate, load_pipeline
 
@@ -40,12 +39,10 @@ KEY = ("strategy", "frames", *KIND, "run")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    args.work.mkdir(parents=True, exist_ok=True)
-    journal = args.work / "generation.jsonl"
-    rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    journal = Journal(args.work / "generation.jsonl")
     if args.report:
-        return rows
-    done = {tuple(r[name] for name in KEY) for r in rows}
+        return journal.rows
+    done = {tuple(r[name] for name in KEY) for r in journal.rows}
     threads = torch.get_num_threads()
     pipe: Any = None
     applied: dict[str, dict[str, Any]] = {}  # strategy -> the pipeline's transformers with it, captured and compiled
@@ -69,13 +66,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                     generate(pipe, PROMPT, steps=1, **options)
                     warm.add((strategy, frames))
                 entry["seconds"] = generate(pipe, PROMPT, steps=args.steps, **options).seconds
-                rows.append(entry)
-                with journal.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+                journal.add(entry)
                 print(f"{frames:5} frames  {strategy:10} run {turn}: {entry['seconds']:.2f} s", flush=True)
-    return rows
+    return journal.rows
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -125,7 +118,7 @@ def report(found: dict[str, Any]) -> None:
             f"{e['strategy']}, {e['size']} pixels, {e['backend']}, threads {e['threads']}, {e['steps']} steps: "
             f"time grows with frames to the power of {e['exponent']:.2f}, from 4x on.",
         ]
-    (RESULTS / "generation.md").write_text("\n".join(lines) + f"\n\nMeasured: {json.dumps(environment())}\n")
+    save_table("generation", "\n".join(lines))
     print("\n".join(lines))
     figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
     for name in dict.fromkeys(tuple(r[n] for n in (*KIND, "strategy")) for r in found["medians"]):

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from attention import GRIDS
-from common import RESULTS, save
+from common import RESULTS, save, save_table
 
 from freeloc_fx.attention import op, spec
 from freeloc_fx.attention.tiles import engine
@@ -92,7 +92,7 @@ def report(rows: list[dict[str, Any]]) -> None:
             f"| {r['dtype']} "
             f"| {r['qkv_bytes'] / 1e6:.0f} MB | {r['peak']:.2f}x | {r['first_call']:.2f}x |"
         )
-    (RESULTS / "memory.md").write_text("\n".join(lines) + "\n")
+    save_table("memory", "\n".join(lines))
     strategies, lowerings, dtypes, grids = (
         list(dict.fromkeys(r[fact] for r in rows)) for fact in ("strategy", "lowering", "dtype", "tokens_a_frame")
     )

@@ -15,13 +15,12 @@ ones are generated on the same clips. Writes results/probe_agreement.json, .md a
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from clips import prompt_of
-from common import RESULTS, environment, results_name, save
+from common import RESULTS, results_name, save, save_table
 from search import Scorer
 
 import freeloc_fx
@@ -233,7 +232,7 @@ def main() -> None:
         markdown = run(args, scorer, base)
     except OutOfBudget as reason:
         raise SystemExit(f"nothing to report yet: {reason}") from None
-    (RESULTS / f"{args.name}.md").write_text(f"{markdown}\n\nMeasured: {json.dumps(environment())}\n")
+    save_table(args.name, markdown)
     print(markdown)
 
 

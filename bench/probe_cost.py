@@ -12,14 +12,13 @@ first is not counted. Writes results/probe_cost.json and probe_cost.md.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from clips import prompt_of
-from common import RESULTS, environment, save
+from common import RESULTS, save, save_table
 
 from freeloc_fx.generate import generate, load_pipeline
 from freeloc_fx.probe.journal import Lines
@@ -94,7 +93,7 @@ def main() -> None:
     head = f"{args.frames} frames, {args.steps} steps, {len(rows)} clips; observed every {args.every} calls."
     text = "\n".join([head, "", *table])
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "probe_cost.md").write_text(f"{text}\n\nMeasured: {json.dumps(environment())}\n")
+    save_table("probe_cost", text)
     print(text)
 
 

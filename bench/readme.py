@@ -137,7 +137,7 @@ def attention() -> str:
     found = {
         (r["tokens_a_frame"], r["extension"], r["strategy"]): r
         for r in _results("attention.json")["rows"]
-        if r["lowering"] == "tiles"
+        if r["lowering"] == "tiles" and r["extension"] in (4, 10, 16)
     }
     rows = []
     for grid, extension in dict.fromkeys((g, e) for g, e, _ in sorted(found)):

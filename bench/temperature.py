@@ -12,14 +12,13 @@ one prompt and one noise for all contestants. Writes results/temperature.json, .
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clips import prompt_of
-from common import RESULTS, environment, results_name, save
+from common import RESULTS, results_name, save, save_table
 from search import HELD_OUT, Scorer
 
 import freeloc_fx
@@ -130,7 +129,7 @@ def main() -> None:
     save(
         name, {"model": args.model, "steps": args.steps, "guidance": args.guidance, "matched": matched, "rows": records}
     )
-    (RESULTS / f"{name}.md").write_text(f"{markdown}\n\nMeasured: {json.dumps(environment())}\n")
+    save_table(name, markdown)
     if records:
         plot(records, RESULTS / f"{name}.png")
     print(markdown)
