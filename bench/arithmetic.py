@@ -40,7 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, save, save_table
+from common import RESULTS, mark_lengths, save, save_table
 
 from freeloc_fx.attention.bands import spec_bands
 from freeloc_fx.attention.flex import group_size
@@ -259,24 +259,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def plot(rows: list[dict[str, Any]]) -> None:
     """FLOPs of dense and working memory over length, for the last strategy; a column for each model and frame size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullLocator
+    from matplotlib.figure import Figure
 
     strategy = rows[-1]["strategy"]
     rows = [r for r in rows if r["strategy"] == strategy and r["way"] != "dense"]
     cases = list(dict.fromkeys((r["model"], r["height"], r["width"]) for r in rows))
-    figure, axes = plt.subplots(
-        2,
-        len(cases),
-        figsize=(2.5 * len(cases), 5.4),
-        squeeze=False,
-        sharex=True,
-        sharey="row",
-        constrained_layout=True,
-    )
+    figure = Figure(figsize=(2.5 * len(cases), 5.4), layout="constrained")
+    axes = figure.subplots(2, len(cases), squeeze=False, sharex=True, sharey="row")
     for column, case in zip(axes.T, cases, strict=True):
         for way in dict.fromkeys(r["way"] for r in rows):
             of = [r for r in rows if (r["model"], r["height"], r["width"]) == case and r["way"] == way]
@@ -285,14 +274,11 @@ def plot(rows: list[dict[str, Any]]) -> None:
             column[1].loglog(x, [r["working_memory_bytes"] / 1e9 for r in of], "o-", ms=3)
         column[0].axhline(1, color="gray", ls=":", lw=1)
         column[0].set_title(f"{case[0]}, {case[1]}x{case[2]} tokens", fontsize=9)
-        lengths = sorted({r["extension"] for r in rows})
-        column[1].xaxis.set_ticks(lengths, labels=[f"{n}x" for n in lengths])
-        column[1].xaxis.set_minor_locator(NullLocator())
+        mark_lengths(column[1], rows)
     axes[0, 0].set_ylabel(f"FLOPs of dense, {strategy}")
     axes[1, 0].set_ylabel("working memory, GB")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=5)
     figure.savefig(RESULTS / "arithmetic.png", dpi=100)
-    plt.close(figure)
 
 
 def main() -> None:

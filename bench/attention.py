@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import RESULTS, environment, save
+from common import RESULTS, environment, mark_lengths, save
 
 from freeloc_fx.attention import op
 from freeloc_fx.attention.spec import AttentionSpec
@@ -110,11 +110,7 @@ def measure(
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullLocator
+    from matplotlib.figure import Figure
 
     lines = [
         "| tokens a frame | trained latent frames | length | strategy | lowering | threads | seconds | of dense "
@@ -134,7 +130,8 @@ def report(rows: list[dict[str, Any]]) -> None:
     (RESULTS / "attention.md").write_text("\n".join(lines) + "\n")
     panels = sorted({(r["tokens_a_frame"], r["trained"]) for r in rows})
     strategies, ways = (list(dict.fromkeys(r[key] for r in rows)) for key in ("strategy", "lowering"))
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 5), constrained_layout=True, squeeze=False)
+    figure = Figure(figsize=(4 * len(panels), 5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         mine = [r for r in rows if (r["tokens_a_frame"], r["trained"]) == panel]
         for key in dict.fromkeys((r["strategy"], r["lowering"]) for r in mine):
@@ -144,15 +141,12 @@ def report(rows: list[dict[str, Any]]) -> None:
             if len(x) > 1:
                 frames = [r["latent_frames"] for r in line]
                 label += f", exponent {np.polyfit(np.log(frames), np.log(y), 1)[0]:.2f}"
-            style = f"C{strategies.index(key[0])}{'o^sDv'[ways.index(key[1]) % 5]}-"
+            style = f"C{strategies.index(key[0])}{'o^sDv'[ways.index(key[1])]}-"
             axis.loglog(x, y, style, ms=4, lw=1, label=label)
-        ticks = sorted({r["extension"] for r in mine})
-        axis.set_xticks(ticks, [f"{t}x" for t in ticks])
-        axis.xaxis.set_minor_locator(NullLocator())
+        mark_lengths(axis, mine)
         axis.set(title=f"{panel[0]} tokens a frame, trained on {panel[1]}", xlabel="trained lengths", ylabel="seconds")
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)  # below: no line hidden
     figure.savefig(RESULTS / "attention.png", dpi=100)
-    plt.close(figure)
 
 
 def main() -> None:

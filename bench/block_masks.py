@@ -74,15 +74,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def plot(rows: list[dict[str, Any]]) -> None:
     """Shares of full and partial tiles by block size, a panel for each frame size and strategy."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     panels = list(dict.fromkeys((r["height"], r["width"], r["strategy"]) for r in rows))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.2 * len(panels), 3.6), squeeze=False, sharey=True, constrained_layout=True
-    )
+    figure = Figure(figsize=(3.2 * len(panels), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)
     for axis, panel in zip(axes.flat, panels, strict=True):
         of = [r for r in rows if (r["height"], r["width"], r["strategy"]) == panel]
         full, partial = ([r[key] for r in of] for key in ("full", "partial"))
@@ -94,7 +90,6 @@ def plot(rows: list[dict[str, Any]]) -> None:
     axes[0, 0].set_ylabel("of a dense call's tiles")
     axes[0, -1].legend(fontsize=7, frameon=False)
     figure.savefig(RESULTS / "block_masks.png", dpi=100)
-    plt.close(figure)
 
 
 def main() -> None:

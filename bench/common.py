@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,18 @@ def results_name(base: str, model: str) -> str:
     return base if model == "tiny-wan" else f"{base}_{Path(model).name.replace('-', '_')}"
 
 
+def mark_lengths(axis: Any, rows: Iterable[dict[str, Any]]) -> None:
+    """Ticks of a logarithmic x axis at the rows' lengths, which are multiples of the trained one: 4x, 10x."""
+    from matplotlib.ticker import NullLocator
+
+    lengths = sorted({r["extension"] for r in rows})
+    axis.set_xticks(lengths, [f"{n}x" for n in lengths])
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
 def save_table(name: str, table: str) -> None:
     """Write bench/results/NAME.md: the table with the environment under it."""
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(f"{table}\n\nMeasured: {json.dumps(environment())}\n")
 
 

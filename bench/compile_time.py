@@ -130,12 +130,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]]) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.subplots()
     for place, name in enumerate(dict.fromkeys(r["contestant"] for r in rows)):
         of = [r for r in rows if r["contestant"] == name]
         for key, style, what in (("first", "o-", "first call"), ("second_shape", "s--", "second shape")):
@@ -144,7 +142,6 @@ def plot(rows: list[dict[str, Any]]) -> None:
     axis.set(xlabel="layers", ylabel="seconds", ylim=(0, None), xticks=sorted({r["layers"] for r in rows}))
     axis.legend(fontsize=7, frameon=False)
     figure.savefig(RESULTS / "compile_time.png", dpi=100)
-    plt.close(figure)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from attention import frames_of
-from common import RESULTS, save, save_table
+from common import RESULTS, mark_lengths, save, save_table
 from journal import Journal
 
 from freeloc_fx import Profile, transform
@@ -90,23 +90,17 @@ def measure(args: argparse.Namespace, extension: int) -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]]) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullLocator
-
-    figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.subplots()
     for name in dict.fromkeys(r["strategy"] for r in rows):
         of = [r for r in rows if r["strategy"] == name]
         axis.loglog([r["extension"] for r in of], [r["seconds"] for r in of], "o-", label=name)
     axis.set(xlabel="times the trained length", ylabel="seconds of a denoising step")
-    lengths = sorted({r["extension"] for r in rows})
-    axis.xaxis.set_ticks(lengths, labels=[f"{n}x" for n in lengths])
-    axis.xaxis.set_minor_locator(NullLocator())
+    mark_lengths(axis, rows)
     axis.legend(fontsize=7, frameon=False)
     figure.savefig(RESULTS / "denoising_step.png", dpi=100)
-    plt.close(figure)
 
 
 def main() -> None:

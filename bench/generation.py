@@ -96,10 +96,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def report(found: dict[str, Any]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
     lines = [
@@ -120,7 +117,8 @@ def report(found: dict[str, Any]) -> None:
         ]
     save_table("generation", "\n".join(lines))
     print("\n".join(lines))
-    figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.subplots()
     for name in dict.fromkeys(tuple(r[n] for n in (*KIND, "strategy")) for r in found["medians"]):
         of = [r for r in found["medians"] if tuple(r[n] for n in (*KIND, "strategy")) == name]
         points = sorted((r["frames"], r["seconds"]) for r in of)
@@ -136,7 +134,6 @@ def report(found: dict[str, Any]) -> None:
         line.set_minor_locator(NullLocator())
     axis.legend(fontsize=6)
     figure.savefig(RESULTS / "generation.png", dpi=100)
-    plt.close(figure)
 
 
 def main() -> None:

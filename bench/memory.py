@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from attention import GRIDS
-from common import RESULTS, save, save_table
+from common import RESULTS, mark_lengths, save, save_table
 
 from freeloc_fx.attention import op, spec
 from freeloc_fx.attention.tiles import engine
@@ -77,10 +77,7 @@ def measure(
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     lines = [
         "| tokens a frame | heads | length | strategy | lowering | dtype | q, k, v | peak | first call |",
@@ -96,9 +93,8 @@ def report(rows: list[dict[str, Any]]) -> None:
     strategies, lowerings, dtypes, grids = (
         list(dict.fromkeys(r[fact] for r in rows)) for fact in ("strategy", "lowering", "dtype", "tokens_a_frame")
     )
-    figure, axes = plt.subplots(
-        1, len(lowerings), figsize=(4.2 * len(lowerings) + 2.4, 4), squeeze=False, sharey=True, constrained_layout=True
-    )
+    figure = Figure(figsize=(4.2 * len(lowerings) + 2.4, 4), layout="constrained")
+    axes = figure.subplots(1, len(lowerings), squeeze=False, sharey=True)
     for axis, lowering in zip(axes.flat, lowerings, strict=True):
         for grid, strategy, dtype in itertools.product(grids, strategies, dtypes):
             key = (grid, strategy, lowering, dtype)
@@ -107,14 +103,11 @@ def report(rows: list[dict[str, Any]]) -> None:
             label = f"{strategy}, {grid} tokens, {dtype}"
             axis.plot([r["extension"] for r in line], [r["peak"] for r in line], style, ms=4, lw=1, label=label)
         axis.axhline(LIMIT, color="gray", ls=":", lw=1)
-        lengths = sorted({r["extension"] for r in rows})
         axis.set(title=lowering, xscale="log", xlabel="times the trained length", ylim=(0, None))
-        axis.set_xticks(lengths, [f"{n}x" for n in lengths])
-        axis.minorticks_off()
+        mark_lengths(axis, rows)
     axes[0, 0].set_ylabel("peak / bytes of q, k, v")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside right center", frameon=False)
     figure.savefig(RESULTS / "memory.png", dpi=100)
-    plt.close(figure)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from clips import prompt_of
-from common import RESULTS, save, save_table
+from common import save, save_table
 
 from freeloc_fx.generate import generate, load_pipeline
 from freeloc_fx.probe.journal import Lines
@@ -92,7 +92,6 @@ def main() -> None:
     save("probe_cost", {"request": request, "kinds": data, "clips": rows})
     head = f"{args.frames} frames, {args.steps} steps, {len(rows)} clips; observed every {args.every} calls."
     text = "\n".join([head, "", *table])
-    RESULTS.mkdir(exist_ok=True)
     save_table("probe_cost", text)
     print(text)
 

@@ -315,8 +315,7 @@ def test_the_cost_script_compares_within_a_clip(
     monkeypatch.setattr(cost, "observing", observing)
     monkeypatch.setattr(cost, "timed", timed)
     monkeypatch.setattr(cost, "load_pipeline", lambda model: Pipe())
-    for module in (cost, sys.modules["common"]):
-        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys.modules["common"], "RESULTS", tmp_path / "results")
     for more in ([], ["--report"]):
         monkeypatch.setattr(sys, "argv", ["probe_cost.py", f"--work={tmp_path}", "--clips=3", *more])
         cost.main()
