@@ -4,7 +4,7 @@
     python bench/arithmetic.py --models wan-1.3b --sizes 30x52 --extensions 4
 
 For one sample, bfloat16 (2 bytes), S tokens (video V, text T), h heads of d channels, p channel pairs that turn with
-the frame. A call that computes A token pairs (what is masked inside a computed tile counts, since it is computed):
+the frame. A call that computes A token pairs (what is masked inside a computed block counts, since it is computed):
 
 - FLOPs: 4 h d A, a multiplication and an addition in q k and in p v; softmax is left out on all sides.
 - least bytes: q and the output of its rows once, k and v of its keys once: 2 h d (2 rows + 2 keys).
@@ -14,18 +14,18 @@ the frame. A call that computes A token pairs (what is masked inside a computed 
 - a merge of x rows by log-sum-exp: reads a part, reads and writes the running sum: h x (2 d + 8 d + 12) bytes.
 
 dense: one call, A = S^2. Working memory: nothing beside q, k, v and the output.
-flex: a call a band, with the tiles of its block mask (128); text as three dense calls. For each band its rows and all
+flex: a call a band, with the blocks of its block mask (128); text as three dense calls. For each band its rows and all
   keys are rotated. Working memory: turned rows and keys, v in one piece and, with several calls, a part, its float32
   copy and the running sum; of the largest band and a group of heads.
-calls: the families, columns and chunks of its schedule. Working memory: `parts` of a group of heads, as the schedule
-  promises. Rotations: each call's rows, and keys once a band that turns them (an upper bound: the keys that do not move
+calls: the families, columns and chunks of its cuts. Working memory: `parts` of a group of heads, as the cuts
+  promise. Rotations: each call's rows, and keys once a band that turns them (an upper bound: the keys that do not move
   are not written again). A merge for each call.
 tiles: the C++ kernel for CPU. Pairs: all that a tile of 16 rows computes, ranges of keys under a stripe included. Bytes
   as one call; a tile turns its queries once for each key frame that stands elsewhere. Working memory: 64 MB at most
   (0.6 MB for each of a hundred threads), whatever the length.
 official: five masked calls a layer (near, past and future of the middle tier, past and future of the far tier), with
   their own rotated q and k in complex128: 10 copies of 8 h d V bytes, written and read; one sparse call and no
-  rotation but the far first frame's for a layer of tsa alone. "official" skips the tiles that a mask leaves empty,
+  rotation but the far first frame's for a layer of tsa alone. "official" skips the blocks that a mask leaves empty,
   "official, dense masks" does not.
 
 Writes results/arithmetic.json, arithmetic.md and arithmetic.png (of the last strategy).
@@ -43,14 +43,16 @@ import torch
 from common import RESULTS, mark_lengths, save, save_table
 
 from freeloc_fx.attention.bands import spec_bands
-from freeloc_fx.attention.flex import group_size
-from freeloc_fx.attention.spans import ROWS, make_spans
-from freeloc_fx.attention.spec import AttentionSpec
-from freeloc_fx.attention.tile_schedule import Schedule, make_schedule
-from freeloc_fx.measure import TRAINED, count_tiles, make_spec
-from freeloc_fx.positions import VRPR
-from freeloc_fx.strategy import Geometry, build
-from freeloc_fx.visibility import FULL, NONE, STRIPE
+from freeloc_fx.attention.calls.cuts import Cuts, make_cuts
+from freeloc_fx.attention.flex.lowering import group_size
+from freeloc_fx.attention.tiles.spans import ROWS, make_spans
+from freeloc_fx.evaluation.cost import TRAINED, count_blocks, make_spec
+from freeloc_fx.files import save_figure
+from freeloc_fx.method.build import build
+from freeloc_fx.method.positions import VRPR
+from freeloc_fx.method.spec import AttentionSpec
+from freeloc_fx.method.strategy import Geometry
+from freeloc_fx.method.visibility import FULL, NONE, STRIPE
 
 MODELS = {"wan-1.3b": (12, 128, 0), "wan-14b": (40, 128, 0), "hunyuan": (24, 128, 256)}
 """Heads, head_dim, joint text tokens."""
@@ -99,10 +101,10 @@ def dense(spec: AttentionSpec, heads: int, dim: int) -> Cost:
 
 
 def flex(spec: AttentionSpec, heads: int, dim: int) -> Cost:
-    cost, tiles, bands = Cost(), count_tiles(spec), spec_bands(spec)
+    cost, blocks, bands = Cost(), count_blocks(spec), spec_bands(spec)
     n, video, pairs = spec.grid.tokens, spec.grid.video, len(spec.rope.first)
     single = len(bands) == 1 and not spec.grid.text
-    cost.call(heads, dim, tiles.rows, len(bands) * video, float(tiles.area), len(bands))
+    cost.call(heads, dim, blocks.rows, len(bands) * video, float(blocks.area), len(bands))
     peak = 0.0
     for band in bands:
         rows = len(band.levels) * n
@@ -126,22 +128,22 @@ def flex(spec: AttentionSpec, heads: int, dim: int) -> Cost:
 
 
 def calls(spec: AttentionSpec, heads: int, dim: int) -> Cost:
-    cost, plan = Cost(), make_schedule(spec, heads, dim, ITEM)
+    cost, cuts = Cost(), make_cuts(spec, heads, dim, ITEM)
     n, video, frames, pairs = spec.grid.tokens, spec.grid.video, spec.grid.frames, len(spec.rope.first)
-    groups = -(-heads // plan.group)
-    if plan.walk is not None:
-        steps = len(plan.walk.steps)
-        cost.call(heads, dim, video, float(steps) * plan.walk.copies * video, float(video) ** 2, steps * groups)
-        cost.rotate(heads, dim, pairs, float(video) + _moved(plan, n))
-    for column in plan.columns:
+    groups = -(-heads // cuts.group)
+    if cuts.walk is not None:
+        moves = len(cuts.walk.moves)
+        cost.call(heads, dim, video, float(moves) * cuts.walk.copies * video, float(video) ** 2, moves * groups)
+        cost.rotate(heads, dim, pairs, float(video) + _moved(cuts, n))
+    for column in cuts.columns:
         keys = (column.frames.stop - column.frames.start) * n
         cost.call(heads, dim, video, keys, float(video) * keys, groups)
         cost.merge(heads, dim, video)
         if column.turn is not None:
             cost.rotate(heads, dim, pairs, video)
-    for item in plan.bands:
+    for item in cuts.bands:
         kinds = [(family, n, n) for family in item.full]
-        kinds += [(f, c.q1 - c.q0, c.k1 - c.k0) for f, c in itertools.product(item.stripe, plan.chunks)]
+        kinds += [(f, c.q1 - c.q0, c.k1 - c.k0) for f, c in itertools.product(item.stripe, cuts.chunks)]
         for family, tall, wide in kinds:
             rows, keys = family.count * family.rows * tall, family.count * family.keys * wide
             cost.call(heads, dim, rows, keys, float(family.count * family.rows * family.keys) * tall * wide, groups)
@@ -150,7 +152,7 @@ def calls(spec: AttentionSpec, heads: int, dim: int) -> Cost:
             cost.rotate(heads, dim, pairs, len(item.band.levels) * n)
         if item.band.key_turn is not None:
             cost.rotate(heads, dim, pairs, float(video))
-    cost.memory = ITEM * dim * video * plan.parts * plan.group
+    cost.memory = ITEM * dim * video * cuts.parts * cuts.group
     assert frames * n == video
     _text(cost, spec, heads, dim)
     return cost
@@ -170,13 +172,13 @@ def tiles(spec: AttentionSpec, heads: int, dim: int) -> Cost:
     return cost
 
 
-def _moved(plan: Schedule, n: int) -> float:
-    """Key tokens that a walk turns, over all its steps."""
-    assert plan.walk is not None
+def _moved(cuts: Cuts, n: int) -> float:
+    """Key tokens that a walk turns, over all its moves."""
+    assert cuts.walk is not None
     before: np.ndarray | None = None
     moved = 0
-    for step in plan.walk.steps:
-        turn = step.key_turn
+    for move in cuts.walk.moves:
+        turn = move.key_turn
         moved += turn.size if before is None else int((before[: len(turn)] != turn).any(0).sum()) * len(turn)
         before = turn
     return float(moved * n)
@@ -195,7 +197,7 @@ def official(spec: AttentionSpec, heads: int, dim: int, skip_empty: bool) -> Cos
         calls, known = 5, AttentionSpec(found, grid, spec.rope)
     else:
         calls, known = 1, spec
-    area = float(count_tiles(known).area) if skip_empty else calls * float(grid.video) ** 2
+    area = float(count_blocks(known).area) if skip_empty else calls * float(grid.video) ** 2
     cost.call(heads, dim, calls * grid.video, calls * grid.video, area, calls)
     if calls > 1:
         copies = 10 * 8.0 * heads * dim * grid.video
@@ -278,7 +280,7 @@ def plot(rows: list[dict[str, Any]]) -> None:
     axes[0, 0].set_ylabel(f"FLOPs of dense, {strategy}")
     axes[1, 0].set_ylabel("working memory, GB")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=5)
-    figure.savefig(RESULTS / "arithmetic.png", dpi=100)
+    save_figure(figure, RESULTS / "arithmetic.png", dpi=100)
 
 
 def main() -> None:

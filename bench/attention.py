@@ -28,10 +28,12 @@ import torch.nn.functional as F
 from common import RESULTS, environment, mark_lengths, save
 
 from freeloc_fx.attention import op
-from freeloc_fx.attention.spec import AttentionSpec
-from freeloc_fx.measure import wan_rope
-from freeloc_fx.meta import TokenGrid
-from freeloc_fx.strategy import Geometry, build
+from freeloc_fx.evaluation.cost import wan_rope
+from freeloc_fx.files import save_figure, write_text
+from freeloc_fx.method.build import build
+from freeloc_fx.method.grid import TokenGrid
+from freeloc_fx.method.spec import AttentionSpec
+from freeloc_fx.method.strategy import Geometry
 
 GRIDS = {16: (4, 4, 5, 32), 256: (16, 16, 1, 64), 1560: (30, 52, 1, 64)}
 """Tokens a frame -> height, width, heads, head_dim. 16 is tiny-wan; 1560 is 832x480, with few heads for its memory."""
@@ -68,7 +70,7 @@ def measure(
     table |= {(name, way): contestant(name, way) for name, way in itertools.product(strategies, lowerings)}
     times: dict[tuple[str, str], list[float]] = {key: [] for key in table}
     with torch.no_grad():
-        for key, (run, _) in table.items():  # schedules, masks and compiled kernels are made once
+        for key, (run, _) in table.items():  # cuts, masks and compiled kernels are made once
             started = time.perf_counter()
             run()
             print(f"{grid} x{extension} {'/'.join(key)}: first call {time.perf_counter() - started:.2f} s", flush=True)
@@ -127,7 +129,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     lines.append("")
     for about in dict.fromkeys((r["command"], r["cpu"], r["date"]) for r in rows):  # --add: each grid has its own
         lines.append("Measured: `{}`, {}, {}.  ".format(*about))
-    (RESULTS / "attention.md").write_text("\n".join(lines) + "\n")
+    write_text(RESULTS / "attention.md", "\n".join(lines) + "\n")
     panels = sorted({(r["tokens_a_frame"], r["trained"]) for r in rows})
     strategies, ways = (list(dict.fromkeys(r[key] for r in rows)) for key in ("strategy", "lowering"))
     figure = Figure(figsize=(4 * len(panels), 5), layout="constrained")
@@ -146,7 +148,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         mark_lengths(axis, mine)
         axis.set(title=f"{panel[0]} tokens a frame, trained on {panel[1]}", xlabel="trained lengths", ylabel="seconds")
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)  # below: no line hidden
-    figure.savefig(RESULTS / "attention.png", dpi=100)
+    save_figure(figure, RESULTS / "attention.png", dpi=100)
 
 
 def main() -> None:

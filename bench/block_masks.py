@@ -1,11 +1,11 @@
-"""Which tiles does FlexAttention compute, and what does it cost to say so? Shares of full, partial and empty tiles.
+"""Which blocks does FlexAttention compute, and what does it cost to say so? Shares of full, partial and empty blocks.
 
     python bench/block_masks.py                                              # 832x480 and 1280x720, 2x, 4x, 10x
     python bench/block_masks.py --sizes 30x52 --extensions 4 --blocks 128,128x64
 
 Counted from the masks themselves, for each block size (one number, or query x key); a strategy of several bands makes
-several calls, and its tiles are those of all calls over one dense call's, so that the shares can add up to more than 1.
-"of dense" is the token pairs in computed tiles over all pairs, "waste" the same over the visible pairs. Build time
+several calls, and its blocks are those of all calls over one dense call's, so that shares can add up to more than 1.
+"of dense" is the token pairs in computed blocks over all pairs, "waste" the same over the visible pairs. Build time
 (this thread's, quickest of 3) and peak memory are of all masks of one layer, where their tables stay below
 --build-limit MB. Writes results/block_masks.json, block_masks.md and block_masks.png.
 """
@@ -19,8 +19,9 @@ from typing import Any
 
 from common import RESULTS, save, save_table
 
-from freeloc_fx.attention.block_mask import Block
-from freeloc_fx.measure import count_tiles, make_spec, mask_cost
+from freeloc_fx.attention.flex.block_mask import Block
+from freeloc_fx.evaluation.cost import count_blocks, make_spec, mask_cost
+from freeloc_fx.files import save_figure
 
 
 def parse_block(text: str) -> Block:
@@ -30,11 +31,11 @@ def parse_block(text: str) -> Block:
 
 def measure(size: tuple[int, int], extension: int, strategy: str, block: Block, limit: float) -> dict[str, Any]:
     spec = make_spec(strategy, extension, *size)
-    tiles = count_tiles(spec, block)
+    blocks = count_blocks(spec, block)
     kept = spec.kept_pairs()
     tall, wide = (block, block) if isinstance(block, int) else block
     # Four index tables of int32 for the rows of each call: by query and by key, full and partial.
-    tables = 16 * math.ceil(tiles.rows / tall) * math.ceil(spec.grid.video / wide)
+    tables = 16 * math.ceil(blocks.rows / tall) * math.ceil(spec.grid.video / wide)
     seconds, peak = mask_cost(spec, block) if tables <= limit else (None, None)
     return {
         "height": size[0],
@@ -43,13 +44,13 @@ def measure(size: tuple[int, int], extension: int, strategy: str, block: Block, 
         "tokens": spec.grid.video,
         "strategy": strategy,
         "block": f"{tall}x{wide}",
-        "calls": tiles.calls,
-        "full": tiles.full / tiles.dense,
-        "partial": tiles.partial / tiles.dense,
-        "empty": tiles.empty / tiles.dense,
-        "computed_of_dense": tiles.area / spec.grid.video**2,
+        "calls": blocks.calls,
+        "full": blocks.full / blocks.dense,
+        "partial": blocks.partial / blocks.dense,
+        "empty": blocks.empty / blocks.dense,
+        "computed_of_dense": blocks.area / spec.grid.video**2,
         "kept_pairs": kept,
-        "waste": tiles.area / spec.grid.video**2 / kept,
+        "waste": blocks.area / spec.grid.video**2 / kept,
         "table_bytes": tables,
         "build_seconds": seconds,
         "build_peak_bytes": peak,
@@ -73,7 +74,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]]) -> None:
-    """Shares of full and partial tiles by block size, a panel for each frame size and strategy."""
+    """Shares of full and partial blocks by block size, a panel for each frame size and strategy."""
     from matplotlib.figure import Figure
 
     panels = list(dict.fromkeys((r["height"], r["width"], r["strategy"]) for r in rows))
@@ -87,9 +88,9 @@ def plot(rows: list[dict[str, Any]]) -> None:
         axis.plot(range(len(of)), [r["kept_pairs"] for r in of], "k_", ms=12, label="visible pairs")
         axis.set_xticks(range(len(of)), [f"{r['extension']}x, {r['block']}" for r in of], rotation=90, fontsize=7)
         axis.set_title(f"{panel[2]}, {panel[0]}x{panel[1]} tokens a frame", fontsize=9)
-    axes[0, 0].set_ylabel("of a dense call's tiles")
+    axes[0, 0].set_ylabel("of a dense call's blocks")
     axes[0, -1].legend(fontsize=7, frameon=False)
-    figure.savefig(RESULTS / "block_masks.png", dpi=100)
+    save_figure(figure, RESULTS / "block_masks.png", dpi=100)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from freeloc_fx.tiny_wan.scenes import Scene
+from freeloc_fx.generation.tiny_wan.scenes import Scene
 
 
 def prompt_of(seed: int) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from freeloc_fx.files import write_text
+
 RESULTS = Path(__file__).parent / "results"
 
 ALLOCATION = ("MALLOC_", "GLIBC_TUNABLES")
@@ -63,17 +65,15 @@ def mark_lengths(axis: Any, rows: Iterable[dict[str, Any]]) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def save_table(name: str, table: str) -> None:
-    """Write bench/results/NAME.md: the table with the environment under it."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(f"{table}\n\nMeasured: {json.dumps(environment())}\n")
+def save_table(name: str, table: str, folder: Path = RESULTS) -> None:
+    """Write NAME.md into a folder: the table with the environment under it."""
+    folder.mkdir(exist_ok=True)
+    write_text(folder / f"{name}.md", f"{table}\n\nMeasured: {json.dumps(environment())}\n")
 
 
-def save(name: str, data: dict[str, Any]) -> Path:
-    """Write bench/results/NAME.json with the environment beside the data."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"environment": environment(), **data}, indent=1) + "\n")
-    os.replace(temporary, path)
+def save(name: str, data: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write NAME.json into a folder, with the environment beside the data."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
+    write_text(path, json.dumps({"environment": environment(), **data}, indent=1) + "\n")
     return path

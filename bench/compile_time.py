@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from common import RESULTS, save, save_table
 from denoising_step import make_inputs, make_model
-from journal import Journal
+
+from freeloc_fx.files import Journal, save_figure
 
 LIMIT = 1.5
 CONTESTANTS = ("repeated", "whole", "one", "two", "one-whole", "two-whole")
@@ -37,7 +38,7 @@ FRAMES = (41, 51)
 def contestant(name: str, model: Any, layers: int) -> tuple[Any, Any]:
     """(model to call, function that says how many pieces were compiled)."""
     from freeloc_fx import Profile, transform
-    from freeloc_fx.repeat import Artefacts, compile_repeated
+    from freeloc_fx.compiler.repeat import Artefacts, compile_repeated
 
     if name == "repeated":
         model.compile_repeated_blocks(fullgraph=True, dynamic=False)
@@ -141,7 +142,7 @@ def plot(rows: list[dict[str, Any]]) -> None:
             axis.plot(x, y, style, color=f"C{place}", ms=4, label=f"{name}, {what}")
     axis.set(xlabel="layers", ylabel="seconds", ylim=(0, None), xticks=sorted({r["layers"] for r in rows}))
     axis.legend(fontsize=7, frameon=False)
-    figure.savefig(RESULTS / "compile_time.png", dpi=100)
+    save_figure(figure, RESULTS / "compile_time.png", dpi=100)
 
 
 def main() -> None:

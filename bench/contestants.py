@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from freeloc_fx.generate import TRANSFORMERS, apply
-from freeloc_fx.noise import default_stride
-from freeloc_fx.positions import VRPR
-from freeloc_fx.profile import Profile
-from freeloc_fx.windows import context_windows
+from freeloc_fx.generation.noise import default_stride
+from freeloc_fx.generation.pipelines import TRANSFORMERS, apply
+from freeloc_fx.generation.windows import context_windows
+from freeloc_fx.method.positions import VRPR
+from freeloc_fx.planning.profile import Profile
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "main": ("direct", "window", "riflex", "freelong", "freenoise", "profile"),
@@ -56,8 +56,15 @@ PAPER_SHARE = 17 / 30  # of Wan2.1-T2V-1.3B's layers that the paper gives TSA
 
 @dataclass(frozen=True)
 class Contestant:
-    """profile: None for the untouched model. noise: FreeNoise's. stride: of windows of predictions in latent frames,
-    None without. draw: number of a random one."""
+    """One way to make a long video.
+
+    Args:
+        name: in tables.
+        profile: None for the untouched model.
+        noise: whether the initial noise is FreeNoise's.
+        stride: latent frames between windows of predictions; None without windows.
+        draw: number of a random one.
+    """
 
     name: str
     profile: Profile | None

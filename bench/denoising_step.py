@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from attention import frames_of
 from common import RESULTS, mark_lengths, save, save_table
-from journal import Journal
 
 from freeloc_fx import Profile, transform
+from freeloc_fx.files import Journal, save_figure
 
 TEXT, TRAINED = 32, 21
 
@@ -100,7 +100,7 @@ def plot(rows: list[dict[str, Any]]) -> None:
     axis.set(xlabel="times the trained length", ylabel="seconds of a denoising step")
     mark_lengths(axis, rows)
     axis.legend(fontsize=7, frameon=False)
-    figure.savefig(RESULTS / "denoising_step.png", dpi=100)
+    save_figure(figure, RESULTS / "denoising_step.png", dpi=100)
 
 
 def main() -> None:

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from common import RESULTS, save, save_table
 from contestants import originals_of
-from journal import Journal
 
-from freeloc_fx.generate import apply, generate, load_pipeline
+from freeloc_fx.files import Journal, save_figure
+from freeloc_fx.generation.pipelines import apply, generate, load_pipeline
 
 PROMPT = "a red circle and a white square bounce slowly over a navy grid, the camera pans left"
 LIMITS = {"of_direct_at_10x": 0.4, "exponent": 1.1}
@@ -133,7 +133,7 @@ def report(found: dict[str, Any]) -> None:
         line.set_ticks(ticks, labels=[str(t) for t in ticks])
         line.set_minor_locator(NullLocator())
     axis.legend(fontsize=6)
-    figure.savefig(RESULTS / "generation.png", dpi=100)
+    save_figure(figure, RESULTS / "generation.png", dpi=100)
 
 
 def main() -> None:

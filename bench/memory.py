@@ -5,7 +5,7 @@
     python bench/memory.py --lowerings tiles,calls --dtypes float32,bfloat16 --heads 2
 
 Peak of the bytes that torch's allocator had handed out at once, the output included, over the bytes of q, k and v; on
-the second call, when schedules and masks are there. The first call's peak stands beside it, with the tables that all
+the second call, when cuts and masks are there. The first call's peak stands beside it, with the tables that all
 layers and steps share from then on (numpy's memory added, which torch's allocator does not see): a few MB at most,
 which shows where q, k and v are as small. Exits with 1 where a second call's peak is not below the limit. Writes
 results/memory.json, memory.md and memory.png.
@@ -22,9 +22,11 @@ import torch
 from attention import GRIDS
 from common import RESULTS, mark_lengths, save, save_table
 
-from freeloc_fx.attention import op, spec
-from freeloc_fx.attention.tiles import engine
-from freeloc_fx.measure import make_spec, peak_bytes
+from freeloc_fx.attention import op
+from freeloc_fx.attention.registry import Specs
+from freeloc_fx.attention.tiles.lowering import engine
+from freeloc_fx.evaluation.cost import make_spec, peak_bytes
+from freeloc_fx.files import save_figure
 
 LIMIT = 2.0
 
@@ -37,7 +39,8 @@ def measure(
     known = make_spec(strategy, extension, height, width, dim)
     shape = (1, known.grid.video, heads, dim)
     q, k, v = (torch.randn(shape).to(getattr(torch, dtype)).transpose(1, 2) for _ in range(3))
-    key = spec.register(known)
+    specs = Specs()
+    key = specs.add(known)
 
     def run() -> torch.Tensor:
         result: torch.Tensor = op.long_attention(q, k, v, key, lowering, None)
@@ -107,7 +110,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         mark_lengths(axis, rows)
     axes[0, 0].set_ylabel("peak / bytes of q, k, v")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside right center", frameon=False)
-    figure.savefig(RESULTS / "memory.png", dpi=100)
+    save_figure(figure, RESULTS / "memory.png", dpi=100)
 
 
 def main() -> None:

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from common import RESULTS, save
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 
 from diffusers_models import CASES, arguments, build
 
 from freeloc_fx import Profile, plans, transform
-from freeloc_fx.transform import state_of
+from freeloc_fx.compiler.capture.state import state_of
+from freeloc_fx.files import write_text
 
 TRAINED = 5
 PROFILE = Profile(trained_frames=TRAINED, layers="vrpr+tsa")
@@ -47,9 +48,9 @@ class Measured:
 
     def __init__(self, name: str) -> None:
         self.name, self.case, self.model = name, CASES[name], build(name)
-        step = self.case.patch[0]
-        self.short = arguments(name, self.model, TRAINED * step)
-        self.long = arguments(name, self.model, 2 * TRAINED * step, text_shown=11)
+        patch = self.case.patch[0]
+        self.short = arguments(name, self.model, TRAINED * patch)
+        self.long = arguments(name, self.model, 2 * TRAINED * patch, text_shown=11)
         self.changed = transform(self.model, PROFILE, backend="eager", attention="reference")
         self.expected = run(self.changed, self.long)
         (self.plan,) = plans(self.changed)
@@ -82,7 +83,7 @@ class Measured:
     def full_graph(self) -> str:
         state = state_of(self.changed)
         assert state is not None
-        return "yes" if state.regions is None else "block by block"
+        return "yes" if state.by_block is None else "block by block"
 
     def compiled(self) -> str:
         changed = transform(self.model, PROFILE, backend="aot_eager", attention="tiles")
@@ -209,8 +210,8 @@ def main() -> None:
         print(name, rows[name], flush=True)
         ordered = {known: rows[known] for known in CASES if known in rows}
         save("model_table", {"trained_frames": TRAINED, "strategy": PROFILE.layers, "rows": ordered})
-        (RESULTS / "model_table.md").write_text(table(ordered))
-        (RESULTS / "model_table_short.md").write_text(short_table(ordered))
+        write_text(RESULTS / "model_table.md", table(ordered))
+        write_text(RESULTS / "model_table_short.md", short_table(ordered))
 
 
 if __name__ == "__main__":

@@ -15,22 +15,21 @@ ones are generated on the same clips. Writes results/probe_agreement.json, .md a
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from clips import prompt_of
 from common import RESULTS, results_name, save, save_table
-from search import Scorer
+from halving import OutOfBudget, bootstrap
+from search import LIBRARY, Library, Scorer
 
-import freeloc_fx
 from freeloc_fx import Profile
-from freeloc_fx.metrics import score
-from freeloc_fx.probe.journal import Lines
-from freeloc_fx.probe.rule import assign
-from freeloc_fx.probe.search import OutOfBudget, bootstrap
-from freeloc_fx.probe.statistics import ProbeSettings, spearman
-from freeloc_fx.profile import Sensitivity
+from freeloc_fx.files import Journal, save_figure
+from freeloc_fx.method.sensitivity import Sensitivity
+from freeloc_fx.probing.rule import assign
+from freeloc_fx.probing.statistics import ProbeSettings, spearman
 
 CORRECTIONS = ("vrpr", "tsa", "vrpr+tsa")
 KINDS = ("position", "context")
@@ -42,7 +41,7 @@ Figures = dict[str, np.ndarray]
 
 def probed(args: argparse.Namespace, scorer: Scorer, trained: int) -> Figures:
     """ "observe position", ..., "full temperature": what the probe says, float64 (clips, layers)."""
-    lines = Lines(args.work / "probes.jsonl")
+    lines = Journal(args.work / "probes.jsonl")
     found: dict[str, list[list[float]]] = {f"{mode} {kind}": [] for mode in args.modes for kind in PREDICTORS[mode]}
     for seed in range(args.clips):
         for mode in args.modes:
@@ -56,23 +55,27 @@ def probed(args: argparse.Namespace, scorer: Scorer, trained: int) -> Figures:
                 settings = ProbeSettings.for_length(trained)
                 if args.shifts is not None:
                     settings = ProbeSettings(settings.rows, tuple(args.shifts), settings.window)
-                profile = freeloc_fx.probe(
+                profile = scorer.library.probe(
                     scorer.pipe, prompts=[prompt], trained_frames=trained, target_frames=(args.frames - 1) // 4 + 1,
                     mode=mode, seeds=[seed], steps=args.steps, every=args.every, settings=settings,
-                    reward=(lambda video, _, prompt=prompt: score(video, prompt).composite) if mode == "full" else None,
+                    reward=_reward(scorer, prompt) if mode == "full" else None,
                     journal=args.work / f"probe-{mode}-{seed}-{args.frames}-{args.steps}-{scorer.weights}",
                     on_unit=lambda done, total, name: print(f"{done} of {total}: {name}", flush=True),
                 )  # fmt: skip
                 measured = profile.sensitivities or {}
                 lengths: Any = (profile.provenance or {})["lengths"]
                 (at_target,) = lengths.values()
-                lines.add({"job": job, **{kind: [getattr(s, kind) for s in measured.values()] for kind in KINDS},
+                row = lines.add({"job": job, **{kind: [getattr(s, kind) for s in measured.values()] for kind in KINDS},
                            "ald": list(at_target["ald"].values()),
                            "temperature": list(at_target["matched_temperature"].values())})  # fmt: skip
-                row = lines.rows[-1]
             for kind in PREDICTORS[mode]:
                 found[f"{mode} {kind}"].append(row[kind])
     return {name: np.array(values) for name, values in found.items()}
+
+
+def _reward(scorer: Scorer, prompt: str) -> Callable[[Any, int], float]:
+    """Composites against one prompt, as full mode asks for them."""
+    return lambda video, seed: float(scorer.library.score(video, prompt).composite)
 
 
 def truths(args: argparse.Namespace, scorer: Scorer, base: Profile, layers: list[int]) -> Figures:
@@ -140,10 +143,10 @@ def plot(probes: Figures, truth: Figures, layers: list[int], path: Path) -> None
         axis.set(title=title, xlabel="layer", xticks=layers)
         axis.set_ylabel("standard deviations" if title in KINDS else "change of composite")
         axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
-def cell(values: list[float | None]) -> str:
+def cell(values: Sequence[float | None]) -> str:
     mean, low, high = values
     return "-" if mean is None or low is None or high is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
@@ -156,7 +159,7 @@ def _against_table(against: dict[str, dict[str, list[float | None]]]) -> list[st
     return ["| predictor | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|", *rows, ""]
 
 
-def run(args: argparse.Namespace, scorer: Scorer, base: Profile) -> str:
+def run(args: argparse.Namespace, scorer: Scorer, base: Profile, folder: Path) -> str:
     layers = list(range(args.count)) if args.layers is None else args.layers
     probes = probed(args, scorer, base.trained_frames)
     truth = truths(args, scorer, base, layers) if not args.assignments_only else {}
@@ -180,9 +183,9 @@ def run(args: argparse.Namespace, scorer: Scorer, base: Profile) -> str:
     save(args.name, {"frames": args.frames, "clips": args.clips, "layers": layers, "modes": modes,
                              "against_truth": against, "assignments": table, "random_assignments": args.random,
                              "rule_layers": {n: str(made[n].layers) for n in made if n.startswith("rule")},
-                             "figures": plain})  # fmt: skip
+                             "figures": plain}, folder)  # fmt: skip
     if truth:
-        plot(seen, truth, layers, RESULTS / f"{args.name}.png")
+        plot(seen, truth, layers, folder / f"{args.name}.png")
     lines = [
         f"{args.frames} frames, {args.clips} clips, {len(layers)} layers. Rank correlations over layers, 95% intervals "
         "over resampled clips.",
@@ -199,7 +202,9 @@ def run(args: argparse.Namespace, scorer: Scorer, base: Profile) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, library: Library = LIBRARY, folder: Path = RESULTS) -> None:
+    """The script, with its command line, what it asks of the library, and the folder of its results."""
+
     def words(text: str) -> list[str]:
         return text.split(",")
 
@@ -222,17 +227,17 @@ def main() -> None:
     parser.add_argument("--name", help="name of the result files, default probe_agreement, or that and the model")
     parser.add_argument("--work", type=Path, default=Path("bench-probe-agreement"), help="journals")
     parser.add_argument("--report", action="store_true", help="no generation: what the journals hold")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     args.name = args.name or results_name("probe_agreement", args.model)
     base: Any = Profile.load(args.model)
     args.count = base.layer_count
-    scorer = Scorer(args, args.work / "scores.jsonl")
-    RESULTS.mkdir(exist_ok=True)
+    scorer = Scorer(args, args.work / "scores.jsonl", library)
+    folder.mkdir(exist_ok=True)
     try:
-        markdown = run(args, scorer, base)
+        markdown = run(args, scorer, base, folder)
     except OutOfBudget as reason:
         raise SystemExit(f"nothing to report yet: {reason}") from None
-    save_table(args.name, markdown)
+    save_table(args.name, markdown, folder)
     print(markdown)
 
 

@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from clips import prompt_of
-from common import save, save_table
+from common import RESULTS, save, save_table
 
-from freeloc_fx.generate import generate, load_pipeline
-from freeloc_fx.probe.journal import Lines
-from freeloc_fx.probe.observe import Recorder
-from freeloc_fx.probe.run import observing
+from freeloc_fx.files import Journal
+from freeloc_fx.generation.pipelines import generate, load_pipeline
+from freeloc_fx.probing.observe import Recorder
+from freeloc_fx.probing.run import observing
 
 KINDS = ("plain", "observed with capture", "observed")
 
@@ -40,16 +43,34 @@ def timed(pipe: Any, model: Any, args: argparse.Namespace, seed: int) -> float:
         pipe.transformer = before
 
 
-def measure(pipe: Any, args: argparse.Namespace, seed: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Library:
+    """What the script asks of freeloc_fx; a test gives stand-ins.
+
+    Args:
+        load: name of a model -> its pipeline.
+        observing: (model, recorder) -> the watched model, in a context.
+        timed: (pipeline, model, arguments, seed) -> seconds of one generation.
+    """
+
+    load: Callable[[str], Any] = load_pipeline
+    observing: Callable[[Any, Recorder], AbstractContextManager[Any]] = observing
+    timed: Callable[[Any, Any, argparse.Namespace, int], float] = timed
+
+
+LIBRARY = Library()
+
+
+def measure(pipe: Any, args: argparse.Namespace, seed: int, library: Library = LIBRARY) -> dict[str, float]:
     """Seconds of each kind for one clip."""
     found = {}
     recorder = Recorder(f"cost {seed}", None, seed, args.every, trained=args.trained)
     try:
-        with observing(pipe.transformer, recorder) as watched:
+        with library.observing(pipe.transformer, recorder) as watched:
             observed = [("observed with capture", watched), ("observed", watched)]
             plain = [("plain", pipe.transformer)]
             for kind, model in (plain + observed, observed + plain)[seed % 2]:
-                found[kind] = timed(pipe, model, args, seed)
+                found[kind] = library.timed(pipe, model, args, seed)
         if not recorder.rows:
             raise SystemExit("nothing was observed")
     finally:
@@ -57,7 +78,8 @@ def measure(pipe: Any, args: argparse.Namespace, seed: int) -> dict[str, float]:
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, library: Library = LIBRARY, folder: Path = RESULTS) -> None:
+    """The script, with its command line, what it asks of the library, and the folder of its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=5)
     parser.add_argument("--frames", type=int, default=321)
@@ -67,16 +89,15 @@ def main() -> None:
     parser.add_argument("--trained", type=int, default=21, help="latent frames the model was trained on")
     parser.add_argument("--work", type=Path, default=Path("bench-probe-cost"), help="journal")
     parser.add_argument("--report", action="store_true", help="no generation: what the journal holds")
-    args = parser.parse_args()
-    lines = Lines(args.work / "seconds.jsonl")
+    args = parser.parse_args(arguments)
+    lines = Journal(args.work / "seconds.jsonl")
     request = {key: getattr(args, key) for key in ("frames", "steps", "guidance", "every", "trained")}
     rows = [r for r in lines.rows if r["request"] == request and r["seed"] < args.clips]
     if not args.report and len(rows) < args.clips:
-        pipe = load_pipeline("tiny-wan")
-        timed(pipe, pipe.transformer, args, 0)
+        pipe = library.load("tiny-wan")
+        library.timed(pipe, pipe.transformer, args, 0)
         for seed in sorted(set(range(args.clips)) - {r["seed"] for r in rows}):
-            lines.add({"seed": seed, "request": request, "seconds": measure(pipe, args, seed)})
-            rows.append(lines.rows[-1])
+            rows.append(lines.add({"seed": seed, "request": request, "seconds": measure(pipe, args, seed, library)}))
             print(rows[-1], flush=True)
     if not rows:
         raise SystemExit(f"the journal {lines.path} has nothing for {request}")
@@ -89,10 +110,10 @@ def main() -> None:
         table.append(
             f"| {kind} | {median(seconds[kind]):.1f} | {median(ratios):.3f} | {min(ratios):.3f} | {max(ratios):.3f} |"
         )
-    save("probe_cost", {"request": request, "kinds": data, "clips": rows})
+    save("probe_cost", {"request": request, "kinds": data, "clips": rows}, folder)
     head = f"{args.frames} frames, {args.steps} steps, {len(rows)} clips; observed every {args.every} calls."
     text = "\n".join([head, "", *table])
-    save_table("probe_cost", text)
+    save_table("probe_cost", text, folder)
     print(text)
 
 

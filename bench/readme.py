@@ -1,9 +1,9 @@
-"""The README's tables of scores and costs, from the results that the other scripts wrote. No figure is typed by hand.
+"""The tables of the README files, made of what the other scripts and the profiles say. No figure is typed by hand.
 
     python bench/readme.py              # rewrite them in place
-    python bench/readme.py --check      # exit 1 if the README says anything else than bench/results
+    python bench/readme.py --check      # exit 1 if a file says anything else than bench/results
 
-A table is found by the start of its head line and replaced up to the next blank line.
+A table stands between two lines, "<!-- table NAME -->" and "<!-- end -->". `TABLES` says which are in which file.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common import RESULTS
 
 from freeloc_fx import Profile
+from freeloc_fx.files import write_text
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = {"2x": 161, "4x": 321, "10x": 801, "16x": 1281}
 FEWEST = 3
 """Clips below which a mean says too little to print."""
@@ -86,6 +89,83 @@ def scores(model: str) -> str:
         label = f"**FreeLOC** (the profile: {profile_words(model)})" if name == "profile" else name
         rows.append([label, *(composite(entry(name, length)) for length in LENGTHS), *cells])
     return _lines([model, *LENGTHS, "motion at 10x", "loop (video) at 10x", "seconds at 10x"], rows)
+
+
+def evidence() -> str:
+    """Both models at ten times the trained length: direct sampling, the profile and three peers."""
+    names = {
+        "direct": "direct", "profile": "**FreeLOC**", "window": "sliding window", "context-windows": "context windows",
+        "freenoise": "FreeNoise",
+    }  # fmt: skip
+    found = {
+        model: {e["contestant"]: e for e in _results(f"tables-{model}/tables.json")["summary"] if e["frames"] == 801}
+        for model in SHOWN
+    }
+    rows = []
+    for name, label in names.items():
+        row = [label]
+        for model in SHOWN:
+            means = found[model][name]["means"]
+            middle, low, high = means["composite"]
+            row += [f"{middle:.2f} [{low:.2f}, {high:.2f}]", *(f"{means[c][0]:.2f}" for c in ("motion", "recurrence"))]
+            row.append(f"{means['seconds'][0]:.0f}")
+        rows.append(row)
+    head = [cell for model in SHOWN for cell in (f"{model}: composite", "motion", "loop", "seconds")]
+    return _lines(["801 frames", *head], rows)
+
+
+def cost() -> str:
+    """One long attention beside dense attention, and a whole generation beside direct sampling, by length."""
+    lengths = {"4x": 4, "10x": 10, "16x": 16}
+    one = {
+        (r["strategy"], r["extension"]): r["relative_to_dense"]
+        for r in _results("attention.json")["rows"]
+        if r["lowering"] == "tiles" and r["tokens_a_frame"] == 1560
+    }
+    whole = {
+        r["frames"]: r["of_direct"]
+        for r in _results("generation.json")["medians"]
+        if (r["size"], r["backend"], r["threads"], r["strategy"]) == (64, "inductor", 2, "vrpr+tsa")
+    }
+    rows = [
+        [f"one attention, {name}, of dense attention", *(f"{one[strategy, n]:.2f}" for n in lengths.values())]
+        for strategy, name in (("vrpr", "VRPR"), ("vrpr+tsa", "VRPR+TSA"))
+    ]
+    cells = [f"{whole[LENGTHS[length]]:.2f}" for length in lengths]
+    rows.append(["a whole generation of tiny-wan, VRPR+TSA, of direct sampling", *cells])
+    return _lines(["time", *lengths], rows)
+
+
+def claims() -> str:
+    """The verdict on each claim over all lengths, by model."""
+    verdicts = {m: {c["key"]: c for c in _results(f"tables-{m}/tables.json")["claims"]} for m in SHOWN}
+    rows = [
+        [c["claim"].rstrip("."), c["source"], *(verdicts[model][key]["verdict"] for model in SHOWN)]
+        for key, c in verdicts["tiny-wan"].items()
+    ]
+    return _lines(["claim, over all lengths", "source", *SHOWN], rows)
+
+
+def compare() -> str:
+    """One prompt at ten times the trained length under several strategies, as `freeloc compare` wrote it."""
+    columns = {
+        "composite": 3, "presence": 2, "shape_accuracy": 2, "area": 2, "sharpness": 2, "motion": 2, "speed": 2,
+        "psnr": 1, "loop": 2,
+    }  # fmt: skip
+    rows = []
+    for name, entry in _results("compare_801.json")["strategies"].items():
+        run = entry["runs"][0]
+        sites = run["plan"]["sites"] if run["plan"] else []
+        kept = statistics.mean(s["kept_pairs"] for s in sites) if sites else 1.0
+        scores = [f"{entry['scores'][c]:.{digits}f}" for c, digits in columns.items()]
+        rows.append([name, *scores, f"{kept:.0%}", f"{run['seconds']:.0f}"])
+    words = {"presence": "found", "shape_accuracy": "shape"}
+    return _lines(["strategy", *(words.get(c, c) for c in columns), "pairs kept", "seconds"], rows)
+
+
+def models() -> str:
+    """What works with which class of diffusers, as `model_table.py` wrote it."""
+    return (RESULTS / "model_table_short.md").read_text().partition("\n\n")[0].strip()
 
 
 def held_out() -> str:
@@ -168,28 +248,78 @@ def arithmetic() -> str:
     return _lines(["one layer of", "FLOPs of dense: flex", *others, "working GB: flex", *others], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "| tiny-wan | 2x |": lambda: scores("tiny-wan"),
-    "| tiny-joint | 2x |": lambda: scores("tiny-joint"),
-    "| other clips |": held_out,
-    "| tokens a frame | length |": attention,
-    "| threads | 4x |": generation,
-    "| one layer of |": arithmetic,
-}
-"""Start of a table's head line -> what makes it."""
+def shipped() -> str:
+    """Every shipped profile: trained length, strategies, source."""
+    rows = []
+    for name in Profile.names():
+        profile = Profile.load(name)
+        layers = sorted(set(profile.layers.values())) if isinstance(profile.layers, Mapping) else [profile_words(name)]
+        source = str((profile.provenance or {}).get("source", ""))
+        rows.append([f"`{name}`", str(profile.trained_frames), " or ".join(map(str, layers)), source])
+    return _lines(["profile", "trained latent frames", "strategies", "source"], rows)
 
 
-def renewed(text: str) -> str:
-    """The README's text with its tables as the results have them.
+@dataclass(frozen=True)
+class Table:
+    """One table that is made from results.
+
+    Args:
+        file: where it stands, from the root of the checkout.
+        name: of its markers.
+        make: gives its Markdown.
+    """
+
+    file: str
+    name: str
+    make: Callable[[], str]
+
+    @property
+    def start(self) -> str:
+        """The line before the table."""
+        return f"<!-- table {self.name} -->\n"
+
+
+END = "<!-- end -->"
+
+TABLES = (
+    Table("README.md", "evidence", evidence),
+    Table("README.md", "cost", cost),
+    Table("bench/README.md", "tiny-wan", partial(scores, "tiny-wan")),
+    Table("bench/README.md", "tiny-joint", partial(scores, "tiny-joint")),
+    Table("bench/README.md", "claims", claims),
+    Table("bench/README.md", "held-out", held_out),
+    Table("bench/README.md", "compare", compare),
+    Table("bench/README.md", "attention", attention),
+    Table("bench/README.md", "generation", generation),
+    Table("bench/README.md", "arithmetic", arithmetic),
+    Table("bench/README.md", "models", models),
+    Table("profiles/README.md", "shipped", shipped),
+)
+"""Every table, in the order in which the files have them."""
+
+FILES = tuple(dict.fromkeys(table.file for table in TABLES))
+
+
+def renewed(file: str, text: str) -> str:
+    """A file's text with its tables as the results have them.
+
+    Args:
+        file: one of `FILES`.
+        text: what it says now.
 
     Raises:
-        ValueError: a table is not there exactly once.
+        ValueError: a table's markers are not there exactly once, or there are markers of a table that nothing makes.
     """
-    for head, make in TABLES.items():
-        if (found := text.count("\n" + head)) != 1:
-            raise ValueError(f"README: expected one table that begins with {head!r}, found {found}")
-        start = text.index("\n" + head) + 1
-        text = text[:start] + make() + text[text.index("\n\n", start) :]
+    tables = [table for table in TABLES if table.file == file]
+    for table in tables:
+        if (found := text.count(table.start)) != 1:
+            raise ValueError(f"{file}: expected one line {table.start.strip()!r}, found {found}")
+    for word, found in (("<!-- table ", text.count("<!-- table ")), (END, text.count(END))):
+        if found != len(tables):
+            raise ValueError(f"{file}: expected {len(tables)} lines with {word!r}, one for each table, found {found}")
+    for table in tables:
+        start = text.index(table.start) + len(table.start)
+        text = text[:start] + "\n" + table.make() + "\n\n" + text[text.index(END, start) :]
     return text
 
 
@@ -197,12 +327,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if something would change")
     args = parser.parse_args()
-    before = README.read_text()
-    after = renewed(before)
-    if args.check and after != before:
-        raise SystemExit("README.md: its tables are not those of bench/results; run python bench/readme.py")
-    if not args.check:
-        README.write_text(after)
+    for file in FILES:
+        before = (ROOT / file).read_text()
+        after = renewed(file, before)
+        if args.check and after != before:
+            raise SystemExit(f"{file}: its tables are not those of bench/results; run python bench/readme.py")
+        if not args.check:
+            write_text(ROOT / file, after)
 
 
 if __name__ == "__main__":

@@ -17,40 +17,58 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clips import prompt_of
 from common import RESULTS, environment, results_name, save
+from halving import Candidate, OutOfBudget, bootstrap, groups_of, neighbours, search, summary
 
 import freeloc_fx
-from freeloc_fx import Profile, solve
-from freeloc_fx.generate import apply, generate, load_pipeline
-from freeloc_fx.metrics import score
-from freeloc_fx.probe.journal import Lines
-from freeloc_fx.probe.run import fingerprint
-from freeloc_fx.probe.search import (
-    Candidate,
-    OutOfBudget,
-    bootstrap,
-    groups_of,
-    neighbours,
-    search,
-    summary,
-)
+from freeloc_fx import Profile
+from freeloc_fx.evaluation.metrics import score
+from freeloc_fx.files import Journal, write_text
+from freeloc_fx.generation.pipelines import apply, generate, load_pipeline
+from freeloc_fx.method import solve
+from freeloc_fx.probing.run import fingerprint
 
 NAMES = ("direct", "vrpr", "tsa", "vrpr+tsa", "vrpr+temp")
 HELD_OUT = 1000  # first seed of the clips that no choice was made on
 
 
+@dataclass(frozen=True)
+class Library:
+    """What the scripts ask of freeloc_fx to make and to judge clips; a test gives stand-ins.
+
+    Args:
+        load: name of a model -> its pipeline.
+        fingerprint: transformer -> a name for its weights.
+        apply: gives a pipeline a profile, or with strategy="direct" takes it away.
+        generate: as `freeloc_fx.generation.pipelines.generate`.
+        score: (video, prompt) -> its `GroundTruthScore`.
+        probe: as `freeloc_fx.probe`.
+    """
+
+    load: Callable[[str], Any] = load_pipeline
+    fingerprint: Callable[[Any], str] = fingerprint
+    apply: Callable[..., Any] = apply
+    generate: Callable[..., Any] = generate
+    score: Callable[[Any, str], Any] = score
+    probe: Callable[..., Profile] = freeloc_fx.probe
+
+
+LIBRARY = Library()
+
+
 class Scorer:
     """Composites of generated clips, each kept as a line of a journal under everything that its pixels depend on."""
 
-    def __init__(self, args: argparse.Namespace, journal: Path) -> None:
-        self.args, self.lines = args, Lines(journal)
-        self.pipe = None if args.report else load_pipeline(args.model)
-        self.weights = fingerprint(self.pipe.transformer) if self.pipe is not None else self._last("weights")
+    def __init__(self, args: argparse.Namespace, journal: Path, library: Library = LIBRARY) -> None:
+        self.args, self.library, self.lines = args, library, Journal(journal)
+        self.pipe = None if args.report else library.load(args.model)
+        self.weights = library.fingerprint(self.pipe.transformer) if self.pipe is not None else self._last("weights")
         self.known = {self._key(row): row for row in self.lines.rows}
 
     def _last(self, field: str) -> Any:
@@ -86,21 +104,20 @@ class Scorer:
             if self.pipe is None:
                 raise OutOfBudget(f"the journal {self.lines.path} does not have {key}")
             if profile is None:
-                apply(self.pipe, strategy="direct")
+                self.library.apply(self.pipe, strategy="direct")
             else:
-                apply(self.pipe, profile)
+                self.library.apply(self.pipe, profile)
             started = time.monotonic()
-            video = generate(
+            video = self.library.generate(
                 self.pipe, prompt_of(seed), frames=row["frames"], steps=args.steps, guidance=args.guidance, seed=seed
             )
-            found = score(video.frames, prompt_of(seed)).as_dict()
+            found = self.library.score(video.frames, prompt_of(seed)).as_dict()
             composite = found["composite"]
             if not math.isfinite(composite):
                 raise SystemExit(f"clip {seed}: expected a finite composite, found {composite}")
             scores = {k: v if math.isfinite(v) else None for k, v in found.items() if isinstance(v, float)}
             seconds = time.monotonic() - started
-            self.lines.add({**row, "composite": composite, "scores": scores, "seconds": seconds})
-            self.known[key] = self.lines.rows[-1]
+            self.known[key] = self.lines.add({**row, "composite": composite, "scores": scores, "seconds": seconds})
             print(f"{len(self.lines.rows)}: clip {seed}, composite {composite:.3f}, {row['plan']}", flush=True)
         return self.known[key]
 
@@ -118,7 +135,9 @@ def of_rule(profile: Profile, groups: Sequence[Sequence[int]]) -> Candidate:
     return Candidate(tuple(max(dict.fromkeys(group), key=group.count) for group in names))
 
 
-def report(args: argparse.Namespace, groups: Sequence[Sequence[int]], base: Profile, scorer: Scorer) -> str:
+def report(
+    args: argparse.Namespace, groups: Sequence[Sequence[int]], base: Profile, scorer: Scorer, folder: Path
+) -> str:
     trained, latent = base.trained_frames, (args.frames - 1) // 4 + 1
     grid = latent_grid(args.model, args.frames)
     solved = solve.vrpr(trained, latent), solve.tsa(trained, *grid)
@@ -145,7 +164,7 @@ def report(args: argparse.Namespace, groups: Sequence[Sequence[int]], base: Prof
         "best": summary(found.best, groups), "rows": rows, "groups": [list(group) for group in groups],
         "path": [{"mean": mean, **summary(candidate, groups)} for candidate, mean in found.path],
     }  # fmt: skip
-    save(args.name, data)
+    save(args.name, data, folder)
     lines = [
         f"{args.frames} frames; {found.evaluations} of {args.budget} generations on {args.clips} clips, "
         + ("no single change was better." if found.complete else "the budget ran out first."),
@@ -165,14 +184,15 @@ def report(args: argparse.Namespace, groups: Sequence[Sequence[int]], base: Prof
 
 def latent_grid(model: str, frames: int) -> tuple[int, int]:
     """Height and width in tokens of a model's usual size, from its configuration."""
-    from freeloc_fx.generate import Facts, check_request, defaults
+    from freeloc_fx.generation.request import Facts, check_request, defaults
 
     facts, usual = Facts.read(model), defaults(model=model)
     check_request(facts, frames, usual.height, usual.width)
     return usual.height // facts.multiple[0], usual.width // facts.multiple[1]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, library: Library = LIBRARY, folder: Path = RESULTS) -> None:
+    """The script, with its command line, what it asks of the library, and the folder of its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-wan", help="tiny-wan or tiny-joint")
     parser.add_argument("--clips", type=int, default=4, help="that the search decides on")
@@ -187,18 +207,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("bench-search"), help="journal")
     parser.add_argument("--report", action="store_true", help="no generation: what the journal holds")
     parser.add_argument("--name", help="name of the result files, default search, or search and the model")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     args.name = args.name or results_name("search", args.model)
     base = Profile.load(args.profile or args.model)
     count = base.layer_count or len(base.sensitivities or ()) or 10
-    scorer = Scorer(args, args.work / "scores.jsonl")
+    scorer = Scorer(args, args.work / "scores.jsonl", library)
     try:
-        markdown = report(args, groups_of(count, args.groups), base, scorer)
+        markdown = report(args, groups_of(count, args.groups), base, scorer, folder)
     except OutOfBudget as reason:
         raise SystemExit(f"nothing to report yet: {reason}") from None
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     text = f"{markdown}\n\nfreeloc_fx {freeloc_fx.__version__}. Measured: {json.dumps(environment())}\n"
-    (RESULTS / f"{args.name}.md").write_text(text)
+    write_text(folder / f"{args.name}.md", text)
     print(markdown)
 
 

@@ -16,28 +16,25 @@ plots, and with --keep-videos the videos that `freeloc report` shows.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import math
 import os
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from clips import peak_growth, prompt_of, real_clip, reconstruct
+from clips import prompt_of
 from common import RESULTS, environment
-from contestants import ABOUT, GROUPS, Contestant, contestants, originals_of
-from journal import Journal
+from contestants import ABOUT, GROUPS, Contestant, contestants
+from studio import REFERENCE, Job, Pipeline, Studio
 
 from freeloc_fx.errors import FreelocError
-from freeloc_fx.files import replacing
-from freeloc_fx.metrics import evaluate
-from freeloc_fx.report import Results, judge_claims, markdown, summarise
-from freeloc_fx.report.plots import draw_all
-from freeloc_fx.video import write_video
+from freeloc_fx.evaluation.metrics import evaluate
+from freeloc_fx.evaluation.report import Results, judge_claims, markdown, summarise
+from freeloc_fx.evaluation.report.plots import draw_all
+from freeloc_fx.files import Journal, write_text
+from freeloc_fx.generation.video import write_video
 
 TRUTH = (
     "composite", "quality", "motion", "identity", "presence", "shape_accuracy", "sharpness", "area", "speed", "psnr",
@@ -56,111 +53,8 @@ PROXIES = {
 """Measure of `metrics.Evaluation` -> column; its motion and loop look at pixels, not at the prompt's shapes."""
 CURVE = ("composite", "quality", "motion", "sharpness", "psnr")
 STRETCH = 40  # frames of a point of the curve over time: speeds need about 24
-REFERENCE = "reconstruction"
 MACHINE = ("seconds", "memory")  # scores that say something of the machine, the others only of the video
 KIND = ("cpu", "cores", "threads", "gpu", "torch")  # of a machine: alike, its times may stand beside this one's
-
-
-@dataclass(frozen=True)
-class Job:
-    contestant: Contestant
-    frames: int
-    seed: int
-
-    def latent(self, temporal: int) -> int:
-        """Latent frames of the clip. temporal: frames of a latent frame after the first."""
-        return (self.frames - 1) // temporal + 1
-
-
-@dataclass(frozen=True)
-class Film:
-    """frames: float32 (frames, 64, 64, 3). seconds: of the CPU, which other work does not stretch; of the
-    clock on another device. memory: bytes. captured: its time holds a capture of the graph."""
-
-    frames: np.ndarray
-    seconds: float
-    memory: int | None
-    captured: bool
-
-
-class Studio(Protocol):
-    """Where videos are made. period: frames after which the model is expected to repeat, None where it is not."""
-
-    @property
-    def period(self) -> int | None: ...
-
-    def film(self, job: Job, steps: int, guidance: float) -> Film: ...
-
-
-class Pipeline:
-    """A studio with a diffusers pipeline. A contestant stays on for as long as its jobs follow each other."""
-
-    def __init__(self, model: str, profile: str | None = None, device: str = "cpu", backend: str = "eager") -> None:
-        from freeloc_fx.generate import Facts, choose_profile, load_pipeline
-        from freeloc_fx.probe.run import fingerprint
-
-        self.pipe = load_pipeline(model, device=device)
-        self.device, self.backend = device, backend
-        self.originals = originals_of(self.pipe)
-        first = next(iter(self.originals.values()))
-        self.profile = choose_profile(first, profile)
-        self.layers = self.profile.layer_count or int(first.config.num_layers)
-        self.weights = fingerprint(first)
-        self.trained = self.profile.trained_frames
-        self.temporal = Facts.of(self.pipe).temporal
-        self.short = (self.trained - 1) * self.temporal + 1
-        self._on: tuple[str, int, str] | None = None
-        self._frames: int | None = None
-
-    @functools.cached_property
-    def site(self) -> Any:
-        """A video self-attention of the model, as planned for a clip of the trained length."""
-        from freeloc_fx import plan
-        from freeloc_fx.generate import check_request, defaults
-
-        usual = defaults(self.pipe)
-        frames, height, width = check_request(self.pipe, self.short, usual.height, usual.width)
-        first = next(iter(self.originals.values()))
-        return plan(first, self.profile, frames=frames, height=height, width=width).sites[0]
-
-    @functools.cached_property
-    def period(self) -> int:
-        """Of the intrinsic frequency as RIFLEx finds it, in frames."""
-        from freeloc_fx.peers import RIFLEx
-
-        omega = np.abs(self.site.rope.omega)
-        slowest = np.sort(omega[0])[::-1][RIFLEx(self.trained).component(omega[0]) - 1]
-        return round(2 * math.pi / slowest) * self.temporal
-
-    def film(self, job: Job, steps: int, guidance: float) -> Film:
-        from freeloc_fx.generate import defaults, generate
-        from freeloc_fx.noise import for_pipeline
-
-        who = job.contestant
-        if who.name == REFERENCE:
-            made, memory = peak_growth(lambda: reconstruct(self.pipe, real_clip(job.seed, job.frames)), self.device)
-            return Film(made, 0.0, memory, False)
-        key = (who.name, who.draw, who.content(job.latent(self.temporal)))
-        fresh = (self._on, self._frames) != (key, job.frames)
-        if self._on != key:
-            self._on = None
-            who.put_on(self.pipe, self.originals, self.trained, self.backend)
-            self._on = key
-        self._frames = job.frames
-        usual = defaults(self.pipe)
-        latents = None
-        if who.noise:
-            latents = for_pipeline(self.pipe, job.frames, usual.height, usual.width, self.trained, seed=job.seed)
-        cpu = time.process_time()
-        video, memory = peak_growth(
-            lambda: generate(
-                self.pipe, prompt_of(job.seed), frames=job.frames, steps=steps, guidance=guidance, seed=job.seed,
-                latents=latents,
-            ),
-            self.device,
-        )  # fmt: skip
-        seconds = time.process_time() - cpu if self.device == "cpu" else video.seconds
-        return Film(video.frames, seconds, memory, fresh and who.profile is not None)
 
 
 def measure(
@@ -222,10 +116,11 @@ class Run:
         steps: int,
         guidance: float,
         temporal: int,
+        measure: Callable[..., tuple[dict[str, Any], dict[str, Any]]] = measure,
     ) -> None:
-        """temporal: frames of a latent frame after the first."""
+        """temporal: frames of a latent frame after the first. measure: gives scores and curve, as `measure` does."""
         self.journal, self.model, self.weights, self.short, self.jobs = journal, model, weights, short, jobs
-        self.steps, self.guidance, self.temporal = steps, guidance, temporal
+        self.steps, self.guidance, self.temporal, self.measure = steps, guidance, temporal, measure
         self.machine = {name: value for name, value in environment().items() if name != "command"}
 
     def key(self, job: Job) -> str:
@@ -288,7 +183,7 @@ class Run:
         except FreelocError as error:
             print(who.name, job.frames, job.seed, "refused:", error, flush=True)
             return {**facts, "refused": str(error)}
-        scores, curve = measure(film.frames, prompt_of(job.seed), studio.period)
+        scores, curve = self.measure(film.frames, prompt_of(job.seed), studio.period)
         if who.name != REFERENCE:
             scores |= {"seconds": film.seconds, "memory": None if film.memory is None else film.memory / 1e6}
         if keep is not None:
@@ -336,17 +231,15 @@ class Run:
         )
 
 
-def write_results(results: Results, folder: Path) -> str:
+def write_results(results: Results, folder: Path, draw: Callable[[Results, Path], Any] = draw_all) -> str:
     """tables.json (which `freeloc report` reads), tables.md and plots; returns the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     records, verdicts = summarise(results), judge_claims(results)
     text = markdown(results, records, verdicts)
     data = {**results.as_dict(), "summary": records, "claims": [v.as_dict() for v in verdicts]}
-    with replacing(folder / "tables.json") as temporary:
-        temporary.write_text(json.dumps(data, indent=1) + "\n")
-    with replacing(folder / "tables.md") as temporary:
-        temporary.write_text(text)
-    draw_all(results, folder)
+    write_text(folder / "tables.json", json.dumps(data, indent=1) + "\n")
+    write_text(folder / "tables.md", text)
+    draw(results, folder)
     return text
 
 
@@ -354,7 +247,8 @@ def numbers(text: str) -> list[int]:
     return [int(n) for n in text.split(",")]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, open_studio: Callable[..., Pipeline] = Pipeline) -> None:
+    """The script, with its command line and what makes the studio of a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-wan", help="tiny-wan, tiny-joint or a folder")
     parser.add_argument("--profile", help="a probed profile, by name or path; default the model's shipped one")
@@ -372,7 +266,7 @@ def main() -> None:
     parser.add_argument("--published", action="store_true", help="begin with the rows that --output holds already")
     parser.add_argument("--report", action="store_true", help="no generation: results of what the journal holds")
     parser.add_argument("--output", type=Path, help="folder, default bench/results/tables-MODEL")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     groups = args.groups.split(",")
     if unknown := [g for g in groups if g not in GROUPS]:
         raise SystemExit(f"--groups: expected some of {', '.join(GROUPS)}, found {', '.join(unknown)}")
@@ -382,7 +276,7 @@ def main() -> None:
         raise SystemExit(f"--only: expected some of {', '.join(sorted(named))}, found {', '.join(unknown)}")
     name = Path(args.model).name
     folder = args.output or RESULTS / f"tables-{name}"
-    studio = Pipeline(args.model, args.profile, args.device, args.backend)
+    studio = open_studio(args.model, args.profile, args.device, args.backend)
     known, absent = contestants(studio.profile, studio.layers, args.draws, text=bool(studio.site.grid.text))
     jobs = jobs_of(known, groups, args.frames, args.seeds, studio.short, only)
     run = Run(

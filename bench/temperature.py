@@ -19,12 +19,11 @@ from typing import Any
 
 from clips import prompt_of
 from common import RESULTS, results_name, save, save_table
+from halving import OutOfBudget, bootstrap
 from search import HELD_OUT, Scorer
 
-import freeloc_fx
 from freeloc_fx import Profile
-from freeloc_fx.probe.journal import Lines
-from freeloc_fx.probe.search import OutOfBudget, bootstrap
+from freeloc_fx.files import Journal, save_figure
 
 BASES = ("direct", "vrpr", "tsa", "vrpr+tsa")
 SHOWN = ("composite", "presence", "shape_accuracy", "sharpness", "area", "speed", "motion", "loop")
@@ -32,7 +31,7 @@ SHOWN = ("composite", "presence", "shape_accuracy", "sharpness", "area", "speed"
 
 def temperatures(args: argparse.Namespace, scorer: Scorer, base: Profile) -> dict[int, dict[int, float]]:
     """Frames -> layer -> matched temperature, from a probe on clips that no contestant is scored on."""
-    lines = Lines(args.work / "temperatures.jsonl")
+    lines = Journal(args.work / "temperatures.jsonl")
     job = [args.frames, args.steps, args.probe_clips, scorer.weights]
     row = next((r for r in lines.rows if r["job"] == job), None)
     if row is None:
@@ -40,7 +39,7 @@ def temperatures(args: argparse.Namespace, scorer: Scorer, base: Profile) -> dic
             raise OutOfBudget(f"the journal {lines.path} does not have {job}")
         seeds = list(range(HELD_OUT, HELD_OUT + args.probe_clips))
         latent = [(frames - 1) // 4 + 1 for frames in args.frames]
-        profile = freeloc_fx.probe(
+        profile = scorer.library.probe(
             scorer.pipe, prompts=[prompt_of(seed) for seed in seeds], trained_frames=base.trained_frames,
             target_frames=latent[0], lengths=latent, seeds=seeds, steps=args.steps,
             journal=args.work / f"probe-{'-'.join(map(str, latent))}-{args.steps}-{args.probe_clips}-{scorer.weights}",
@@ -48,8 +47,7 @@ def temperatures(args: argparse.Namespace, scorer: Scorer, base: Profile) -> dic
         )  # fmt: skip
         lengths: Any = (profile.provenance or {})["lengths"]
         found = {str(f): dict(lengths[str(n)]["matched_temperature"]) for f, n in zip(args.frames, latent, strict=True)}
-        lines.add({"job": job, "matched": found})
-        row = lines.rows[-1]
+        row = lines.add({"job": job, "matched": found})
     return {int(f): {int(layer): t for layer, t in v.items()} for f, v in row["matched"].items()}
 
 
@@ -77,7 +75,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
                       color=f"C{index // 3}", label=name)  # fmt: skip
         axis.set(title=field, xlabel="length, multiples of the trained 81 frames", xscale="log")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right center")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def main() -> None:

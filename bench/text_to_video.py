@@ -15,15 +15,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from freeloc_fx.tiny_wan.scenes import (
-    BACKGROUNDS,
-    CAMERAS,
-    COLOURS,
-    SHAPES,
-    SPEEDS,
-    TEXTURES,
-    Scene,
-)
+from freeloc_fx.files import save_figure
+from freeloc_fx.generation.tiny_wan.scenes import BACKGROUNDS, CAMERAS, COLOURS, SHAPES, SPEEDS, TEXTURES, Scene
 
 Z_DIM = 12
 FRAMES = 81
@@ -376,5 +369,5 @@ def draw_curves(recipe: dict, path: Path) -> None:
         rows = np.array(stage["curve"]["rows"])
         axis.plot(rows[:, 0], rows[:, column])
         axis.set(title=title, xlabel="step", ylabel=label)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)
     plt.close(figure)

@@ -30,6 +30,8 @@ from text_to_video import (
 )
 from torch import nn
 
+from freeloc_fx.files import write_text
+
 LONGEST = 21  # tokens of the longest prompt of the grammar and one of padding, so that every text has a masked key
 
 
@@ -58,7 +60,7 @@ def dit_config(args: argparse.Namespace) -> dict:
 def start_from_wan(model: nn.Module) -> None:
     from diffusers import WanTransformer3DModel
 
-    from freeloc_fx import tiny_wan
+    from freeloc_fx.generation import tiny_wan
 
     wan = WanTransformer3DModel.from_pretrained(tiny_wan.path(), subfolder="transformer", torch_dtype=torch.float32)
     count = len(model.transformer_blocks) + len(model.single_transformer_blocks)
@@ -116,7 +118,7 @@ def index() -> dict:
 def export(args: argparse.Namespace) -> None:
     from diffusers import UniPCMultistepScheduler
 
-    from freeloc_fx import tiny_wan
+    from freeloc_fx.generation import tiny_wan
 
     z, mean, std, _ = load_latents(args)
     vae = json.loads((tiny_wan.path() / "vae/config.json").read_text())
@@ -143,7 +145,7 @@ def export(args: argparse.Namespace) -> None:
     tokenizer.save_pretrained(args.out / "tokenizer")
     scheduler = UniPCMultistepScheduler.from_pretrained(tiny_wan.path(), subfolder="scheduler")
     scheduler.save_pretrained(args.out / "scheduler")
-    (args.out / "model_index.json").write_text(json.dumps(index(), indent=2) + "\n")
+    write_text(args.out / "model_index.json", json.dumps(index(), indent=2) + "\n")
     recipe = {
         "command": "python bench/train_tiny_joint.py {short,dit,export}, latents by train_tiny_wan.py",
         "seed": args.seed,
@@ -156,7 +158,7 @@ def export(args: argparse.Namespace) -> None:
         **stages,
     }
     args.recipe.parent.mkdir(parents=True, exist_ok=True)
-    args.recipe.write_text(json.dumps(recipe) + "\n")
+    write_text(args.recipe, json.dumps(recipe) + "\n")
     draw_curves(recipe, args.recipe.with_suffix(".png"))
 
 

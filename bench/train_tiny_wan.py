@@ -39,9 +39,8 @@ from text_to_video import (
 from tiny_wan_vae import decode, encode, forget_history
 from torch import nn
 
-from freeloc_fx.tiny_wan.scenes import (
-    Scene,
-)
+from freeloc_fx.files import write_text
+from freeloc_fx.generation.tiny_wan.scenes import Scene
 
 
 def vae_config() -> dict:
@@ -174,7 +173,7 @@ def export(args: argparse.Namespace) -> None:
     if args.earlier is not None:
         recipe["earlier"] = json.loads(args.earlier.read_text())
     Path(args.recipe).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.recipe).write_text(json.dumps(recipe) + "\n")
+    write_text(Path(args.recipe), json.dumps(recipe) + "\n")
     draw_curves(recipe, Path(args.recipe).with_suffix(".png"))
 
 

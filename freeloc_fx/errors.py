@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 __all__ = [
     "CaptureError",
     "FreelocError",
     "LengthError",
+    "MatchFailure",
+    "ModelError",
     "PlanError",
     "ProfileError",
     "SolveError",
+    "StampError",
     "StrategyError",
     "TransformError",
     "VerificationError",
@@ -49,3 +54,22 @@ class TransformError(FreelocError, RuntimeError):
 
 class VerificationError(FreelocError, AssertionError):
     """A pass left the graph inconsistent, or a fast lowering disagrees with the reference."""
+
+
+@dataclass(frozen=True)
+class MatchFailure:
+    """Why something was not found, and at which node."""
+
+    reason: str
+    node: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.reason}" if self.node else self.reason
+
+
+class ModelError(FreelocError, ValueError):
+    """A model's files are missing or are not a pipeline."""
+
+
+class StampError(CaptureError):
+    """A block was stamped out wrong; each has to be traced."""

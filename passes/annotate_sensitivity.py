@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.fx as fx
 
-from freeloc_fx.meta import sites, write
-from freeloc_fx.pipeline import PassContext
+from freeloc_fx.graph.capture import Capture
+from freeloc_fx.graph.records import sites, write
+from freeloc_fx.method.sensitivity import Sensitivity
 
 __all__ = ["annotate_sensitivity"]
 
 
-def annotate_sensitivity(graph: fx.Graph, context: PassContext) -> int:
-    """Write `sensitivity` on every video site for which the profile has one."""
+def annotate_sensitivity(graph: fx.Graph, capture: Capture, *, sensitivities: Mapping[int, Sensitivity]) -> int:
+    """Write `sensitivity` on every video site for which the profile has one.
+
+    Args:
+        graph: gets the records.
+        capture: not read.
+        sensitivities: layer index -> what was measured.
+
+    Returns:
+        The number of sites written to.
+    """
     count = 0
-    known = context.profile.sensitivities or {}
     for node, site in sites(graph):
-        if site.kind == "video" and site.layer in known:
-            write(node, sensitivity=known[site.layer])
+        if site.kind == "video" and site.layer in sensitivities:
+            write(node, sensitivity=sensitivities[site.layer])
             count += 1
     return count

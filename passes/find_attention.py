@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.fx as fx
 import torch.nn.functional as F
 
-from freeloc_fx.match import UNKNOWN, bounded_shape, shape_of
-from freeloc_fx.meta import AttentionSite, dotted_path, write
-from freeloc_fx.pipeline import PassContext
+from freeloc_fx.graph.calls import ARGUMENTS, arguments
+from freeloc_fx.graph.capture import Capture
+from freeloc_fx.graph.paths import module_path
+from freeloc_fx.graph.records import AttentionSite, write
+from freeloc_fx.graph.shapes import UNKNOWN, bounded_shape, shape_of
 
-__all__ = ["find_attention", "module_path"]
-
-_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-
-
-def module_path(node: fx.Node) -> str:
-    """The module a node came from, "blocks.3.attn1"; empty where Dynamo recorded none."""
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    return dotted_path(list(stack.values())[-1][0])
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The call's arguments by name, however they were passed."""
-    return dict(zip(_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
-
-
-def replace_call(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
-    """Put a call of `target` in place of an attention call; Dynamo's metadata and the site's record move over."""
-    with graph.inserting_before(node):
-        new = graph.call_function(target, args)
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    graph.erase_node(node)
-    return new
+__all__ = ["find_attention"]
 
 
 _ITS_OWN = (
@@ -53,11 +28,18 @@ def _kernel(node: fx.Node) -> str:
     return name if kernel else ""
 
 
-def find_attention(graph: fx.Graph, context: PassContext) -> int:
+def find_attention(graph: fx.Graph, capture: Capture) -> int:
     """Put an AttentionSite on every scaled_dot_product_attention call.
 
     A call is "cross" where q and k count different tokens, "other" with a reason where it cannot be a video
     self-attention; what is left is "video" until later passes have looked at its mask, its RoPE and its token grid.
+
+    Args:
+        graph: gets the records.
+        capture: tells a module path's layer.
+
+    Returns:
+        The number of attention calls, of any kind.
     """
     found = 0
     for node in graph.nodes:
@@ -65,16 +47,16 @@ def find_attention(graph: fx.Graph, context: PassContext) -> int:
             continue
         if node.target not in (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default):
             if name := _kernel(node):
-                path = ".".join(p for p in (context.prefix, module_path(node)) if p)
-                write(node, AttentionSite(path, context.layer_of(path, found), "other", (), (), reason=name + _ITS_OWN))
+                path = ".".join(p for p in (capture.prefix, module_path(node)) if p)
+                write(node, AttentionSite(path, capture.layer_of(path, found), "other", (), (), reason=name + _ITS_OWN))
                 found += 1
             continue
         found += 1
         given = arguments(node)
-        query, key, value = (given[name] for name in _ARGUMENTS[:3])
+        query, key, value = (given[name] for name in ARGUMENTS[:3])
         assert isinstance(query, fx.Node) and isinstance(key, fx.Node) and isinstance(value, fx.Node)
         q_shape, k_shape, v_shape = (bounded_shape(n) or () for n in (query, key, value))
-        path = ".".join(p for p in (context.prefix, module_path(node)) if p)
+        path = ".".join(p for p in (capture.prefix, module_path(node)) if p)
         kind, reason = "video", ""
         if len(q_shape) != 4 or len(k_shape) != 4:
             kind, reason = "other", f"expected 4-D q and k, found {q_shape} and {k_shape}"
@@ -91,7 +73,7 @@ def find_attention(graph: fx.Graph, context: PassContext) -> int:
             node,
             AttentionSite(
                 path=path,
-                layer=context.layer_of(path, found - 1),
+                layer=capture.layer_of(path, found - 1),
                 kind=kind,  # type: ignore[arg-type]
                 query_shape=q_shape,
                 key_shape=k_shape,

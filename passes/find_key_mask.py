@@ -12,14 +12,17 @@ import networkx as nx
 import torch
 import torch.fx as fx
 
-from freeloc_fx import masks
-from freeloc_fx.match import ancestors, between, flow, run_nodes, shape_of
-from freeloc_fx.meta import sites, write
-from freeloc_fx.pipeline import PassContext
-
-from .find_attention import arguments
+from freeloc_fx.graph.calls import arguments
+from freeloc_fx.graph.capture import Capture
+from freeloc_fx.graph.execute import run_nodes
+from freeloc_fx.graph.flow import flow
+from freeloc_fx.graph.records import sites, write
+from freeloc_fx.graph.shapes import shape_of, value_of
+from freeloc_fx.graph.slices import ancestors, between
+from freeloc_fx.method import key_masks as masks
 
 __all__ = ["find_key_mask"]
+
 
 _NONE = (
     "the model passes an attention mask that is more than padding of single keys, as an autoregressive, causal or "
@@ -27,8 +30,16 @@ _NONE = (
 )
 
 
-def find_key_mask(graph: fx.Graph, context: PassContext) -> int:
-    """Write `mask` on video sites with a mask; demote those whose mask no per-key mask explains."""
+def find_key_mask(graph: fx.Graph, capture: Capture) -> int:
+    """Write `mask` on video sites with a mask; demote those whose mask no per-key mask explains.
+
+    Args:
+        graph: its records change.
+        capture: not read.
+
+    Returns:
+        The number of masks that were explained.
+    """
     masked = [
         (node, site, mask)
         for node, site in sites(graph)
@@ -55,7 +66,7 @@ def _per_key(view: nx.DiGraph, mask: fx.Node, batch: int, tokens: int) -> fx.Nod
     if masks.is_per_key(shape_of(mask), batch, tokens):
         return mask
     for node in reversed(ancestors(view, [mask])):
-        value = node.meta.get("example_value")
+        value = value_of(node)
         if (
             masks.is_per_key(shape_of(node), batch, tokens)
             and value is not None
@@ -72,7 +83,7 @@ def _explains(view: nx.DiGraph, source: fx.Node, mask: fx.Node, tokens: int) -> 
         return False
     shape = shape_of(source)
     assert shape is not None
-    dtype = source.meta["example_value"].dtype
+    dtype = value_of(source).dtype
 
     def expand(short: torch.Tensor) -> Any:
         return run_nodes(nodes, {source: short}, replace={tokens: short.shape[-1]})[mask]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,30 +10,44 @@ import networkx as nx
 import torch
 import torch.fx as fx
 
-from freeloc_fx import rates, rope
-from freeloc_fx.match import UNKNOWN, MatchFailure, Slice, ancestors, flow, linear_slice, run_nodes, shape_of
-from freeloc_fx.meta import AttentionSite, RopeLayout, TokenGrid, sites, write
-from freeloc_fx.pipeline import PassContext
-
-from .find_attention import arguments
+from freeloc_fx.errors import MatchFailure
+from freeloc_fx.graph.calls import arguments
+from freeloc_fx.graph.capture import Capture
+from freeloc_fx.graph.execute import run_nodes
+from freeloc_fx.graph.flow import flow
+from freeloc_fx.graph.records import AttentionSite, sites, write
+from freeloc_fx.graph.shapes import UNKNOWN, shape_of, size_of
+from freeloc_fx.graph.slices import Slice, ancestors, linear_slice
+from freeloc_fx.method.grid import RopeLayout, TokenGrid
+from freeloc_fx.method.rope import measure as rope
+from freeloc_fx.method.rope import rates
 
 __all__ = ["infer_rope"]
+
 
 Found = tuple[RopeLayout, TokenGrid]
 
 
-def infer_rope(graph: fx.Graph, context: PassContext) -> int:
+def infer_rope(graph: fx.Graph, capture: Capture) -> int:
     """Write `rope` and `grid` on sites where q and k are turned alike; demote the others to "other" with a reason.
 
     The stretch of graph from the norms or projections to the attention's q is linear in what they give. It is run in
     float32 on random inputs that are equal at every token, and what comes out is a rotation of channel pairs per token.
     Sites whose stretches do the same arithmetic on the same tables share one measurement.
+
+    Args:
+        graph: its records change.
+        capture: its inputs are what position tables are computed from.
+
+    Returns:
+        The number of sites whose RoPE was read off.
     """
     video = [(node, site) for node, site in sites(graph) if site.kind == "video"]
     if not video:
         return 0
     view = flow(graph)
     known: dict[object, Found | MatchFailure] = {}
+    tables = _Tables(view, capture.inputs)
     found = 0
     for node, site in video:
         given = arguments(node)
@@ -45,7 +58,7 @@ def infer_rope(graph: fx.Graph, context: PassContext) -> int:
             part = linear_slice(view, operand, node)
             signature = part.signature(view)
             if signature not in known:
-                known[signature] = _measure(view, part, site, context)
+                known[signature] = _measure(view, part, site, tables)
             results.append(known[signature])
         q, k = results
         if isinstance(q, MatchFailure) or isinstance(k, MatchFailure):
@@ -59,7 +72,7 @@ def infer_rope(graph: fx.Graph, context: PassContext) -> int:
     return found
 
 
-def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, context: PassContext) -> Found | MatchFailure:
+def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables) -> Found | MatchFailure:
     name = part.end.name
     _, heads, tokens, dim = site.query_shape
     if not part.nodes:
@@ -71,7 +84,7 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, context: PassCo
             return MatchFailure(layout.reason, name)
         layouts.append(layout)
     try:
-        outside = _outside(view, part, context)
+        outside = tables.outside(part)
     except LookupError as error:
         return MatchFailure(f"a position table needs {error}, which the capture does not hold", name)
     inputs = rope.probes(heads * dim)
@@ -80,8 +93,8 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, context: PassCo
     device = next((t.device for t in outside.values() if isinstance(t, torch.Tensor)), torch.device("cpu"))
     written = part.written
 
-    def run(probe: torch.Tensor, tables: dict[fx.Node, Any]) -> torch.Tensor:
-        values = {n: t.clone() if n in written and isinstance(t, torch.Tensor) else t for n, t in tables.items()}
+    def run(probe: torch.Tensor, given: Mapping[fx.Node, Any]) -> torch.Tensor:
+        values = {n: t.clone() if n in written and isinstance(t, torch.Tensor) else t for n, t in given.items()}
         for start, layout in zip(part.starts, layouts, strict=True):
             shape = shape_of(start)
             assert shape is not None
@@ -95,10 +108,10 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, context: PassCo
         padding = padding + probe.reshape(heads, 1, dim).to(padding)
         return torch.cat([result[0], padding], 1).float().cpu()
 
-    def measure(tables: dict[fx.Node, Any]) -> rope.Rotations | MatchFailure:
+    def measure(given: Mapping[fx.Node, Any]) -> rope.Rotations | MatchFailure:
         with torch.no_grad():
             shaped = inputs.reshape(rope.PROBES, heads, dim)
-            return rope.measure_heads(shaped, lambda i: run(inputs[i], tables), tolerance)
+            return rope.measure_heads(shaped, lambda i: run(inputs[i], given), tolerance)
 
     try:
         rotations = measure(outside)
@@ -112,10 +125,10 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, context: PassCo
     measured, grid = found
     if rates.conventional(measured):
         return found
-    for node in _frame_axes(view, part, grid.frames, context):
+    for node in _frame_axes(view, part, grid.frames, tables):
 
         def moved(shift: float, node: fx.Node = node) -> rope.Rotations | MatchFailure:
-            return measure(_outside(view, part, context, (node, shift)))
+            return measure(tables.moved(part, node, shift))
 
         try:
             counted = rates.count_turns(measured, grid, rotations, moved)
@@ -126,18 +139,11 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, context: PassCo
     return replace(measured, whole_turns=False), grid
 
 
-def _frame_axes(view: nx.DiGraph, part: Slice, frames: int, context: PassContext) -> list[fx.Node]:
+def _frame_axes(view: nx.DiGraph, part: Slice, frames: int, tables: _Tables) -> list[fx.Node]:
     """Nodes behind the position tables that count frames: one number a frame, evenly spaced."""
     nodes = [n for n in ancestors(view, part.outside) if shape_of(n) == (frames,)]
-    values = _run(view, nodes, context) if nodes else {}
-    return [n for n in nodes if isinstance(t := values[n], torch.Tensor) and _evenly_spaced(t)]
-
-
-def _evenly_spaced(values: torch.Tensor) -> bool:
-    if values.dtype == torch.bool or values.is_complex() or len(values) < 2:
-        return False
-    steps = values.double().diff()
-    return bool(steps[0].abs() > 0 and (steps - steps[0]).abs().max() <= 1e-4 * steps[0].abs())
+    values = tables.values(nodes) if nodes else {}
+    return [n for n in nodes if isinstance(t := values[n], torch.Tensor) and rates.evenly_spaced(t)]
 
 
 def _channels(start: fx.Node, count: int) -> list[int] | MatchFailure:
@@ -147,38 +153,44 @@ def _channels(start: fx.Node, count: int) -> list[int] | MatchFailure:
         return MatchFailure(f"expected a tensor of batch, tokens and channels at {start.name}, found {shape}")
     for axis in range(1, len(shape)):
         layout = [1, *(size if place != axis else 1 for place, size in enumerate(shape) if place)]
-        if math.prod(layout) == count:
+        if size_of(layout) == count:
             return layout
     return MatchFailure(f"{start.name} {shape} does not hold the attention's {count} channels beside its tokens")
 
 
-def _outside(
-    view: nx.DiGraph, part: Slice, context: PassContext, moved: tuple[fx.Node, float] | None = None
-) -> dict[fx.Node, Any]:
-    """Values of everything the stretch reads from outside: position tables, computed from the capture's real inputs.
+class _Tables:
+    """Values of nodes that no activation reaches: position tables, computed from the capture's real inputs.
 
-    moved: a node that counts frames, and by how many frames to move it.
+    Sites share them, so each stretch's are computed once.
     """
-    if moved is not None:
-        node, shift = moved
-        places = _run(view, [node], context)[node]
+
+    def __init__(self, view: nx.DiGraph, inputs: Mapping[fx.Node, Any]) -> None:
+        self.view, self.inputs = view, inputs
+        self._known: dict[object, dict[fx.Node, Any]] = {}
+
+    def outside(self, part: Slice) -> dict[fx.Node, Any]:
+        """Values of everything that a stretch reads from outside.
+
+        Raises:
+            LookupError: they need something that the capture does not hold.
+        """
+        if part.outside not in self._known:
+            self._known[part.outside] = self.values(part.outside)
+        return self._known[part.outside]
+
+    def moved(self, part: Slice, node: fx.Node, shift: float) -> dict[fx.Node, Any]:
+        """`outside` as if what `node` counts, one number a latent frame, were moved by `shift` latent frames."""
+        places = self.values([node])[node]
         places = places.to(torch.promote_types(places.dtype, torch.float32))
-        return _run(view, part.outside, context, {node: places + shift * (places[1] - places[0])})
-    key = part.outside
-    if key not in context.tables:
-        context.tables[key] = _run(view, part.outside, context)
-    return context.tables[key]
+        return self.values(part.outside, {node: places + shift * (places[1] - places[0])})
 
-
-def _run(
-    view: nx.DiGraph, wanted: Sequence[fx.Node], context: PassContext, given: Mapping[fx.Node, Any] | None = None
-) -> dict[fx.Node, Any]:
-    """Values of nodes that no activation reaches, from the capture's inputs; `given` stands for what it names."""
-    nodes = ancestors(view, wanted)
-    inputs = context.inputs
-    missing = [n.name for n in nodes if n.op in ("placeholder", "get_attr") and n not in inputs]
-    if missing:
-        raise LookupError(", ".join(missing))
-    with torch.no_grad():
-        values = run_nodes(nodes, {n: inputs[n] for n in nodes if n in inputs} | dict(given or {}))
-    return {n: values[n] for n in wanted}
+    def values(self, wanted: Sequence[fx.Node], given: Mapping[fx.Node, Any] | None = None) -> dict[fx.Node, Any]:
+        """Values of nodes; `given` stands for what it names."""
+        nodes = ancestors(self.view, wanted)
+        missing = [n.name for n in nodes if n.op in ("placeholder", "get_attr") and n not in self.inputs]
+        if missing:
+            raise LookupError(", ".join(missing))
+        known = {n: self.inputs[n] for n in nodes if n in self.inputs} | dict(given or {})
+        with torch.no_grad():
+            found = run_nodes(nodes, known)
+        return {n: found[n] for n in wanted}

@@ -5,24 +5,34 @@ from __future__ import annotations
 import torch
 import torch.fx as fx
 
-from freeloc_fx.meta import AttentionSite, TokenGrid, sites, write
-from freeloc_fx.pipeline import PassContext
+from freeloc_fx.graph.capture import CallFacts, Capture
+from freeloc_fx.graph.records import AttentionSite, sites, write
+from freeloc_fx.method.grid import TokenGrid
 
 __all__ = ["infer_token_grid"]
+
 
 Shapes = list[tuple[int, ...]]
 
 
-def infer_token_grid(graph: fx.Graph, context: PassContext) -> int:
+def infer_token_grid(graph: fx.Graph, capture: Capture) -> int:
     """Every video site ends with a grid of its sequence's length; the model's input must agree with it.
 
-    The frames of a grid come from RoPE alone. They must divide the input's frame axis (by the temporal patch size);
-    for an image, whose rows would look like frames, the input says so. Where a model also attends within another
-    stream (sound), the largest grid is the video.
+    The frames of a grid come from RoPE alone. Where the model's configuration names its patches, a grid must account
+    for the input's frames and area exactly; elsewhere its frames must divide the input's frame axis. For an image,
+    whose rows would look like frames, the input says so. Where a model also attends within another stream (sound), the
+    largest grid is the video.
+
+    Args:
+        graph: its records change.
+        capture: says what the model was called with.
+
+    Returns:
+        The number of sites whose grid agrees with the input.
     """
-    shapes = [*context.shapes] or [
+    shapes = [*capture.call.shapes] or [
         tuple(int(n) for n in value.shape)
-        for value in context.inputs.values()
+        for value in capture.inputs.values()
         if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter) and value.ndim == 5
     ]
     checked = 0
@@ -30,28 +40,43 @@ def infer_token_grid(graph: fx.Graph, context: PassContext) -> int:
         if site.kind != "video" or site.grid is None:
             continue
         grid = site.grid
-        if _is_image(grid, shapes, context.size):
+        if _is_image(grid, shapes, capture.call):
             write(node, grid=TokenGrid(1, 1, grid.video, grid.text_first, grid.text_last))
-        elif reason := _contradiction(site, grid, shapes, context.size):
+        elif reason := _contradiction(site, grid, shapes, capture.call):
             write(node, kind="other", reason=reason)
             continue
         checked += 1
     return checked - _other_streams(graph)
 
 
-def _is_image(grid: TokenGrid, shapes: Shapes, size: tuple[int, int, int] | None) -> bool:
+def _is_image(grid: TokenGrid, shapes: Shapes, call: CallFacts) -> bool:
+    if call.grid is not None:
+        frames, rows, columns = call.grid
+        return frames == 1 and grid.video == rows * columns
     # One frame, rather than one channel: a frame of the input then holds at least one latent a token.
     if shapes:
         return all(1 in s[1:3] and s[3] * s[4] % grid.video == 0 for s in shapes)
-    return size is not None and size[0] == 1
+    return call.size is not None and call.size[0] == 1
 
 
-def _contradiction(site: AttentionSite, grid: TokenGrid, shapes: Shapes, size: tuple[int, int, int] | None) -> str:
+def _contradiction(site: AttentionSite, grid: TokenGrid, shapes: Shapes, call: CallFacts) -> str:
+    """Why a grid cannot be the input's; empty where it can. Fewer frames than the input has are not a shorter clip: the
+    tokens may be shared out over several processes, or belong to something else."""
     if grid.sequence != site.query_shape[2]:
         return f"RoPE covers {grid.sequence} of {site.query_shape[2]} tokens"
-    frames = [n for shape in shapes for n in shape[1:3]] + ([size[0]] if size else [])
-    if frames and not any(n % grid.frames == 0 for n in frames):
-        found = f"the inputs {shapes} hold" if shapes else f"the input of {size[0] if size else 0} frames holds"
+    if call.grid is not None:
+        frames, rows, columns = call.grid
+        if (grid.frames, grid.tokens) == (frames, rows * columns):
+            return ""
+        return (
+            f"RoPE implies {grid.frames} latent frames of {grid.tokens} tokens, the model's input has {frames} of "
+            f"{rows} x {columns}"
+        )
+    frames_of = [n for shape in shapes for n in shape[1:3]] + ([call.size[0]] if call.size else [])
+    if frames_of and not any(n % grid.frames == 0 for n in frames_of):
+        found = (
+            f"the inputs {shapes} hold" if shapes else f"the input of {call.size[0] if call.size else 0} frames holds"
+        )
         return f"RoPE implies {grid.frames} latent frames, {found} no such axis"
     return ""
 

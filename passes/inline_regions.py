@@ -1,57 +1,84 @@
-"""Put regions that Dynamo traced once and stamped out back into one flat graph, each under its own module path."""
+"""Put regions that Dynamo traced once and stamped out back into one flat graph, each under its own module path.
+
+before:  invoke_subgraph(subgraph_0, ..., weights of blocks.0)   invoke_subgraph(subgraph_0, ..., weights of blocks.1)
+after:   the operations of subgraph_0 on the weights of blocks.0, then those on the weights of blocks.1
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
 from typing import Any
 
 import torch
 import torch.fx as fx
 from torch import nn
 
-from freeloc_fx.meta import dotted_path
-from freeloc_fx.passes.find_attention import module_path
-from freeloc_fx.trace_once import CALLED_THROUGH, StampError
+from freeloc_fx.compat import STACK, is_region_call, module_stack
+from freeloc_fx.errors import StampError
+from freeloc_fx.graph.capture import Capture
+from freeloc_fx.graph.paths import CALLED_THROUGH, module_at, module_path
 
 __all__ = ["inline_regions"]
 
 
-def inline_regions(graph: fx.Graph, root: nn.Module, blocks: Collection[str]) -> int:
+def inline_regions(graph: fx.Graph, capture: Capture, *, root: nn.Module, model: nn.Module | None) -> int:
     """Replace every call of a stamped region by the region's operations.
 
     Args:
-        graph: changed in place. root: holds the regions' graphs under the names that the calls use. blocks: module
-            paths of the transformer blocks.
+        graph: changed in place.
+        capture: holds the weights that the calls are given.
+        root: holds the regions' graphs under the names that the calls use.
+        model: what was captured, to tell whose the weights are.
 
-    Returns: the number of calls replaced.
+    Returns:
+        The number of calls replaced.
 
     Raises:
-        StampError: a region got weights of another block than the one it was called for, or other inputs than it takes.
+        StampError: a region got weights of another block than the one it was called for, it cannot be told which block
+            that is, or it got other inputs than it takes.
     """
-    regions = [n for n in graph.nodes if n.target is torch.ops.higher_order.invoke_subgraph]
+    regions = [n for n in graph.nodes if is_region_call(n)]
+    owners = _Owners(model, capture) if regions else None
     for call in regions:
-        _check_weights(call, blocks)
+        assert owners is not None
+        owners.check(call)
         _inline(graph, call, root)
     for node in graph.nodes:
-        if stack := node.meta.get("nn_module_stack"):
+        if stack := module_stack(node):
             plain = {key: (str(path).replace(CALLED_THROUGH, ""), *rest) for key, (path, *rest) in stack.items()}
-            node.meta["nn_module_stack"] = plain
+            node.meta[STACK] = plain
     return len(regions)
 
 
-def _check_weights(call: fx.Node, blocks: Collection[str]) -> None:
-    """torch 2.13 was seen to stamp out Kandinsky5's second block with the first one's weights; nothing else says so."""
-    known = set(blocks)
-    path = module_path(call)
-    for given in call.args[2:]:
-        source = getattr(given, "_dynamo_source", None)
-        if source is None:
-            continue
-        names = dotted_path(source.name).split(".")
-        owner = next((p for n in range(1, len(names) + 1) if (p := ".".join(names[:n])) in known), None)
-        if owner is not None and not f"{path}.".startswith(f"{owner}."):
-            raise StampError(f"{path}: expected its own weights, found {given} of {owner}")
+class _Owners:
+    """Whose weights a region is given, told by the tensors themselves.
+
+    torch 2.13 was seen to stamp out one block with another's weights, and nothing else says so. Names do not tell: a
+    block may be reachable by several, or by one that is spelled in a way of its own.
+    """
+
+    def __init__(self, model: nn.Module | None, capture: Capture) -> None:
+        self.model, self.capture = model, capture
+        self.blocks = {path: block for path in capture.layers if (block := module_at(model, path)) is not None}
+        self.known: dict[int, list[nn.Module]] = {}
+        for block in {id(block): block for block in self.blocks.values()}.values():
+            for tensor in (*block.parameters(), *block.buffers()):
+                self.known.setdefault(id(tensor), []).append(block)
+
+    def check(self, call: fx.Node) -> None:
+        """Refuse a call that was given a tensor of blocks other than the one it is called for."""
+        path = module_path(call)
+        called = module_at(self.model, path)
+        if called is None or not any(called is block for block in self.blocks.values()):
+            raise StampError(
+                f"{path or call.name}: expected the path of a transformer block, found none of the model's"
+            )
+        for given in call.args[2:]:
+            value = self.capture.inputs.get(given) if isinstance(given, fx.Node) else None
+            owners = self.known.get(id(value), []) if isinstance(value, torch.Tensor) else []
+            if owners and not any(called is owner for owner in owners):
+                other = next(place for place, block in self.blocks.items() if block is owners[0])
+                raise StampError(f"{path}: expected its own weights, found {given} of {other}")
 
 
 def _inline(graph: fx.Graph, call: fx.Node, root: nn.Module) -> None:
@@ -93,8 +120,8 @@ class _Moved:
     """Metadata of a region's operations as if it had been traced where it is called."""
 
     def __init__(self, call: fx.Node, body: fx.Graph) -> None:
-        stacks = [s for n in body.nodes if n.op != "placeholder" and (s := n.meta.get("nn_module_stack"))]
-        self.there = dict(call.meta.get("nn_module_stack") or {})
+        stacks = [s for n in body.nodes if n.op != "placeholder" and (s := module_stack(n))]
+        self.there = dict(module_stack(call))
         depth = len(self.there)
         # The first module inside the region stands at the same depth as the last one outside: it is the block.
         self.first = str(list(stacks[0].values())[depth - 1][0]) if stacks and depth else ""
@@ -102,11 +129,10 @@ class _Moved:
         self.outer = depth
 
     def meta(self, node: fx.Node) -> dict[str, Any]:
-        meta = dict(node.meta)
-        stack = meta.get("nn_module_stack")
+        meta, stack = dict(node.meta), module_stack(node)
         if stack and self.outer:
             inner = list(stack.items())[self.outer :]
-            meta["nn_module_stack"] = {**self.there, **{key: (self._path(p), *rest) for key, (p, *rest) in inner}}
+            meta[STACK] = {**self.there, **{key: (self._path(p), *rest) for key, (p, *rest) in inner}}
         return meta
 
     def _path(self, spelled: Any) -> str:

@@ -10,37 +10,46 @@ runs, which is literal.
 
 from __future__ import annotations
 
-import torch
 import torch.fx as fx
 
-import freeloc_fx.attention.repeated  # noqa: F401  (registers the operator)
-from freeloc_fx.attention import op
-from freeloc_fx.match import UNKNOWN
-from freeloc_fx.meta import sites
-from freeloc_fx.pipeline import PassContext
-
-from .find_attention import arguments, replace_call
+from freeloc_fx.attention import op, repeated
+from freeloc_fx.graph.calls import arguments, replace_call
+from freeloc_fx.graph.capture import Capture
+from freeloc_fx.graph.records import sites
+from freeloc_fx.graph.shapes import UNKNOWN
+from freeloc_fx.planning.plan import Plan
 
 __all__ = ["merge_repeated_keys"]
+
 
 LEAST_KEYS = 64
 """Below, there is too little to save."""
 
 
-def merge_repeated_keys(graph: fx.Graph, context: PassContext) -> int:
-    """Act on every unmasked attention to other tokens in a changed layer; returns their number."""
-    assert context.plan is not None, "merge_repeated_keys runs after planning"
-    if context.device.type != "cpu" or op.choose(context.attention, context.device) == "reference":
+def merge_repeated_keys(graph: fx.Graph, capture: Capture, *, plan: Plan, attention: str, verify: bool) -> int:
+    """Act on every unmasked attention to other tokens in a changed layer.
+
+    Args:
+        graph: changed in place.
+        capture: says on which device the attention runs.
+        plan: names the changed layers.
+        attention: "auto" or a lowering's name.
+        verify: the operator compares itself with the plain attention.
+
+    Returns:
+        The number of calls replaced.
+    """
+    if capture.device.type != "cpu" or op.choose(attention, capture.device) == "reference":
         return 0
-    changed = {site.layer for site in context.plan.sites if not site.strategy.changes_nothing}
+    changed = {site.layer for site in plan.sites if not site.strategy.changes_nothing}
     count = 0
     for node, site in sites(graph):
         if site.kind != "cross" or site.layer not in changed or not _plain(node, site.key_shape):
             continue
         given = arguments(node)
-        target = torch.ops.freeloc_fx.attention_over_text.default
+        target = repeated.OPERATOR
         qkv = (given["query"], given["key"], given["value"])
-        replace_call(graph, node, target, (*qkv, site.scale, context.verify))
+        replace_call(graph, node, target, (*qkv, site.scale, verify))
         count += 1
     return count
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.fx as fx
 import torch.nn.functional as F
 
-from freeloc_fx.match import shape_of
-from freeloc_fx.meta import sites
-from freeloc_fx.pipeline import PassContext
-from freeloc_fx.probe import observe  # noqa: F401 - defines the operator
-
-from .find_attention import arguments, replace_call
+from freeloc_fx.attention import observed
+from freeloc_fx.graph.calls import arguments, replace_call
+from freeloc_fx.graph.capture import Capture
+from freeloc_fx.graph.records import sites
+from freeloc_fx.graph.shapes import shape_of
+from freeloc_fx.planning.plan import Plan
 
 __all__ = ["observe_attention"]
 
@@ -47,18 +46,27 @@ def projection(node: fx.Node) -> fx.Node | None:
             return None
 
 
-def observe_attention(graph: fx.Graph, context: PassContext) -> int:
-    """Act on every planned site; returns the number of calls replaced."""
-    assert context.plan is not None and context.recorder is not None
+def observe_attention(graph: fx.Graph, capture: Capture, *, plan: Plan, recorder: str) -> int:
+    """Act on every planned site.
+
+    Args:
+        graph: changed in place.
+        capture: not read.
+        plan: names the sites.
+        recorder: name of an open recorder.
+
+    Returns:
+        The number of calls replaced.
+    """
     count = 0
-    watched = [(node, site) for node, site in sites(graph) if context.plan.site(site.path) is not None]
+    watched = [(node, site) for node, site in sites(graph) if plan.site(site.path) is not None]
     weights = [projection(node) for node, _ in watched]
     if None in weights:  # one measure for all layers, or they could not be compared
         weights = [None] * len(watched)
     for (node, site), weight in zip(watched, weights, strict=True):
         given = arguments(node)
         operands = (given["query"], given["key"], given["value"])
-        call = (*operands, context.recorder, site.path, site.scale, given.get("attn_mask"), site.mask, weight)
-        replace_call(graph, node, torch.ops.freeloc_fx.observe_attention.default, call)
+        call = (*operands, recorder, site.path, site.scale, given.get("attn_mask"), site.mask, weight)
+        replace_call(graph, node, observed.OPERATOR, call)
         count += 1
     return count

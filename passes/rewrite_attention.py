@@ -1,7 +1,7 @@
 """Replace each planned attention call by the long attention of its strategy.
 
     unfused:    scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=m, scale=s)
-    rewritten:  freeloc_fx.long_attention(q, k, v, "vrpr+tsa@81x30x52#3f2a...", "tiles", s, key_mask)
+    rewritten:  freeloc_fx.long_attention(q, k, v, "vrpr+tsa@81x30x52#3f2a...", "tiles", s, key_mask, False)
 
 q and k arrive rotated by the model's own RoPE; the operator turns them from there, so the RoPE nodes stay as they are
 whatever their spelling. Where the number of text tokens depends on data, q, k and v are padded to all that there may
@@ -17,36 +17,48 @@ import torch
 import torch.fx as fx
 import torch.nn.functional as F
 
-from freeloc_fx.attention import op, spec
-from freeloc_fx.match import is_write
-from freeloc_fx.meta import AttentionSite, sites
-from freeloc_fx.pipeline import PassContext
-
-from .find_attention import arguments, replace_call
+from freeloc_fx.attention import op
+from freeloc_fx.attention.registry import Specs
+from freeloc_fx.graph.calls import arguments, replace_call
+from freeloc_fx.graph.capture import Capture
+from freeloc_fx.graph.flow import is_write
+from freeloc_fx.graph.records import AttentionSite, sites
+from freeloc_fx.method.spec import AttentionSpec
+from freeloc_fx.planning.plan import Plan
 
 __all__ = ["rewrite_attention"]
 
 
-def rewrite_attention(graph: fx.Graph, context: PassContext) -> int:
-    """Act on the plan; returns the number of calls replaced."""
-    assert context.plan is not None, "rewrite_attention runs after planning"
+def rewrite_attention(
+    graph: fx.Graph, capture: Capture, *, plan: Plan, attention: str, verify: bool, specs: Specs
+) -> int:
+    """Act on the plan.
+
+    Args:
+        graph: changed in place.
+        capture: says on which device the attention runs.
+        plan: a strategy for each site.
+        attention: "auto" or a lowering's name.
+        verify: long attentions compare themselves with the reference.
+        specs: what the graph names is added to them.
+
+    Returns:
+        The number of calls replaced.
+    """
+    lowering = op.choose(attention, capture.device)
     count = 0
     for node, site in sites(graph):
-        planned = context.plan.site(site.path) if site.kind == "video" else None
+        planned = plan.site(site.path) if site.kind == "video" else None
         if planned is None or planned.strategy.changes_nothing:
             continue
         assert site.rope is not None and site.grid is not None
-        lowering = op.choose(context.attention, context.device) + ("+verify" if context.verify else "")
-        key = spec.register(spec.AttentionSpec(planned.strategy, site.grid, site.rope))
+        key = specs.add(AttentionSpec(planned.strategy, site.grid, site.rope))
         given = arguments(node)
         q, k, v = given["query"], given["key"], given["value"]
-        target = torch.ops.freeloc_fx.long_attention.default
         if site.padded:
-            _replace_padded(graph, node, site, (q, k, v), (key, lowering, site.scale), context)
-        elif site.mask is not None:
-            replace_call(graph, node, target, (q, k, v, key, lowering, site.scale, site.mask))
+            _replace_padded(graph, node, site, (q, k, v), (key, lowering, site.scale), verify, capture.device)
         else:
-            replace_call(graph, node, target, (q, k, v, key, lowering, site.scale))
+            replace_call(graph, node, op.OPERATOR, (q, k, v, key, lowering, site.scale, site.mask, verify))
         _erase_unused(graph, given.get("attn_mask"))
         count += 1
     return count
@@ -58,16 +70,17 @@ def _replace_padded(
     site: AttentionSite,
     qkv: tuple[Any, ...],
     rest: tuple[Any, ...],
-    context: PassContext,
+    verify: bool,
+    device: torch.device,
 ) -> None:
     tokens = site.query_shape[2]
     with graph.inserting_before(node):
         length = graph.call_method("size", (qkv[0], 2))
         missing = graph.call_function(operator.sub, (tokens, length))
         padded = [graph.call_function(F.pad, (x, (0, 0, 0, missing))) for x in qkv]
-        places = graph.call_function(torch.arange, (tokens,), {"device": context.device})
+        places = graph.call_function(torch.arange, (tokens,), {"device": device})
         mask = graph.call_method("view", (graph.call_function(operator.lt, (places, length)), 1, 1, 1, tokens))
-        out = graph.call_function(torch.ops.freeloc_fx.long_attention.default, (*padded, *rest, mask))
+        out = graph.call_function(op.OPERATOR, (*padded, *rest, mask, verify))
     replace_call(graph, node, torch.narrow, (out, 2, 0, length))
 
 

@@ -79,7 +79,7 @@ def test_the_command_is_installed(python: Path, tmp_path: Path) -> None:
 
 
 def test_the_weights_are_small_and_not_pickled() -> None:
-    model = ROOT / "freeloc_fx" / "tiny_wan" / "model"
+    model = ROOT / "freeloc_fx" / "generation" / "tiny_wan" / "model"
     weights = [p for p in model.rglob("*") if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl")]
     assert weights and all(p.suffix == ".safetensors" for p in weights)
     assert sum(p.stat().st_size for p in weights) <= 25e6

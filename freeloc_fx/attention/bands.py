@@ -1,7 +1,23 @@
-"""Bands of a spec: sets of pairs on which one rotated query and one rotated key serve.
+"""Bands of a spec: sets of pairs of latent frames on which one turned query and one turned key serve.
 
-A band keeps only the query frames that have pairs in it (for exact pair quantisation these are one residue class), so a
-band is a smaller attention of its own. Lowerings run each band and merge the results by log-sum-exp.
+The score of query frame i and key frame j must come out as if they stood P(i, j) apart. If P(i, j) is a difference
+a(i) - b(j) on some set of pairs, then turning each query to a(i) and each key to b(j) once is right on all of that set:
+such a set is a band. Without a position map all visible pairs are one band. Under one that keeps near pairs and
+compresses far ones (P = floor(d / 2) from distance d = 2 on, say) they are a near band and a few far ones::
+
+    key    0 1 2 3 4 5
+    row 0  n n . . . .       n  near: nothing turns
+        1  n n n . . .       e  far, even query frames: the keys turn to ceil(j / 2)
+        2  e n n n . .       o  far, odd query frames: the keys turn to ceil((j - 1) / 2)
+        3  o o n n n .
+        4  e e e n n n       (the pairs above the diagonal are left out here)
+        5  o o o o n n
+
+A band keeps only the query frames that have pairs in it (for exact pair quantisation these are one residue class), so
+that a band is a smaller attention of its own. Lowerings run each band and merge the results by log-sum-exp.
+
+A column is a key frame that every query frame sees. One key frame is at any distance from a query if the query turns,
+so that it needs no bands.
 """
 
 from __future__ import annotations
@@ -10,17 +26,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..visibility import NONE
-from .spec import AttentionSpec
+from freeloc_fx.method.positions import Identity
+from freeloc_fx.method.spec import AttentionSpec
+from freeloc_fx.method.visibility import FULL, NONE
 
-__all__ = ["SpecBand", "spec_bands"]
+__all__ = ["Column", "SpecBand", "spec_bands", "take_columns"]
 
 
 @dataclass(frozen=True)
 class SpecBand:
-    """rows: the query frames, evenly spaced. levels: int8 (rows, frames), NONE outside the band.
+    """One band.
 
-    query_turn (rows,), key_turn (frames,): by how many latent frames to turn q and k, float64; None for "as they are".
+    Args:
+        rows: its query frames, evenly spaced.
+        levels: visibility, int8 (rows, frames), NONE outside the band.
+        query_turn: latent frames by which to turn each query frame, float64 (rows,); None where none turns.
+        key_turn: latent frames by which to turn each key frame, float64 (frames,); None where none turns.
     """
 
     rows: slice
@@ -30,7 +51,15 @@ class SpecBand:
 
 
 def spec_bands(spec: AttentionSpec, levels: np.ndarray | None = None) -> list[SpecBand]:
-    """The bands that together hold every visible pair once; `levels` (frames, frames) if not the strategy's own."""
+    """The bands of a strategy.
+
+    Args:
+        spec: the strategy, grid and RoPE.
+        levels: visibility, int8 (frames, frames); None for the strategy's own.
+
+    Returns:
+        Bands that together hold every visible pair exactly once.
+    """
     frames = spec.grid.frames
     index = np.arange(frames, dtype=np.float64)
     levels = spec.strategy.visibility.levels(frames) if levels is None else levels
@@ -54,3 +83,45 @@ def spec_bands(spec: AttentionSpec, levels: np.ndarray | None = None) -> list[Sp
             )
         )
     return result
+
+
+_COLUMNS = 8
+"""At most so many key frames seen by everybody are taken out on their own under a position map."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Key frames that every query frame sees.
+
+    Args:
+        frames: the key frames: one of them under a position map, else as many as lie side by side.
+        turn: latent frames by which each query frame turns to stand at its distance from them, float64 (frames,); None
+            where none turns.
+    """
+
+    frames: slice
+    turn: np.ndarray | None
+
+
+def take_columns(spec: AttentionSpec, levels: np.ndarray) -> list[Column]:
+    """Take the key frames that every query frame sees out of a visibility.
+
+    Args:
+        spec: the strategy, grid and RoPE.
+        levels: visibility, int8 (frames, frames); what is taken out becomes NONE, in place.
+
+    Returns:
+        The columns; none under a position map where more than 8 key frames are seen by all.
+    """
+    mapped = not isinstance(spec.strategy.positions, Identity)
+    found = np.flatnonzero((levels == FULL).all(0))
+    if not len(found) or (mapped and len(found) > _COLUMNS):
+        return []
+    levels[:, found] = NONE
+    if not mapped:
+        cuts = np.flatnonzero(np.diff(found) > 1)
+        starts, ends = found[np.concatenate([[0], cuts + 1])], found[np.concatenate([cuts, [len(found) - 1]])] + 1
+        return [Column(slice(int(a), int(b)), None) for a, b in zip(starts, ends, strict=True)]
+    table = spec.strategy.positions.table(spec.grid.frames)
+    index = np.arange(spec.grid.frames)
+    return [Column(slice(int(j), int(j) + 1), table[:, j] + j - index) for j in found]

@@ -8,7 +8,17 @@ __all__ = ["heads_at_a_time"]
 
 
 def heads_at_a_time(heads: int, parts: float) -> int:
-    """Heads of a group such that the output and `parts` tensors of a group's size fit in twice q, k and v: six tensors
-    of all heads. Groups are as equal as they can be, since each size compiles once; one head is the least."""
+    """How many heads run at a time, so that working memory stays below twice q, k and v.
+
+    Twice q, k and v is six tensors of all heads, of which the output is one. Groups are as equal as they can be, since
+    each size compiles once; one head is the least.
+
+    Args:
+        heads: heads of q, k and v, at least 1.
+        parts: working memory beside the output, in tensors of the size of one group's q.
+
+    Returns:
+        Heads of a group, 1 to `heads`.
+    """
     most = max(1, min(heads, int(5 * heads / parts)))
     return math.ceil(heads / math.ceil(heads / most))

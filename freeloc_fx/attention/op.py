@@ -1,7 +1,7 @@
 """The one operator that a rewrite puts in place of scaled_dot_product_attention.
 
     unfused:  scaled_dot_product_attention(q, k, v, scale=s)
-    rewritten: freeloc_fx.long_attention(q, k, v, "vrpr+tsa@81x30x52#3f2a...", "tiles", s)
+    rewritten: freeloc_fx.long_attention(q, k, v, "vrpr+tsa@81x30x52#3f2a...", "tiles", s, None, False)
 
 It is opaque to the compiler on purpose: a graph with forty long attentions compiles as quickly as without, and each
 lowering compiles what it needs once for all layers and denoising steps.
@@ -14,23 +14,29 @@ from dataclasses import replace
 
 import torch
 
-from ..errors import CaptureError
-from ..mixture import Mixture
-from . import spec as specs
+from freeloc_fx.attention.calls.lowering import calls
+from freeloc_fx.attention.flex.lowering import flex
+from freeloc_fx.attention.tiles.lowering import tiles
+from freeloc_fx.errors import CaptureError
+from freeloc_fx.method.spec import AttentionSpec
+from freeloc_fx.method.strategy import Mixture
+
+from . import registry
 from .agree import check_agreement
-from .calls import calls
-from .flex import flex
+from .autocast import take_part_in_autocast
 from .heads import heads_at_a_time
 from .reference import reference
-from .spec import AttentionSpec
+from .running import running
 from .text import video_span
-from .tiles import tiles
 
-__all__ = ["LOWERINGS", "choose", "long_attention", "long_attention_numbered", "run"]
+__all__ = ["LOWERINGS", "NUMBERED", "OPERATOR", "choose", "long_attention", "long_attention_numbered", "run"]
+
 
 Lowering = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, AttentionSpec, float | None, torch.Tensor | None], torch.Tensor
 ]
+
+
 LOWERINGS: dict[str, Lowering] = {"reference": reference, "tiles": tiles, "calls": calls, "flex": flex}
 
 
@@ -82,7 +88,14 @@ def _mixed(
 
 
 def choose(attention: str, device: torch.device) -> str:
-    """The lowering for `transform(attention=...)`: "auto" is flex on CUDA, tiles elsewhere.
+    """The lowering for `transform(attention=...)`.
+
+    Args:
+        attention: "auto" (flex on CUDA, tiles elsewhere) or a name of `LOWERINGS`.
+        device: where the attention runs.
+
+    Returns:
+        A name of `LOWERINGS`.
 
     Raises:
         ValueError: an unknown name.
@@ -92,9 +105,6 @@ def choose(attention: str, device: torch.device) -> str:
     if attention not in LOWERINGS:
         raise ValueError(f"attention: expected 'auto', {', '.join(map(repr, LOWERINGS))}, found {attention!r}")
     return attention
-
-
-_verified: set[tuple[str, str]] = set()
 
 
 def _verify(
@@ -107,13 +117,15 @@ def _verify(
     key_mask: torch.Tensor | None,
     lowering: str,
 ) -> None:
-    """Compare the first, middle and last query frames (all rows of a mixture) with the reference, once for each spec
-    and lowering.
+    """Compare the first, middle and last query frames (all rows of a mixture) with the reference.
+
+    Once for each spec, lowering, shape, dtype and device that a backend runs.
 
     Raises:
         VerificationError: see `check_agreement`.
     """
-    if (known.key, lowering) in _verified:
+    checked, what = running().checked, (known.key, lowering, tuple(q.shape), q.dtype, q.device)
+    if what in checked:
         return
     frames, n, first = known.grid.frames, known.grid.tokens, known.grid.text_first
     rows = sorted({0, frames // 2, frames - 1})
@@ -124,25 +136,47 @@ def _verify(
         expected, found = run("reference", q, k, v, known, scale, key_mask), out
     about = f"long attention {known.key}: {lowering} differs from the reference on frames {rows}"
     check_agreement(found, expected, q.dtype, about)
-    _verified.add((known.key, lowering))
+    checked.add(what)
+
+
+def _check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec) -> None:
+    """Refuse what a lowering would read wrongly: the CPU kernel takes pointers and q's dtype for all three."""
+    if q.ndim != 4 or q.shape[2] != spec.grid.sequence or k.shape != q.shape or v.shape != q.shape:
+        raise CaptureError(
+            f"long attention {spec.key}: expected {spec.grid.sequence} tokens, found q {tuple(q.shape)}, "
+            f"k {tuple(k.shape)}, v {tuple(v.shape)}, which have to be of one shape (batch, heads, tokens, head_dim)"
+        )
+    if q.shape[3] != spec.rope.head_dim:
+        raise CaptureError(
+            f"long attention {spec.key}: expected head_dim {spec.rope.head_dim}, found q {tuple(q.shape)}"
+        )
+    if not q.is_floating_point() or not q.dtype == k.dtype == v.dtype:
+        raise CaptureError(
+            f"long attention {spec.key}: expected q, k and v of one floating-point dtype, "
+            f"found {q.dtype}, {k.dtype}, {v.dtype}"
+        )
+    if not q.device == k.device == v.device:
+        raise CaptureError(
+            f"long attention {spec.key}: expected q, k and v on one device, found {q.device}, {k.device}, {v.device}"
+        )
+    if any(x.layout != torch.strided for x in (q, k, v)):
+        raise CaptureError(
+            f"long attention {spec.key}: expected dense tensors, found {q.layout}, {k.layout}, {v.layout}"
+        )
 
 
 def _run(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    spec: str,
+    spec: AttentionSpec,
     lowering: str,
     scale: float | None,
     key_mask: torch.Tensor | None,
+    verify: bool,
 ) -> torch.Tensor:
-    lowering, _, verify = lowering.partition("+")
-    known = specs.get(spec).at(specs.step())
-    if q.shape[2] != known.grid.sequence or k.shape != q.shape:
-        raise CaptureError(
-            f"long attention {spec}: expected {known.grid.sequence} tokens, "
-            f"found q {tuple(q.shape)}, k {tuple(k.shape)}"
-        )
+    known = spec.at(running().step)
+    _check_operands(q, k, v, known)
     out = run(lowering, q, k, v, known, scale, key_mask)
     if verify:
         _verify(q, k, v, out, known, scale, key_mask, lowering)
@@ -165,17 +199,31 @@ def long_attention(
     lowering: str,
     scale: float | None,
     key_mask: torch.Tensor | None = None,
+    verify: bool = False,
 ) -> torch.Tensor:
     """Run a long attention.
 
-    q, k, v: (batch, heads, tokens, head_dim). spec: an AttentionSpec's key. lowering: a name of LOWERINGS, with
-    "+verify" appended to compare it with the reference the first time. key_mask: see `text.valid_keys`. Returns q's
-    shape and dtype.
+    Under autocast it runs in autocast's dtype, as scaled_dot_product_attention does.
+
+    Args:
+        q: (batch, heads, tokens, head_dim), floating point, rotated by the model's own RoPE.
+        k: as q, in shape, dtype and device.
+        v: as q, in shape, dtype and device.
+        spec: the key of a spec that `registry.Specs` holds.
+        lowering: a name of `LOWERINGS`.
+        scale: factor on q k; None for 1 / sqrt(head_dim).
+        key_mask: the model's key-padding mask, see `text.valid_keys`.
+        verify: compare sampled frames with the reference, the first time that the running backend meets this spec with
+            this shape, dtype and device.
+
+    Returns:
+        (batch, heads, tokens, head_dim) in q's dtype, tokens before heads in memory.
 
     Raises:
-        CaptureError: no such spec in this process, or another number of tokens. VerificationError: see `_verify`.
+        CaptureError: no such spec in this process, or operands of another shape, dtype, device or layout.
+        VerificationError: with `verify`, the lowering is further from the reference than `agree` allows.
     """
-    return _run(q, k, v, spec, lowering, scale, key_mask)
+    return _run(q, k, v, registry.by_key(spec), lowering, scale, key_mask, verify)
 
 
 @torch.library.custom_op("freeloc_fx::long_attention_numbered", mutates_args=())
@@ -187,14 +235,35 @@ def long_attention_numbered(
     lowering: str,
     scale: float | None,
     key_mask: torch.Tensor | None = None,
+    verify: bool = False,
 ) -> torch.Tensor:
-    """`long_attention` with its spec as data, int64 without axes (`spec.number`): one compiled block runs any strategy.
+    """`long_attention` with its spec as data, so that one compiled block runs any strategy.
+
+    Args:
+        q: see `long_attention`, like all others but the spec.
+        k: see `long_attention`.
+        v: see `long_attention`.
+        spec: the number of a spec, int64 without axes, from `registry.Specs.number`.
+        lowering: see `long_attention`.
+        scale: see `long_attention`.
+        key_mask: see `long_attention`.
+        verify: see `long_attention`.
+
+    Returns:
+        As `long_attention`.
 
     Raises:
         CaptureError: nothing has this number; else as `long_attention`.
+        VerificationError: as `long_attention`.
     """
-    return _run(q, k, v, specs.numbered(spec), lowering, scale, key_mask)
+    return _run(q, k, v, registry.by_number(spec), lowering, scale, key_mask, verify)
 
 
 long_attention.register_fake(_shaped)
 long_attention_numbered.register_fake(_shaped)
+OPERATOR = torch.ops.freeloc_fx.long_attention.default
+"""The operator as a graph calls it, with the spec's key."""
+NUMBERED = torch.ops.freeloc_fx.long_attention_numbered.default
+"""The operator as a graph calls it, with the spec as data."""
+take_part_in_autocast(OPERATOR)
+take_part_in_autocast(NUMBERED)

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import torch
 
-from ..meta import RopeLayout
-from ..rope import angles, rotate
-from ..visibility import FULL, STRIPE
-from .spec import AttentionSpec
+from freeloc_fx.method.grid import RopeLayout
+from freeloc_fx.method.spec import AttentionSpec
+from freeloc_fx.method.visibility import FULL, STRIPE
+
+from .rotate import angles, rotate
 from .text import split, valid_keys
 
 __all__ = ["reference"]
@@ -26,16 +27,26 @@ def reference(
     *,
     rows: list[int] | None = None,
 ) -> torch.Tensor:
-    """One query frame at a time: turn every key to its remapped distance, mask, softmax, weigh the values.
+    """Run a long attention literally.
+
+    One query frame at a time: turn every key to its remapped distance, mask, softmax, weigh the values. Every other
+    lowering takes the same arguments and gives the same result up to rounding.
 
     Args:
-        q, k, v: (batch, heads, tokens, head_dim), q and k already rotated by the model's RoPE.
-        scale: factor on q k; default 1/sqrt(head_dim). The strategy's temperature multiplies it.
-        key_mask: the model's padding mask, see `valid_keys`.
-        rows: query frames to compute (and no text rows), default all rows.
+        q: (batch, heads, tokens, head_dim), floating point, already rotated by the model's RoPE.
+        k: as q.
+        v: as q.
+        spec: the strategy, grid and RoPE.
+        scale: factor on q k; None for 1 / sqrt(head_dim). The strategy's temperature multiplies it.
+        key_mask: the model's padding mask, see `text.valid_keys`; None for none.
+        rows: query frames to compute, and no text rows; None for all rows.
 
-    Returns: (batch, heads, tokens of those frames, head_dim) in q's dtype; arithmetic in float64 (float32 on devices
-        without it).
+    Returns:
+        (batch, heads, tokens of those frames, head_dim) in q's dtype; arithmetic is in float64, and in float32 on
+        devices without it.
+
+    Raises:
+        CaptureError: a key mask that is no padding of text, see `text.valid_keys`.
     """
     grid, strategy = spec.grid, spec.strategy
     work = torch.float32 if q.device.type == "mps" else torch.float64
@@ -81,6 +92,7 @@ def reference(
 def _angles(
     rope: RopeLayout, turn: np.ndarray, device: torch.device, work: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of a turn (frames,), each (heads or 1, frames, 1, pairs) for one value a token."""
     cos, sin = angles(rope, turn)
     return cos[:, :, None].to(device, work), sin[:, :, None].to(device, work)
 

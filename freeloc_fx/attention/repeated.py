@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from .agree import check_agreement
+from .autocast import take_part_in_autocast
 
-__all__ = ["attention_over_text", "repeats"]
+__all__ = ["OPERATOR", "attention_over_text", "repeats"]
+
 
 _LEAST = 0.25
 """Share of the keys that must go; below it, cutting costs more than it saves."""
@@ -26,8 +28,13 @@ _LEAST = 0.25
 def repeats(*tensors: torch.Tensor) -> int:
     """How many of the last keys are copies of the last one, bit for bit, in every tensor, batch entry and head.
 
-    tensors: (batch, heads, keys, channels), keys equally many; k and v. Returns 1 where the last key is alone (or holds
-    NaN, which equals nothing), 0 without keys. Waits for the device.
+    Waits for the device.
+
+    Args:
+        *tensors: k and v, (batch, heads, keys, channels) each, with equally many keys.
+
+    Returns:
+        1 where the last key is alone (or holds NaN, which equals nothing), 0 without keys.
     """
     keys = tensors[0].shape[2]
     if not keys:
@@ -54,11 +61,17 @@ def merged(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | Non
 def attention_over_text(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, verify: bool = False
 ) -> torch.Tensor:
-    """scaled_dot_product_attention without mask, as much cheaper as its last keys repeat.
+    """Run scaled_dot_product_attention without a mask, as much cheaper as its last keys repeat.
 
-    q: (batch, heads, tokens, head_dim). k, v: (batch, heads, keys, head_dim). scale: on q k, None for
-    1/sqrt(head_dim). verify: compare with the plain attention, at every call, since what repeats is data. Returns q's
-    shape and dtype.
+    Args:
+        q: (batch, heads, tokens, head_dim), floating point.
+        k: (batch, heads, keys, head_dim), in q's dtype.
+        v: (batch, heads, keys, head_dim of v), in q's dtype.
+        scale: factor on q k; None for 1 / sqrt(head_dim).
+        verify: compare with the plain attention, at every call, since what repeats is data.
+
+    Returns:
+        (batch, heads, tokens, head_dim of v) in q's dtype, tokens before heads in memory.
 
     Raises:
         VerificationError: with `verify`, see `check_agreement`.
@@ -77,3 +90,8 @@ def attention_over_text(
 def _shaped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
     batch, heads, tokens, _dim = q.shape
     return q.new_empty(batch, tokens, heads, v.shape[3]).transpose(1, 2)
+
+
+OPERATOR = torch.ops.freeloc_fx.attention_over_text.default
+"""The operator as a graph calls it."""
+take_part_in_autocast(OPERATOR)

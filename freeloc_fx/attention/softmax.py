@@ -10,10 +10,18 @@ __all__ = ["Total", "attend", "merge"]
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over the keys given, (batch, heads, rows, head_dim) each; `mask` is additive, broadcastable.
+    """Attention over the keys given, with its log-sum-exp, by the quickest operator that the device has for it.
 
-    Returns: the output in q's dtype, and the float32 log-sum-exp (batch, heads, rows). A row that sees nothing has
-        log-sum-exp -inf and any output.
+    Args:
+        q: (batch, heads, rows, head_dim), floating point.
+        k: (batch, heads, keys, head_dim).
+        v: as k.
+        mask: additive, broadcastable to (batch, heads, rows, keys), in q's dtype; None for none.
+        scale: factor on q k.
+
+    Returns:
+        The output (batch, heads, rows, head_dim) in q's dtype, and the float32 log-sum-exp (batch, heads, rows). A row
+        that sees nothing has log-sum-exp -inf and any output.
     """
     aten = torch.ops.aten
     if q.device.type == "cpu":
@@ -30,7 +38,14 @@ def attend(
 
 
 def merge(total: torch.Tensor, norm: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> None:
-    """Add a part to a running softmax, in place: total (..., head_dim) and norm (...) float32."""
+    """Add a part to a running softmax, in place.
+
+    Args:
+        total: float32 (..., head_dim), the output so far.
+        norm: float32 (...), its log-sum-exp; -inf where nothing came before.
+        out: (..., head_dim), the part's output.
+        lse: float32 (...), the part's log-sum-exp.
+    """
     # share = weight of the new part in the softmax over both: sigmoid(lse - norm), 1 where nothing came before
     share = torch.sigmoid(lse - norm).nan_to_num_(0.0).unsqueeze(-1)
     total.lerp_(out.float(), share)
@@ -38,7 +53,15 @@ def merge(total: torch.Tensor, norm: torch.Tensor, out: torch.Tensor, lse: torch
 
 
 class Total:
-    """Running softmax of the video rows of one group of heads: (heads, frames, tokens, head_dim), float32."""
+    """Running softmax of the video rows of one group of heads: output and log-sum-exp, float32.
+
+    Args:
+        heads: heads of the group.
+        frames: latent frames.
+        tokens: tokens of a latent frame.
+        dim: head_dim.
+        device: where the tensors lie.
+    """
 
     def __init__(self, heads: int, frames: int, tokens: int, dim: int, device: torch.device) -> None:
         self.out = torch.empty(heads, frames, tokens, dim, device=device, dtype=torch.float32)
@@ -46,7 +69,12 @@ class Total:
         self.empty = True
 
     def add(self, out: torch.Tensor, lse: torch.Tensor) -> None:
-        """Add a part for every row: out (heads, frames, tokens, head_dim), lse (heads, frames, tokens)."""
+        """Add a part for every row.
+
+        Args:
+            out: (heads, frames, tokens, head_dim).
+            lse: (heads, frames, tokens).
+        """
         if self.empty:
             self.out.copy_(out)
             self.lse.copy_(lse)
@@ -57,8 +85,19 @@ class Total:
     def strided(
         self, out: torch.Tensor, lse: torch.Tensor, first: int, frame: int, rows: int, advance: int, tokens: slice
     ) -> None:
-        """Add a part for some rows: out (count, heads, rows * tokens, head_dim), where rectangle t holds the query
-        frames first + t*advance + (0 .. rows-1)*frame, tokens `tokens` of each."""
+        """Add a part for some rows, those of `count` equal rectangles (see `calls.rectangles`).
+
+        Rectangle t holds the query frames first + t * advance + (0, 1, ... rows - 1) * frame.
+
+        Args:
+            out: (count, heads, rows * tokens of each frame, head_dim).
+            lse: (count, heads, rows * tokens of each frame).
+            first: first query frame of the first rectangle.
+            frame: from one query frame of a rectangle to the next.
+            rows: query frames of a rectangle.
+            advance: query frames from one rectangle to the next.
+            tokens: which tokens of each query frame.
+        """
         if self.empty:
             self.out.zero_()
             self.lse.fill_(float("-inf"))

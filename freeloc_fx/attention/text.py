@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import torch
 
-from ..errors import CaptureError
-from ..meta import TokenGrid
+from freeloc_fx.errors import CaptureError
+from freeloc_fx.method.grid import TokenGrid
 
 __all__ = ["split", "valid_keys", "video_span"]
 
 
 def video_span(grid: TokenGrid) -> slice:
-    """The video tokens of a sequence."""
+    """Where the video tokens of a sequence are.
+
+    Args:
+        grid: the clip's.
+
+    Returns:
+        A slice of the sequence.
+    """
     return slice(grid.text_first, grid.text_first + grid.video)
 
 
 def split(x: torch.Tensor, grid: TokenGrid) -> tuple[torch.Tensor, torch.Tensor]:
-    """(..., sequence, head_dim) -> video (..., frames, tokens, head_dim) and text (..., text, head_dim)."""
+    """Part a sequence into video and text.
+
+    Args:
+        x: (..., sequence, head_dim).
+        grid: the clip's.
+
+    Returns:
+        Video (..., frames, tokens, head_dim), a view, and text (..., text, head_dim), a copy where text is at both
+        ends.
+    """
     span = video_span(grid)
     video = x[..., span, :].unflatten(-2, (grid.frames, grid.tokens))
     if not grid.text_first or not grid.text_last:
@@ -25,11 +41,16 @@ def split(x: torch.Tensor, grid: TokenGrid) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def valid_keys(key_mask: torch.Tensor | None, batch: int, grid: TokenGrid) -> torch.Tensor | None:
-    """A model's key-padding mask as bool (batch, text), True where a text key counts; None for no mask.
+    """Which text keys a model's key-padding mask lets count.
 
     Args:
         key_mask: broadcastable to (batch, 1, 1, sequence); bool (True = visible), or additive with 0 and -inf (or the
-            dtype's lowest value, or anything below -1e4).
+            dtype's lowest value, or anything from -1e4 down). None for no mask.
+        batch: samples.
+        grid: the clip's.
+
+    Returns:
+        bool (batch, text), True where a text key counts; None for no mask.
 
     Raises:
         CaptureError: a mask of another shape, other values, or one that hides video tokens.

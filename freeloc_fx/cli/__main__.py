@@ -1,5 +1,5 @@
 """`python -m freeloc_fx.cli`, the same as `freeloc`."""
 
-from . import main
+from freeloc_fx.cli import main
 
 main()

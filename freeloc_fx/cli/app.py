@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from freeloc_fx.files import installed_version
+
 from .bench import bench
 from .compare import compare
 from .evaluate import evaluate_videos
@@ -16,6 +18,7 @@ from .profiles import profiles
 from .report import report
 
 __all__ = ["app"]
+
 
 app = typer.Typer(
     name="freeloc",
@@ -28,9 +31,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from .. import __version__
-
-        typer.echo(f"freeloc {__version__}")
+        typer.echo(f"freeloc {installed_version()}")
         raise typer.Exit
 
 
@@ -42,10 +43,24 @@ def _root(
 
 
 app.command()(generate)
+
+
 app.command()(compare)
+
+
 app.command("eval")(evaluate_videos)
+
+
 app.command()(inspect)
+
+
 app.command()(probe)
+
+
 app.command()(bench)
+
+
 app.command()(report)
+
+
 app.add_typer(profiles, name="profiles")

@@ -12,19 +12,24 @@ import torch.nn.functional as F
 import typer
 from rich.table import Table
 
-from ..attention import op, spec
-from ..measure import count_tiles, make_spec, mask_cost, peak_bytes
-from ..strategy import parse
+from freeloc_fx.attention import op
+from freeloc_fx.attention.registry import Specs
+from freeloc_fx.evaluation.cost import count_blocks, make_spec, mask_cost, peak_bytes
+from freeloc_fx.method.build import parse
+
 from .common import UsageError, exits, out, write_json
 
 __all__ = ["bench"]
 
-PARTS = ("attention", "masks", "memory")
+
+QUESTIONS = ("attention", "masks", "memory")
+
+
 HEADS, DIM = 4, 64
 
 
 def bench(
-    parts: Annotated[
+    questions: Annotated[
         list[str] | None, typer.Argument(metavar="[attention] [masks] [memory]", show_default="all three")
     ] = None,
     strategies: Annotated[str, typer.Option(help="Names, separated by commas.")] = "vrpr,tsa,vrpr+tsa",
@@ -38,10 +43,10 @@ def bench(
 ) -> None:
     """Measure long attention here: time against dense attention, block masks, memory."""
     with exits(debug):
-        wanted = list(parts or PARTS)
+        wanted = list(questions or QUESTIONS)
         for name in wanted:
-            if name not in PARTS:
-                raise UsageError(f"bench: expected {', '.join(PARTS)}, found {name!r}")
+            if name not in QUESTIONS:
+                raise UsageError(f"bench: expected {', '.join(QUESTIONS)}, found {name!r}")
         names = strategies.split(",")
         for name in names:
             parse(name)
@@ -66,7 +71,7 @@ def bench(
 
 def _size(text: str) -> tuple[int, int]:
     try:
-        height, width = (int(part) for part in text.split("x"))
+        height, width = (int(side) for side in text.split("x"))
     except ValueError:
         raise UsageError(f"--size: expected height x width, such as 8x8, found {text!r}") from None
     if height < 1 or width < 1:
@@ -120,7 +125,7 @@ def _attention(
 
 def _masks(name: str, extension: int, height: int, width: int) -> dict[str, Any]:
     known = make_spec(name, extension, height, width, DIM)
-    tiles = count_tiles(known)
+    tiles = count_blocks(known)
     seconds, peak = mask_cost(known)
     return {
         "strategy": name,
@@ -136,10 +141,11 @@ def _masks(name: str, extension: int, height: int, width: int) -> dict[str, Any]
 def _memory(name: str, extension: int, height: int, width: int, lowering: str, device: str) -> dict[str, Any]:
     known = make_spec(name, extension, height, width, DIM)
     q, k, v = _tensors(known.grid.video, device)
-    key, own = spec.register(known), q.nbytes + k.nbytes + v.nbytes
+    specs = Specs()  # the operator finds a spec as long as this lives
+    key, own = specs.add(known), q.nbytes + k.nbytes + v.nbytes
 
     def run() -> torch.Tensor:
-        result: torch.Tensor = op.long_attention(q, k, v, key, lowering, None)
+        result: torch.Tensor = op.long_attention(q, k, v, key, lowering, None, None, False)
         return result
 
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,12 +17,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .. import generate as library
-from ..errors import FreelocError
-from ..files import replacing
-from ..profile import Profile
-from ..strategy import parse
-from ..tiny_wan.scenes import SIZE, parse_prompt
+from freeloc_fx.errors import FreelocError
+from freeloc_fx.files import write_text
+from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation.tiny_wan.scenes import SIZE, parse_prompt
+from freeloc_fx.method.build import parse
+from freeloc_fx.planning.profile import Profile
 
 __all__ = [
     "EXAMPLE",
@@ -34,40 +35,79 @@ __all__ = [
     "progress",
     "scorable",
     "warn",
+    "without_nan",
     "write_json",
 ]
 
+
 EXAMPLE = "a red circle and a white square bounce slowly over a navy grid, the camera pans left"
 
+
 out = Console()
+
+
 err = Console(stderr=True)
 
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
 Engine = Literal["auto", "eager", "inductor"]
+
+
 Attention = Literal["auto", "flex", "tiles", "calls", "reference"]
 
+
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help=f'What to show, e.g. "{EXAMPLE}".', show_default=False)]
+
+
 Model = Annotated[
     str,
     typer.Option("--model", help="tiny-wan or tiny-joint (embedded), the folder of a diffusers pipeline, or a hub id."),
 ]
+
+
 ProfileName = Annotated[
     str | None,
     typer.Option("--profile", help="A shipped profile or a JSON file.", show_default="the one for the model"),
 ]
+
+
 Height = Annotated[int | None, typer.Option(min=1, help="Pixels.", show_default="the model's")]
+
+
 Width = Annotated[int | None, typer.Option(min=1, help="Pixels.", show_default="the model's")]
+
+
 Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")]
+
+
 Guidance = Annotated[float | None, typer.Option(min=0.0, help="Guidance scale.", show_default="the model's")]
+
+
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What to avoid.", show_default="none")]
+
+
 DtypeOption = Annotated[Dtype, typer.Option(help="Of the weights; auto: bfloat16 on CUDA, float32 elsewhere.")]
+
+
 DeviceOption = Annotated[Device, typer.Option(help="auto: CUDA where there is one.")]
+
+
 BackendOption = Annotated[Engine, typer.Option(help="auto: inductor on CUDA, eager elsewhere.")]
+
+
 AttentionOption = Annotated[
     Attention, typer.Option(help="How long attention runs; auto: flex on CUDA, tiles elsewhere.")
 ]
+
+
 Fps = Annotated[float, typer.Option(min=0.1, max=240.0, help="Frames per second of the file.")]
+
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -80,7 +120,8 @@ def exits(debug: bool = False, interrupted: Callable[[], str] = lambda: "nothing
     """Turn what ends a command into one line and an exit code: 2 bad input, 1 failure, 130 Ctrl-C.
 
     Args:
-        debug: print the traceback too. interrupted: what is on disk after Ctrl-C.
+        debug: print the traceback too.
+        interrupted: what is on disk after Ctrl-C.
     """
     code = 1
     try:
@@ -107,12 +148,33 @@ def exits(debug: bool = False, interrupted: Callable[[], str] = lambda: "nothing
 
 
 def warn(message: str) -> None:
+    """Print a warning to standard error.
+
+    Args:
+        message: one line.
+    """
     err.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A checked request: everything but prompt, seed and strategy."""
+    """A checked request: everything but prompt, seed and strategy.
+
+    Args:
+        model: as the command line names it.
+        profile: None where the untouched model runs alone.
+        frames: video frames.
+        height: pixels.
+        width: pixels.
+        steps: denoising steps.
+        guidance: guidance scale.
+        negative_prompt: what to avoid, if anything.
+        dtype: of the weights.
+        device: where the model runs.
+        backend: "eager" or "inductor".
+        attention: the lowering, or "auto".
+        latent: latent frames, and height and width in tokens.
+    """
 
     model: str
     profile: Profile | None
@@ -136,6 +198,18 @@ class Job:
         on_step: Callable[[int, int], None],
         latents: torch.Tensor | None = None,
     ) -> library.Video:
+        """Generate one video.
+
+        Args:
+            pipe: the loaded pipeline.
+            prompt: what to show.
+            seed: of the initial noise.
+            on_step: called as on_step(done, total) after each denoising step.
+            latents: initial noise; None for the pipeline's own.
+
+        Returns:
+            The video.
+        """
         return library.generate(
             pipe,
             prompt,
@@ -167,6 +241,24 @@ def prepare(
     attention: str = "auto",
 ) -> Job:
     """Check everything that can be checked without the weights: strategies, profile, model, sizes, device.
+
+    Args:
+        model: as the command line names it.
+        profile: a shipped profile or a file; None for the one for the model.
+        strategies: names, "profile" and None among them.
+        frames: video frames.
+        height: pixels; None for the model's.
+        width: pixels; None for the model's.
+        steps: denoising steps; None for the model's.
+        guidance: guidance scale; None for the model's.
+        negative_prompt: what to avoid, if anything.
+        dtype: "auto" or a name of torch's.
+        device: "auto" or where the model runs.
+        backend: "auto", "eager" or "inductor".
+        attention: "auto" or a lowering.
+
+    Returns:
+        The checked request.
 
     Raises:
         FreelocError: what is wrong with the request.
@@ -206,6 +298,15 @@ def prepare(
 
 
 def load(job: Job, transformer_only: bool = False) -> Any:
+    """Load the pipeline of a request, saying so on standard error.
+
+    Args:
+        job: the request.
+        transformer_only: without text encoder and VAE.
+
+    Returns:
+        The pipeline.
+    """
     with err.status(f"loading {job.model}"):
         return library.load_pipeline(job.model, dtype=job.dtype, device=job.device, transformer_only=transformer_only)
 
@@ -226,7 +327,15 @@ def progress() -> Progress:
 
 
 def scorable(job: Job, prompt: str) -> str | None:
-    """None if the video can be scored against the prompt, else the reason why not."""
+    """Say whether videos can be scored against a prompt.
+
+    Args:
+        job: the request.
+        prompt: the prompt.
+
+    Returns:
+        None if they can, else the reason why not.
+    """
     if (job.height, job.width) != (SIZE, SIZE) or job.frames < 2:
         return f"scores need a video of {SIZE}x{SIZE} pixels"
     try:
@@ -237,15 +346,46 @@ def scorable(job: Job, prompt: str) -> str | None:
 
 
 def enlargement(height: int, target: int) -> int:
-    """Whole factor that brings a height near `target` pixels; 1 for videos that are large already."""
+    """Choose the whole factor that brings a height near a target.
+
+    Args:
+        height: pixels.
+        target: pixels.
+
+    Returns:
+        The factor; 1 for videos that are large already.
+    """
     return max(1, round(target / height))
 
 
+def without_nan(value: Any) -> Any:
+    """Make data fit for JSON, which has no NaN and no infinity: they become None.
+
+    Args:
+        value: nested dictionaries, lists and tuples of plain values.
+
+    Returns:
+        The same with lists for tuples.
+    """
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path | None, data: Any) -> None:
-    """Write JSON to a file, whole or not at all; to standard output where `path` is None."""
+    """Write JSON to a file, whole or not at all, or to standard output.
+
+    Args:
+        path: the file; None for standard output.
+        data: JSON data without NaN.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if path is None:
         sys.stdout.write(text)
         return
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)

@@ -11,16 +11,18 @@ import numpy as np
 import torch
 import typer
 
-from .. import __version__
-from .. import generate as library
-from ..metrics import score
-from ..video import SHEETS, check_output, comparison_sheet, side_by_side, write_video
+from freeloc_fx.evaluation.metrics import score
+from freeloc_fx.files import installed_version
+from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation.video import SHEETS, check_output, comparison_sheet, side_by_side, write_video
+
 from . import common
-from .common import Job, UsageError, exits, load, out, prepare, progress, scorable, warn, write_json
+from .common import Job, UsageError, exits, load, out, prepare, progress, scorable, warn, without_nan, write_json
+from .finished import FinishedVideo, FinishedVideos
 from .generate import describe, score_table
-from .parts import Parts
 
 __all__ = ["compare"]
+
 
 STRATEGIES = "direct,vrpr,vrpr+temp,tsa,vrpr+tsa,profile"
 
@@ -75,11 +77,11 @@ def compare(
         reason = scorable(job, prompt)
         if model in library.EMBEDDED and reason:
             warn(f"no scores: {reason}")
-        parts = Parts(folder, job, prompt)
-        _make(parts, job, prompt, names, numbers)
-        found = {name: [_entry(parts, name, seed, prompt, reason) for seed in numbers] for name in names}
+        finished = FinishedVideos(folder, job, prompt)
+        _make(finished, job, prompt, names, numbers)
+        found = {name: [_entry(finished, name, seed, prompt, reason) for seed in numbers] for name in names}
         means = {name: _mean([run["scores"] for run in runs]) for name, runs in found.items()} if reason is None else {}
-        videos = {name: _frames(parts, name, numbers[0]) for name in names}
+        videos = {name: _kept(finished, name, numbers[0]).frames for name in names}
         comparison_sheet(
             sheet,
             videos,
@@ -90,7 +92,7 @@ def compare(
         write_video(output, side_by_side(videos, common.enlargement(job.height, 192)), fps)
         del videos
         if not keep_parts:
-            parts.remove()
+            finished.remove()
         for name, runs in found.items():
             out.print(f"{name}: {runs[0]['summary']}, {runs[0]['seconds']:.0f} s", highlight=False, soft_wrap=True)
         if means:
@@ -112,9 +114,9 @@ def _seeds(text: str) -> list[int]:
     return list(dict.fromkeys(int(item) for item in items))
 
 
-def _make(parts: Parts, job: Job, prompt: str, names: list[str], seeds: list[int]) -> None:
+def _make(finished: FinishedVideos, job: Job, prompt: str, names: list[str], seeds: list[int]) -> None:
     """Generate what is not there yet; the pipeline is loaded only if something is missing."""
-    missing = [(name, seed) for name in names for seed in seeds if parts.get(name, seed) is None]
+    missing = [(name, seed) for name in names for seed in seeds if finished.get(name, seed) is None]
     done = len(names) * len(seeds) - len(missing)
     if done:
         out.print(f"{done} of {done + len(missing)} videos are there from an earlier run", highlight=False)
@@ -138,22 +140,22 @@ def _make(parts: Parts, job: Job, prompt: str, names: list[str], seeds: list[int
             video = job.run(pipe, prompt, seed, on_step)
             summary = describe(video.plan, name, job.latent[0])
             plan = video.plan.to_dict() if video.plan is not None else None
-            parts.put(name, seed, video, {"seconds": video.seconds, "summary": summary, "plan": plan})
+            finished.put(name, seed, video, {"seconds": video.seconds, "summary": summary, "plan": plan})
         bar.update(task, description="done")
 
 
-def _frames(parts: Parts, name: str, seed: int) -> np.ndarray:
-    part = parts.get(name, seed)
-    assert part is not None  # _make has just made what was missing
-    return part.frames
+def _kept(finished: FinishedVideos, name: str, seed: int) -> FinishedVideo:
+    """A video that is there: `_make` has made what was missing."""
+    video = finished.get(name, seed)
+    assert video is not None
+    return video
 
 
-def _entry(parts: Parts, name: str, seed: int, prompt: str, reason: str | None) -> dict[str, Any]:
+def _entry(finished: FinishedVideos, name: str, seed: int, prompt: str, reason: str | None) -> dict[str, Any]:
     """What one video's report says. Scored from the kept bytes, so a resumed run scores as an uninterrupted one."""
-    part = parts.get(name, seed)
-    assert part is not None
-    scores = score(part.frames.astype(np.float32) / 255, prompt).as_dict() if reason is None else None
-    return {"seed": seed, **part.facts, "scores": scores}
+    video = _kept(finished, name, seed)
+    scores = score(video.frames.astype(np.float32) / 255, prompt).as_dict() if reason is None else None
+    return {"seed": seed, **video.facts, "scores": scores}
 
 
 def _mean(scores: list[dict[str, Any]]) -> dict[str, float]:
@@ -188,20 +190,11 @@ def _report(
     import diffusers
 
     versions = {
-        "freeloc_fx": __version__,
+        "freeloc_fx": installed_version(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "python": platform.python_version(),
     }
     strategies = {name: {"scores": means.get(name), "runs": runs} for name, runs in found.items()}
-    result: dict[str, Any] = _plain({"settings": settings, "versions": versions, "strategies": strategies})
+    result: dict[str, Any] = without_nan({"settings": settings, "versions": versions, "strategies": strategies})
     return result
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: it becomes null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,15 +11,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from ..metrics.adapters import read_vbench, with_vbench
-from ..metrics.clip import MetricError
-from ..metrics.evaluation import NO_AESTHETIC, Evaluation, Models, evaluate
-from ..video import check_output
+from freeloc_fx.evaluation.metrics.adapters import read_vbench, with_vbench
+from freeloc_fx.evaluation.metrics.clip import MetricError
+from freeloc_fx.evaluation.metrics.evaluation import NO_AESTHETIC, Evaluation, Models, evaluate
+from freeloc_fx.generation.video import check_output
+
 from . import common
-from .common import err, exits, out, warn, write_json
-from .generate import score_table
+from .common import err, exits, out, warn, without_nan, write_json
+from .generate import number, score_table
 
 __all__ = ["evaluate_videos"]
+
 
 HEADINGS = {
     "subject_consistency": "subj.",
@@ -93,11 +94,11 @@ def evaluate_videos(
                 rows.append(row if results is None else with_vbench(row, results))
                 bar.advance(task)
         if to_screen:
-            write_json(None, _plain([row.as_dict() for row in rows]))
+            write_json(None, without_nan([row.as_dict() for row in rows]))
         else:
             _show(rows)
         if json_file is not None and not to_screen:
-            write_json(json_file, _plain([row.as_dict() for row in rows]))
+            write_json(json_file, without_nan([row.as_dict() for row in rows]))
             out.print(f"{json_file}", highlight=False, soft_wrap=True)
 
 
@@ -106,7 +107,7 @@ def _models(subject: str | None, background: str | None, imaging: str, device: s
     if subject or background or imaging == "musiq":
         import torch
 
-        from ..metrics.hub import ClipFeatures, DinoFeatures, Musiq
+        from freeloc_fx.evaluation.metrics.hub import ClipFeatures, DinoFeatures, Musiq
 
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         if subject:
@@ -149,7 +150,7 @@ def _table(rows: list[Evaluation], title: str) -> Table:
     for heading in HEADINGS.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(_short(row.name), *(_number(measure.value) for _, measure in row.measures()))
+        table.add_row(_short(row.name), *(number(measure.value) for _, measure in row.measures()))
     return table
 
 
@@ -163,9 +164,9 @@ def _drift(rows: list[Evaluation]) -> Table:
         table.add_row(_short(row.name))
         for i in range(row.segments):
             first = f"  {i + 1}/{row.segments}"
-            table.add_row(first, *(_number(drift[name]["segments"][i]) for name in HEADINGS))
+            table.add_row(first, *(number(drift[name]["segments"][i]) for name in HEADINGS))
         slopes = [drift[name]["slope"] for name in HEADINGS]
-        table.add_row("  slope", *(_number(s, signed=True) for s in slopes), end_section=True)
+        table.add_row("  slope", *(number(s, signed=True) for s in slopes), end_section=True)
     return table
 
 
@@ -183,19 +184,3 @@ def _short(name: str, most: int = 14) -> str:
     """The file's name for a table's cell; a bracket in it is no markup."""
     stem = Path(name).name
     return escape(stem if len(stem) <= most else stem[: most - 1] + "…")
-
-
-def _number(value: float, signed: bool = False) -> str:
-    if math.isnan(value):
-        return "-"
-    text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
-    return f"+{text}" if signed and value >= 0 else text
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: it becomes null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,16 +10,18 @@ import typer
 from rich import box
 from rich.table import Table
 
-from .. import generate as library
-from ..metrics import score
-from ..noise import default_stride, for_pipeline
-from ..plan import Plan
-from ..video import SHEETS, check_output, contact_sheet, write_video
-from ..windows import context_windows
+from freeloc_fx.evaluation.metrics import score
+from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation.noise import default_stride, for_pipeline
+from freeloc_fx.generation.video import SHEETS, check_output, contact_sheet, write_video
+from freeloc_fx.generation.windows import context_windows
+from freeloc_fx.planning.plan import Plan
+
 from . import common
 from .common import UsageError, exits, load, out, prepare, progress, scorable, warn, write_json
 
 __all__ = ["generate", "score_table"]
+
 
 SHOWN = {
     "composite": "score",
@@ -132,7 +134,16 @@ def generate(
 
 
 def describe(plan: Plan | None, strategy: str | None, latent_frames: int) -> str:
-    """One line about what ran."""
+    """Say in one line what ran.
+
+    Args:
+        plan: of the transformed model; None for the untouched one.
+        strategy: its name; None for the profile's.
+        latent_frames: of the video.
+
+    Returns:
+        The line.
+    """
     if plan is None:
         return f"Strategy direct: the untouched model over {latent_frames} latent frames"
     head = str(plan).splitlines()[0]
@@ -143,18 +154,35 @@ def describe(plan: Plan | None, strategy: str | None, latent_frames: int) -> str
 
 
 def score_table(scores: dict[str, dict[str, Any]]) -> Table:
-    """Rows: strategies. Columns: the scores of `metrics.GroundTruthScore` that say most."""
+    """Make a table of the scores of `metrics.GroundTruthScore` that say most.
+
+    Args:
+        scores: strategy -> field -> value.
+
+    Returns:
+        The table, a row for each strategy.
+    """
     title = "Scores against the prompt (1 is right; loop: 0 is; psnr in dB)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("strategy", no_wrap=True)
     for heading in SHOWN.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for strategy, values in scores.items():
-        table.add_row(strategy, *(_number(values.get(name)) for name in SHOWN))
+        table.add_row(strategy, *(number(values.get(name)) for name in SHOWN))
     return table
 
 
-def _number(value: Any) -> str:
+def number(value: float | None, signed: bool = False) -> str:
+    """Write one figure for a table.
+
+    Args:
+        value: None or NaN where nothing was measurable.
+        signed: with a plus sign.
+
+    Returns:
+        The text, "-" where nothing was measurable.
+    """
     if value is None or math.isnan(value):
         return "-"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+    text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+    return f"+{text}" if signed and value >= 0 else text

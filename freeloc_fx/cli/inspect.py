@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,12 +11,14 @@ import typer
 from rich import box
 from rich.table import Table
 
-from .. import generate as library
-from ..configured import without_weights
-from ..plan import Plan, PlannedSite
-from ..profile import Profile
-from ..transform import plan as make_plan
-from ..video import check_output
+from freeloc_fx.compiler.runner import PassRun
+from freeloc_fx.compiler.transform import rehearse
+from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation.video import check_output
+from freeloc_fx.generation.without_weights import without_weights
+from freeloc_fx.planning.plan import Plan, PlannedSite
+from freeloc_fx.planning.profile import Profile
+
 from . import common
 from .common import Job, exits, load, out, prepare, write_json
 
@@ -44,6 +47,9 @@ def inspect(
     trained_frames: Annotated[
         int | None, typer.Option(min=2, help="Latent frames of the training clips, where no profile is for the model.")
     ] = None,
+    passes: Annotated[
+        bool, typer.Option("--passes", help="Also list the passes: matches, seconds, how operations changed.")
+    ] = False,
     debug: common.Debug = False,
 ) -> None:
     """Show the attention sites that were found, their RoPE and token grid, and each layer's strategy and cost.
@@ -57,7 +63,7 @@ def inspect(
         if pictures is not None and pictures.exists() and not pictures.is_dir():
             raise common.UsageError(f"--pictures {pictures} is a file; expected a folder")
         if model.endswith(".json") or re.fullmatch(r"[A-Z]\w*Model", model):
-            name, plan = _from_configuration(model, profile, strategy, latent, trained_frames)
+            name, plan, runs = _from_configuration(model, profile, strategy, latent, trained_frames)
             title = f"{name}: {plan.grid.frames} frames of tokens, from its configuration"
             data = {"model": model, "class": name, "request": {"latent": latent}, **_totals(plan), **plan.to_dict()}
         elif latent is not None or trained_frames is not None:
@@ -68,14 +74,19 @@ def inspect(
             chosen = job.profile if strategy in (None, "profile") else job.profile.with_layers(str(strategy))
             pipe = load(job, transformer_only=True)
             transformer = library.Facts.of(pipe).transformer
-            plan = make_plan(transformer, chosen, frames=job.latent[0], height=job.latent[1], width=job.latent[2])
+            latents = {"frames": job.latent[0], "height": job.latent[1], "width": job.latent[2]}
+            plan, runs = rehearse(transformer, chosen, **latents)
             name = type(transformer).__name__
             title = f"{name} of {job.model}: {job.frames} frames of {job.width}x{job.height} pixels"
             data = _report(job, name, plan)
+        if passes:
+            data["passes"] = [[asdict(run) for run in graph] for graph in runs]
         if to_screen:
             write_json(None, data)
         else:
             _show(title, plan)
+            if passes:
+                _show_passes(runs)
         if json_file is not None and not to_screen:
             write_json(json_file, data)
             out.print(f"{json_file}", highlight=False, soft_wrap=True)
@@ -89,7 +100,7 @@ def inspect(
 
 def _from_configuration(
     source: str, profile: str | None, strategy: str | None, latent: str | None, trained_frames: int | None
-) -> tuple[str, Plan]:
+) -> tuple[str, Plan, list[list[PassRun]]]:
     sizes = re.fullmatch(r"(\d+)x(\d+)x(\d+)", latent or "")
     if sizes is None:
         raise common.UsageError(f"--latent: expected FRAMESxHEIGHTxWIDTH, such as 33x60x104, found {latent!r}")
@@ -101,7 +112,7 @@ def _from_configuration(
     if strategy not in (None, "profile"):
         chosen = chosen.with_layers(str(strategy))
     frames, height, width = map(int, sizes.groups())
-    return type(model).__name__, make_plan(model, chosen, frames=frames, height=height, width=width)
+    return type(model).__name__, *rehearse(model, chosen, frames=frames, height=height, width=width)
 
 
 def _totals(plan: Plan) -> dict[str, Any]:
@@ -163,6 +174,16 @@ def _table(plan: Plan) -> Table:
             row += ["-" if v is None else f"{v:.3g}" for v in (s.position_sensitivity, s.context_sensitivity)]
         table.add_row(*row)
     return table
+
+
+def _show_passes(graphs: list[list[PassRun]]) -> None:
+    """Each captured graph's passes, a line each; graphs with the same passes (equal blocks) once."""
+    for index, runs in enumerate(graphs):
+        same = [(run.name, run.matched, run.operations) for run in runs]
+        if any(same == [(run.name, run.matched, run.operations) for run in other] for other in graphs[:index]):
+            continue
+        for run in runs:
+            out.print(f"  {run}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _distinct(plan: Plan, of: Any) -> dict[Any, list[PlannedSite]]:

@@ -7,19 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from ..files import replacing
-from ..plan import Plan, PlannedSite
-from ..visibility import FULL, STRIPE
+from freeloc_fx.files import save_figure
+from freeloc_fx.method.visibility import FULL, STRIPE
+from freeloc_fx.planning.plan import Plan, PlannedSite
 
 __all__ = ["draw"]
+
 
 _GRAY = "#777777"
 
 
 def draw(plan: Plan, folder: Path) -> list[Path]:
-    """Two pictures, positions and mask, for each distinct strategy of a plan. Returns the files.
+    """Draw two pictures, positions and mask, for each distinct strategy of a plan.
 
     Strategies that differ in their temperature only share pictures.
+
+    Args:
+        plan: of a model at one length.
+        folder: where to; it is made.
+
+    Returns:
+        The files.
 
     Raises:
         OSError: the folder cannot be made or written to.
@@ -35,8 +43,7 @@ def draw(plan: Plan, folder: Path) -> list[Path]:
         for kind, picture in (("positions", _positions), ("mask", _mask)):
             path = folder / f"{stem}-{kind}.png"
             figure = picture(sites[0], plan.trained_frames, title)
-            with replacing(path) as temporary:
-                figure.savefig(temporary, dpi=110)
+            save_figure(figure, path, dpi=110)
             written.append(path)
     return written
 

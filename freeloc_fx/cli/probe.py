@@ -11,15 +11,16 @@ import typer
 from rich import box
 from rich.table import Table
 
-from .. import generate as library
-from ..metrics import score
-from ..metrics.visionreward import VisionReward
-from ..probe import for_length, measured_lengths
-from ..probe import probe as run_probe
-from ..probe.plot import draw
-from ..probe.trials import check
-from ..profile import Profile
-from ..video import check_output
+from freeloc_fx.evaluation.metrics import score
+from freeloc_fx.evaluation.metrics.visionreward import VisionReward
+from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation.video import check_output
+from freeloc_fx.planning.profile import Profile
+from freeloc_fx.probing import for_length, measured_lengths
+from freeloc_fx.probing import probe as run_probe
+from freeloc_fx.probing.plot import draw
+from freeloc_fx.probing.trials import check
+
 from . import common
 from .common import EXAMPLE, Job, UsageError, exits, load, out, prepare, progress, scorable
 
@@ -153,10 +154,13 @@ def _judge(
     model: str,
     trust: bool,
 ) -> Callable[[Any, int], float] | None:
-    """The reward, where one is needed: VisionReward where its files are given, else the ground truth if there is one.
+    """Choose the reward, where one is needed: VisionReward where its files are given, else the ground truth if there is
+    one.
 
     Raises:
-        UsageError: VisionReward where nothing is rewarded. MetricError, DependencyError: as `VisionReward.load`.
+        UsageError: VisionReward where nothing is rewarded.
+        MetricError: as `VisionReward.load`.
+        DependencyError: as `VisionReward.load`.
     """
     if files is not None:
         if not needed:
@@ -193,7 +197,7 @@ def _numbers(option: str, text: str) -> list[float]:
         UsageError: not numbers above 1; names the option.
     """
     try:
-        found = list(dict.fromkeys(float(part) for part in text.split(",")))
+        found = list(dict.fromkeys(float(item) for item in text.split(",")))
     except ValueError:
         found = []
     if not found or not all(1 < n < 1000 for n in found):
@@ -205,7 +209,8 @@ def _candidates(options: Sequence[str], trained: int) -> dict[str, list[int] | N
     """Name -> latent frames of the lengths at which it is tried, None for all.
 
     Args:
-        options: NAME or NAME@2,4, in multiples of the trained length. trained: latent frames.
+        options: NAME or NAME@2,4, in multiples of the trained length.
+        trained: latent frames of the training clips.
 
     Raises:
         UsageError: lengths that are not numbers above 1, a name twice.

@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..errors import ProfileError
-from ..profile import Profile
+from freeloc_fx.errors import ProfileError
+from freeloc_fx.planning.profile import Profile
+
 from .common import err, exits, out
 
 __all__ = ["profiles"]
+
 
 profiles = typer.Typer(help="The profiles that say what each layer of a model gets.", no_args_is_help=True)
 

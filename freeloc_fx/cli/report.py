@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ..files import replacing
-from ..report.page import render
-from ..report.rows import Results
-from ..video import check_output
+from freeloc_fx.evaluation.report.page import render
+from freeloc_fx.evaluation.report.rows import Results
+from freeloc_fx.files import write_text
+from freeloc_fx.generation.video import check_output
+
 from . import common
 from .common import UsageError, exits, out
 
@@ -35,6 +36,5 @@ def report(
         if not results and videos is None:
             raise UsageError("report: expected --results FOLDER or --videos FOLDER, found neither")
         text = render([Results.load(folder) for folder in results or ()], videos, megabytes * 2**20)
-        with replacing(output) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(output, text)
         out.print(f"{output}, {len(text) / 1e6:.1f} MB", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Long attention by FlexAttention, with block masks built analytically."""

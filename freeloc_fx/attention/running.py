@@ -1,0 +1,73 @@
+"""What long attentions know of the call in which they run: its denoising step, and what has been checked before.
+
+A value of the thread (and task) that runs the model, not of the process: two generations side by side have one each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+
+__all__ = ["Checked", "Running", "denoising_step", "running", "within"]
+
+
+class Checked:
+    """What one backend has compared with the reference already."""
+
+    def __init__(self) -> None:
+        self._done: set[Hashable] = set()
+
+    def __contains__(self, what: Hashable) -> bool:
+        return what in self._done
+
+    def add(self, what: Hashable) -> None:
+        """Remember that this was compared and agreed."""
+        self._done.add(what)
+
+
+@dataclass(frozen=True)
+class Running:
+    """The call that is running.
+
+    Args:
+        step: the denoising step, counted from 0.
+        checked: what the backend has compared already; a new one where a graph runs without its backend.
+    """
+
+    step: int = 0
+    checked: Checked = field(default_factory=Checked)
+
+
+_RUNNING: ContextVar[Running | None] = ContextVar("freeloc_fx_running", default=None)
+
+
+def running() -> Running:
+    """The call that is running in this thread; step 0 with nothing checked outside of any."""
+    return _RUNNING.get() or Running()
+
+
+@contextmanager
+def within(call: Running) -> Iterator[None]:
+    """Context: the long attentions that run inside belong to this call. Nothing is captured or compiled again.
+
+    Args:
+        call: what `running` gives inside.
+    """
+    token = _RUNNING.set(call)
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
+
+
+@contextmanager
+def denoising_step(step: int) -> Iterator[None]:
+    """Context: it is this denoising step for the long attentions that run inside.
+
+    Args:
+        step: counted from 0.
+    """
+    with within(replace(running(), step=step)):
+        yield

@@ -1,0 +1,1 @@
+"""Long attention in tiles of frames: one C++ kernel on CPU."""

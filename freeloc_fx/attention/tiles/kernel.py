@@ -1,0 +1,201 @@
+"""The C++ kernel of `tiles`, built once and kept in torch's extension cache.
+
+It needs a C++ compiler at run time, as Inductor does on CPU, and nothing of torch: it compiles in two seconds. The
+cache is `torch.utils.cpp_extension.get_default_build_root()`, or TORCH_EXTENSIONS_DIR; a build is named by its source
+and by what the compiler says of this processor, so that machines may share it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from freeloc_fx.compat import torch_library
+
+from .spans import Spans
+
+__all__ = ["build", "launch", "load", "parallel"]
+
+
+_TIMEOUT = 300
+"""Seconds that the compiler may take."""
+
+
+_SOURCES = ("tile_kernel.cpp", "tile_layout.h", "tile_vectors.h")
+
+
+class _Tensor(ctypes.Structure):
+    """As `Tensor` in tile_layout.h."""
+
+    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "head", "token"))]
+
+    @staticmethod
+    def of(x: torch.Tensor) -> _Tensor:
+        return _Tensor(x.data_ptr(), *x.stride()[:3])
+
+
+class _LongAttention(ctypes.Structure):
+    """As `LongAttention` in tile_layout.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "dim", "half")),
+        *((name, _Tensor) for name in ("q", "k", "v", "out")),
+        ("spans", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("start", "level", "phase", "decay")),
+        *((name, ctypes.c_int64) for name in ("turns", "turn_heads", "pairs")),
+        *((name, ctypes.c_void_p) for name in ("cosine", "sine", "first", "second", "bits")),
+        ("frame", ctypes.c_int64),
+        ("valid", ctypes.c_void_p),
+        ("scale", ctypes.c_float),
+        ("threads", ctypes.c_int64),
+        ("parallel", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+    ]
+
+
+def _run(command: list[str]) -> str:
+    """The command's output.
+
+    Raises:
+        OSError: it is not there, failed, or took longer than 5 minutes; with what it said.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{command[0]}: expected to end within {_TIMEOUT} s") from None
+    if done.returncode:
+        raise OSError(f"{command[0]} failed ({done.returncode}): {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
+def build() -> Path:
+    """Compile the kernel if it is not in the cache.
+
+    Returns:
+        The shared library.
+
+    Raises:
+        OSError: no compiler, a compiler without GCC's vector extension, or a cache that cannot be written.
+    """
+    if os.name == "nt":
+        raise OSError("the kernel needs the vector extension of GCC or clang, which MSVC lacks")
+    # Not imported with the module: the import looks for CUDA.
+    from torch.utils.cpp_extension import get_cxx_compiler, get_default_build_root
+
+    compiler = get_cxx_compiler()
+    native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
+    flags = ["-std=gnu++17", "-O3", native, "-ffp-contract=fast", "-shared", "-fPIC", "-pthread"]
+    sources = {name: files(__package__).joinpath(name).read_text() for name in _SOURCES}
+    target = _run([compiler, *flags[:3], "-dM", "-E", "-x", "c++", os.devnull])  # compiler, version, processor
+    digest = hashlib.sha256("\0".join([*sources.values(), target, *flags]).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / "freeloc_fx"
+    library = folder / f"long_attention_{digest}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for name, text in sources.items():
+            (Path(scratch) / name).write_text(text)
+        made = Path(scratch) / library.name
+        _run([compiler, *flags, str(Path(scratch) / "tile_kernel.cpp"), "-o", str(made)])
+        os.replace(made, library)  # whole or not at all, whoever else builds it
+    return library
+
+
+@lru_cache(1)
+def load() -> ctypes.CDLL:
+    """Load the kernel, built at the first call of this process if need be.
+
+    Returns:
+        The library, kept for the process.
+
+    Raises:
+        OSError: as `build`.
+    """
+    library = ctypes.CDLL(str(build()))
+    library.freeloc_long_attention.argtypes = [ctypes.POINTER(_LongAttention)]
+    library.freeloc_long_attention.restype = ctypes.c_int64
+    return library
+
+
+@lru_cache(1)
+def parallel() -> int | None:
+    """Find GOMP_parallel in the OpenMP that torch runs on.
+
+    Its threads spin for milliseconds after each of torch's own operators; threads of the kernel's own would have to
+    share the processors with them.
+
+    Returns:
+        Its address, None where torch's OpenMP has no function of that name (macOS).
+    """
+    try:
+        found = ctypes.CDLL(torch_library()).GOMP_parallel  # searched in what torch links to
+    except (AttributeError, OSError):
+        return None
+    return ctypes.cast(found, ctypes.c_void_p).value
+
+
+def launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    spans: Spans,
+    scale: float,
+    valid: torch.Tensor | None,
+) -> None:
+    """Run the kernel.
+
+    Args:
+        q: (batch, heads, tokens, head_dim) on CPU, float32 or bfloat16, channels contiguous.
+        k: as q.
+        v: as q.
+        out: where the result goes, as q.
+        spans: the tables of the spec.
+        scale: factor on q k, as for a softmax with the natural exponential.
+        valid: uint8 (batch, tokens), 0 for a key that does not count; None where all count.
+
+    Raises:
+        MemoryError: the kernel got no memory or no threads.
+        OSError: as `load`.
+    """
+
+    def pointer(x: torch.Tensor | None) -> int | None:
+        return None if x is None else x.data_ptr()
+
+    turn_heads, turns, pairs = spans.cosine.shape
+    task = _LongAttention(
+        *q.shape[:2],
+        q.shape[3],
+        int(q.dtype == torch.bfloat16),
+        *(_Tensor.of(x) for x in (q, k, v, out)),
+        len(spans.start) - 1,
+        *(pointer(x) for x in (spans.start, spans.level, spans.phase, spans.decay)),
+        turns,
+        turn_heads,
+        pairs,
+        *(pointer(x) for x in (spans.cosine, spans.sine, spans.first, spans.second, spans.bits)),
+        spans.frame,
+        pointer(valid),
+        scale * 1.4426950408889634,  # log2(e): the kernel's exponentials are in base 2
+        torch.get_num_threads(),
+        parallel(),
+        None,
+    )
+    run = load().freeloc_long_attention
+    floats = run(ctypes.byref(task))
+    if floats > 0:
+        scratch = torch.empty(floats)  # by torch's allocator, so that whoever measures memory sees it
+        task.scratch = scratch.data_ptr()
+        if run(ctypes.byref(task)) == 0:
+            return
+    raise MemoryError("long attention: the kernel got no memory or no threads")

@@ -1,0 +1,122 @@
+// What the kernel is asked, and how it cuts that into work: `tile_kernel.cpp`.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "tile_vectors.h"
+
+namespace {
+
+constexpr int KEYS = 128, GROUP = 32;      // keys of a chunk, most tiles that share it
+constexpr int64_t STATE = 48 << 10;        // floats of a group's tiles that stay in cache beside a chunk
+constexpr int MARGIN = 2 * R, WIDE = KEYS + 2 * MARGIN;  // a chunk by channel, and what diagonals reach beyond it
+enum Level : int8_t { NONE = 0, STRIPE = 1, FULL = 2 };
+
+struct Tensor {  // (batch, heads, tokens, head_dim), channels contiguous; strides in elements
+  void* data;
+  int64_t batch, head, token;
+};
+
+}  // namespace
+
+extern "C" struct LongAttention {
+  int64_t batch, heads, dim, half;  // half: 1 where the tensors are bfloat16, 0 for float32
+  Tensor q, k, v, out;
+  int64_t spans;
+  const int64_t* start;   // (spans + 1,) first token of each
+  const int8_t* level;    // (spans, spans), query by key
+  const int32_t* phase;   // (spans, spans), which turn brings a query to its distance; -1 for none
+  const float* decay;     // (spans, spans), factor on positive scores; null for none
+  int64_t turns, turn_heads, pairs;
+  const float* cosine;    // (turn_heads, turns, pairs)
+  const float* sine;
+  const int32_t* first;   // (pairs,) channels of a pair
+  const int32_t* second;
+  const uint16_t* bits;   // (tiles of a frame, tokens of a frame), bit r: row r of the tile sees the key; for STRIPE
+  int64_t frame;          // tokens of a frame
+  const uint8_t* valid;   // (batch, tokens), 0 for padded text; null for none
+  float scale;            // on q k, times log2(e)
+  int64_t threads;
+  void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel of torch's OpenMP; null without
+  float* scratch;         // as many floats as `freeloc_long_attention` says when this is null
+};
+
+namespace {
+
+struct Stretch { int64_t span, low, high; };  // tokens [low, high) of a span
+struct Tile { int64_t span, row, rows; };   // rows [row, row + rows) of a span
+struct Range { int64_t low, high; };        // tokens of a frame
+struct Diagonal { int64_t offset; uint16_t bits; };  // row r against the key at r + offset, where bit r is set
+
+// What all threads share.
+struct Layout {
+  std::vector<Tile> tiles;
+  std::vector<std::vector<Stretch>> chunks;
+  std::vector<std::vector<Range>> strips;        // what each vector of rows of a frame sees under STRIPE
+  std::vector<std::vector<Diagonal>> diagonals;  // the same for each tile; empty where strips are no more work
+  int64_t most, groups, count, threads, floats;  // tiles of a group at most, groups of a head, of all; floats a thread
+
+  explicit Layout(const LongAttention& a) : chunks(1) {
+    int64_t room = KEYS;
+    for (int64_t s = 0; s < a.spans; ++s) {
+      const int64_t size = a.start[s + 1] - a.start[s];
+      for (int64_t row = 0; row < size; row += R) tiles.push_back({s, row, std::min<int64_t>(R, size - row)});
+      for (int64_t low = 0, high; low < size; low = high) {
+        if (!room || (size <= KEYS && room < size)) chunks.emplace_back(), room = KEYS;
+        high = std::min(size, low + room);
+        chunks.back().push_back({s, low, high});
+        room -= high - low;
+      }
+    }
+    if (a.bits) stripe(a);
+    // Tiles of a group share what is packed; every thread should have several groups.
+    const int64_t size = tiles.size(), heads = a.batch * a.heads, each = 3 * a.dim * R;
+    most = std::min<int64_t>({GROUP, STATE / each, size * heads / (4 * std::max<int64_t>(a.threads, 1))});
+    most = std::max<int64_t>(most, 1);
+    groups = (size + most - 1) / most;
+    count = heads * groups;
+    threads = std::max<int64_t>(1, std::min(a.threads, count));
+    floats = most * each + 2 * KEYS * a.dim + (diagonals.empty() ? 0 : 2 * WIDE * a.dim) + a.dim;
+  }
+
+  void stripe(const LongAttention& a) {
+    const int64_t frame_tiles = (a.frame + R - 1) / R;
+    bool narrow = a.frame <= KEYS;
+    for (int64_t t = 0; t < frame_tiles; ++t) {
+      const uint16_t* bits = a.bits + t * a.frame;
+      int64_t slots = 0;
+      for (int n = 0; n < N; ++n) {
+        std::vector<Range> seen;
+        int64_t sum = 0;
+        for (int64_t l = 0; l < a.frame; ++l) {
+          if (!(bits[l] >> (n * W) & ((1 << W) - 1))) continue;
+          if (!seen.empty() && seen.back().high == l) ++seen.back().high;
+          else seen.push_back({l, l + 1});
+          ++sum;
+        }
+        strips.push_back(seen);
+        slots = std::max(slots, sum);
+      }
+      std::vector<Diagonal> found;
+      for (int64_t offset = -R; offset <= R && narrow; ++offset) {
+        Diagonal diagonal{offset, 0};
+        for (int64_t r = 0; r < R; ++r) {
+          const int64_t l = t * R + r + offset;
+          if (l >= 0 && l < a.frame) diagonal.bits |= bits[l] & 1 << r;
+        }
+        if (diagonal.bits) found.push_back(diagonal);
+      }
+      int64_t pairs = 0, held = 0;
+      for (int64_t l = 0; l < a.frame; ++l) pairs += __builtin_popcount(bits[l]);
+      for (const Diagonal& diagonal : found) held += __builtin_popcount(diagonal.bits);
+      narrow = narrow && pairs == held && 3 * int64_t(found.size()) <= 2 * slots;
+      diagonals.push_back(found);
+    }
+    if (!narrow) diagonals.clear();
+  }
+};
+
+}  // namespace

@@ -1,0 +1,354 @@
+"""What keeps other versions working: private names of other libraries, and old names of this one.
+
+Every name of torch, diffusers, accelerate and peft that is not part of their documented interface is used here and
+nowhere else. Each says in which version it was seen, and what happens where it is missing. `tests/test_compat.py` looks
+at each of them, so that a new version that moves one says which.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from importlib.machinery import ModuleSpec
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch import nn
+
+# torch: what Dynamo raises. Seen in 2.13.0. They are looked up when they are first asked for, since Dynamo takes a
+# second to import.
+
+_ERRORS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "BACKEND_FAILED": ("BackendCompilerFailed",),
+        "NO_SINGLE_GRAPH": ("Unsupported", "UserError", "TorchRuntimeError"),
+        "CANNOT_STAMP": ("InternalTorchDynamoError", "UncapturedHigherOrderOpError"),
+    }
+)
+
+
+def dynamo_errors(kind: str) -> tuple[type[Exception], ...]:
+    """Exceptions of Dynamo, for an `except`.
+
+    Args:
+        kind: "BACKEND_FAILED": what wraps an error that a backend raised. "NO_SINGLE_GRAPH": what is raised where a
+            function cannot be captured whole. "CANNOT_STAMP": what is raised, beside those, where a region cannot be
+            traced once.
+
+    Returns:
+        The classes, those that this version of torch has.
+    """
+    import torch._dynamo.exc as errors
+
+    return tuple(getattr(errors, name) for name in _ERRORS[kind] if hasattr(errors, name))
+
+
+def dynamo_settings(**settings: Any) -> AbstractContextManager[Any]:
+    """Context: Dynamo's settings of these names have these values. Seen in torch 2.13.0 (`torch._dynamo.config.patch`).
+
+    Args:
+        **settings: those that this version of torch does not have are left out.
+    """
+    import torch._dynamo
+
+    known = {name: value for name, value in settings.items() if hasattr(torch._dynamo.config, name)}
+    patched: AbstractContextManager[Any] = torch._dynamo.config.patch(**known)
+    return patched
+
+
+def dynamo_switched_off() -> str:
+    """What keeps torch.compile from compiling in this process, by the name of the switch; empty for nothing.
+
+    Seen in torch 2.13.0 (`torch._dynamo.config.disable`, which the environment variables set, and
+    `torch._dynamo.eval_frame._stance`).
+    """
+    import torch._dynamo
+    from torch._dynamo import eval_frame
+
+    if getattr(torch._dynamo.config, "disable", False):
+        return "TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE (torch._dynamo.config.disable)"
+    stance = getattr(getattr(eval_frame, "_stance", None), "stance", "default")
+    if stance in ("force_eager", "eager_on_recompile"):
+        return f"torch.compiler.set_stance({stance!r})"
+    return ""
+
+
+# torch: compilers. Seen in 2.13.0.
+
+
+def backend_names(*, all_of_them: bool = False) -> list[str]:
+    """Names that torch.compile takes as a backend; without those for debugging unless all are wanted."""
+    found: list[str] = torch.compiler.list_backends(exclude_tags=()) if all_of_them else torch.compiler.list_backends()
+    return found
+
+
+def torch_compiler(name: Any, mode: str | None, options: Mapping[str, Any] | None) -> Callable[..., Any]:
+    """What torch.compile would hand a captured graph to: a callable (graph module, inputs) -> callable.
+
+    Args:
+        name: of a backend, or a callable that takes options.
+        mode: as torch.compile's.
+        options: as torch.compile's.
+    """
+    if name == "inductor":
+        inductor: Callable[..., Any] = torch._TorchCompileInductorWrapper(mode, options, False)
+        return inductor
+    other: Callable[..., Any] = torch._TorchCompileWrapper(name, mode, options, False)
+    return other
+
+
+def is_inductor(compiler: Any) -> bool:
+    """Whether a compiler is `torch_compiler("inductor", ...)`."""
+    return isinstance(compiler, torch._TorchCompileInductorWrapper)
+
+
+def uses_cuda_graphs(compiler: Any) -> bool:
+    """Whether a compiler records CUDA graphs, which want fixed addresses of the weights."""
+    config = getattr(compiler, "config", None)
+    return bool(isinstance(config, dict) and config.get("triton.cudagraphs"))
+
+
+# torch: modules. Seen in 2.13.0 (`nn.Module.compile` writes the first, `nn.Module.__call__` runs the second).
+
+COMPILED_CALL = "_compiled_call_impl"
+"""Attribute of a module that `nn.Module.compile` was called on: what its calls run; None or absent for others."""
+
+
+def compiled_call(module: nn.Module) -> Callable[..., Any] | None:
+    """What a compiled module's calls run; None for a module that is not compiled."""
+    found: Callable[..., Any] | None = getattr(module, COMPILED_CALL, None)
+    return found
+
+
+def plain_call(module: nn.Module) -> Callable[..., Any]:
+    """A module's call with its hooks, whether it is compiled or not."""
+    found: Callable[..., Any] = module._call_impl
+    return found
+
+
+def unwrapped(model: Any) -> Any:
+    """The module inside `torch.compile(module)`, which is a module of another class; others as they are."""
+    return getattr(model, "_orig_mod", model)
+
+
+def own_hooks(module: nn.Module) -> list[str]:
+    """Names of the attributes that hold a module's own hooks, those that it has."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [name for name in names if name in vars(module)]
+
+
+def torch_library() -> str:
+    """The file of torch's own extension module, which links to the OpenMP that torch runs on. Seen in 2.13.0."""
+    return str(torch._C.__file__)
+
+
+def storage_id(tensor: torch.Tensor) -> int:
+    """Equal for plain tensors that share memory."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+# torch: what Dynamo writes on the nodes of a captured graph. Seen in 2.13.0.
+
+
+def example_value(node: fx.Node) -> Any:
+    """The fake value of a node, or a number; None where there is none."""
+    return node.meta.get("example_value", node.meta.get("val"))
+
+
+STACK = "nn_module_stack"
+"""Meta key of the modules that a node came from."""
+
+
+def module_stack(node: fx.Node) -> dict[str, Any]:
+    """The modules that a node came from, outermost first: key -> (path as Dynamo spells it, class)."""
+    return node.meta.get(STACK) or {}
+
+
+def source_name(node: fx.Node) -> str | None:
+    """Where a placeholder's value comes from, as Dynamo spells it; None where it does not say."""
+    source = getattr(node, "_dynamo_source", None)
+    if source is None:
+        return None
+    name = source.name
+    return str(name() if callable(name) else name)  # a method until torch 2.9
+
+
+def copy_source(old: fx.Node, new: fx.Node) -> None:
+    """Let a copied placeholder keep what Dynamo wrote on it: without it compiling fails with KeyError 'grapharg'."""
+    if hasattr(old, "_dynamo_source"):
+        new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
+
+
+def is_region_call(node: fx.Node) -> bool:
+    """Whether a node calls a region that Dynamo traced once (`torch.compiler.nested_compile_region`)."""
+    return node.target is getattr(torch.ops.higher_order, "invoke_subgraph", None)
+
+
+def outside_fake_mode() -> AbstractContextManager[Any]:
+    """Context: tensors are real, also while a graph is traced with fake ones."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    return unset_fake_temporarily()
+
+
+def fake_mode() -> AbstractContextManager[Any]:
+    """Context: tensors have shapes and dtypes and no values; sizes may depend on data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+
+
+# diffusers 0.42.1 and accelerate 1.14: hooks. Both replace a module's forward and keep the one before.
+
+
+def diffusers_hooks(module: nn.Module) -> Mapping[str, Any]:
+    """Name -> hook of diffusers' registry on one module."""
+    found: Mapping[str, Any] = getattr(vars(module).get(HOOK_REGISTRY), "hooks", {})
+    return found
+
+
+HOOK_REGISTRY = "_diffusers_hook"
+"""Attribute of a module that holds diffusers' registry of hooks."""
+
+
+def accelerate_hook(module: nn.Module) -> Any:
+    """Accelerate's hook on one module, None for none."""
+    return vars(module).get("_hf_hook")
+
+
+def call_inside_hooks(module: nn.Module) -> tuple[Any, str]:
+    """(object, attribute) that holds a module's call inside its hooks; its compiled call where it has none."""
+    references = getattr(vars(module).get(HOOK_REGISTRY), "_fn_refs", None)
+    if references:
+        return references[0], "forward" if references[0].original_forward is None else "original_forward"
+    if accelerate_hook(module) is not None:
+        return module, "_old_forward"
+    return module, COMPILED_CALL
+
+
+def keeps_results(hook: Any) -> bool:
+    """Whether a hook of diffusers remembers results; some share what another of them keeps."""
+    return getattr(hook, "_is_stateful", False) or hasattr(hook, "state_manager")
+
+
+# peft 0.19 by way of diffusers 0.42.1.
+
+ADAPTERS = ("peft_config", "_hf_peft_config_loaded")
+"""Attributes of a model that say which adapters were loaded; the adapters themselves sit on its modules."""
+
+
+# diffusers 0.42.1: AutoencoderKLWan.
+
+
+def wan_frames(vae: Any) -> int:
+    """Video frames that a latent frame after the first makes."""
+    factors: Iterator[bool] = iter(vae.temperal_downsample)  # as diffusers spells it
+    return int(2 ** sum(factors))
+
+
+def wan_decode_piece(vae: Any, hidden: torch.Tensor, **options: bool) -> torch.Tensor:
+    """Decode some latent frames after those before, by the decoder's causal cache.
+
+    Args:
+        vae: an AutoencoderKLWan.
+        hidden: (batch, channels, latent frames, height, width), after `post_quant_conv`.
+        **options: `first_chunk=True` for the first latent frame.
+
+    Returns:
+        (batch, channels, frames, height, width), in patches where the VAE makes patches.
+    """
+    made: torch.Tensor = vae.decoder(hidden, feat_cache=vae._feat_map, feat_idx=[0], **options)
+    if vae.config.patch_size is not None:
+        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+        made = unpatchify(made, patch_size=vae.config.patch_size)
+    return made
+
+
+# This library: modules that have moved.
+
+MOVED: Mapping[str, str] = MappingProxyType(
+    {
+        "decoding": "generation.decoding",
+        "generate": "generation.pipelines",
+        "metrics": "evaluation.metrics",
+        "noise": "generation.noise",
+        "report": "evaluation.report",
+        "tiny_joint": "generation.tiny_joint",
+        "tiny_wan": "generation.tiny_wan",
+        "video": "generation.video",
+        "windows": "generation.windows",
+    }
+)
+"""Old name of a module or package below this package -> new name."""
+
+
+class _Moved:
+    """Finds modules under their old names: imports the one at the new name, so that both names are one module.
+
+    A module found in this way is the very module of the new name, with the same classes and functions. Files below a
+    moved package would otherwise be loaded a second time through the package's search path, hence the finder comes
+    before Python's own.
+    """
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Answer the import system's question to every finder.
+
+        Args:
+            fullname: of the module that is imported.
+            path: the package's search path, which is not needed.
+            target: a module to load again, which is not needed.
+
+        Returns:
+            A spec that leads to the module of the new name; None for all names but those below `MOVED`.
+        """
+        if not fullname.startswith(f"{self.package}."):
+            return None
+        first, _, rest = fullname[len(self.package) + 1 :].partition(".")
+        if first not in MOVED:
+            return None
+        name = ".".join(part for part in (self.package, MOVED[first], rest) if part)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name == name:
+                return None
+            raise
+        return ModuleSpec(fullname, _Same(name))  # type: ignore[arg-type]
+
+
+class _Same:
+    """Loads a module that there is already, and leaves it as it is."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Give the module of the new name."""
+        module = importlib.import_module(self.name)
+        self.spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put its own spec back: the import system has put the old name's there, and `reload` goes by it."""
+        module.__spec__ = self.spec
+
+
+def keep_old_names(package: str) -> None:
+    """Make the modules of `MOVED` importable under their old names too. They are imported when they are asked for.
+
+    Args:
+        package: name of this package.
+    """
+    if not any(isinstance(finder, _Moved) and finder.package == package for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Moved(package))

@@ -1,0 +1,146 @@
+"""Give a model our backend: its calls are captured and run through it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from freeloc_fx.attention.running import Running, within
+from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, dynamo_switched_off, plain_call
+from freeloc_fx.compiler.backend import Backend
+from freeloc_fx.compiler.inner import compiler
+from freeloc_fx.errors import CaptureError, TransformError
+from freeloc_fx.planning.profile import Profile
+
+from .blocks import BlockByBlock
+from .conventions import call_arguments
+from .facts import calling, facts_of
+from .gate import gate_of
+from .hooks import check_blocks
+from .state import State, lock_of, state_of
+from .steps import StepCounter, follows_steps
+from .trace_once import Marks
+from .units import UnitCheck
+from .whole import call_whole, capture_settings
+
+__all__ = ["HOOKED", "Model", "attach", "check_mode"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+log = logging.getLogger("freeloc_fx")
+
+HOOKED = "the blocks carry hooks, which stay outside the graphs"
+
+
+def attach(result: Model, original: Model, backend: Backend) -> Model:
+    """Give a shallow copy of a model our backend: its calls are captured and run through it from now on.
+
+    Calls of all models that share the original's weights wait for each other; the step is the thread's own.
+
+    Args:
+        result: the copy, or a model that has a backend already.
+        original: the untouched model.
+        backend: captures and compiles.
+
+    Returns:
+        `result`.
+    """
+    state = State(original, result, backend)
+    result.__dict__["compile"] = _choose_backend(result, backend)
+    gate, lock = gate_of(result), lock_of(original)
+    compiled = torch.compile(plain_call(result), backend=backend, fullgraph=True, dynamic=False)
+    marks = Marks(result.get_submodule(path) for path in backend.layers)
+    counter = StepCounter() if follows_steps(backend.profile) else None
+    units = UnitCheck(type(result).__name__, backend.profile)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if state.by_block is None:
+            try:
+                return call_whole(marks, compiled, *args, **kwargs)
+            except dynamo_errors("NO_SINGLE_GRAPH") as why:
+                state.by_block = BlockByBlock(result, backend, why)
+                log.info("%s: captured block by block: %s", type(result).__name__, why)
+        output, found = state.by_block.run(*args, **kwargs)
+        if found is not None:
+            backend.plans.append(found)
+        return output
+
+    @torch.compiler.disable(reason="a transformed model compiles itself; choose its backend in transform")
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if switch := dynamo_switched_off():
+            raise CaptureError(
+                f"{type(result).__name__}: {switch} keeps torch.compile from capturing, so this transformed model "
+                "would run untransformed; expected it unset, or restore(model) to run the original"
+            )
+        given = call_arguments(result, args, kwargs)
+        known = facts_of(result, given)
+        step = 0 if counter is None else counter.see(given)
+        with lock:
+            before = len(backend.plans)
+            blocks = ((path, result.get_submodule(path)) for path in backend.layers)
+            if check_blocks(blocks) and state.by_block is None:
+                state.by_block = BlockByBlock(result, backend, HOOKED)
+                log.info("%s: captured block by block: %s", type(result).__name__, HOOKED)
+            with (
+                torch.no_grad(),
+                capture_settings(backend),
+                calling(known),
+                within(Running(step, backend.checked)),
+                gate.open(),
+            ):
+                output = run(*args, **kwargs)
+            units.look_at(backend.plans[before:])
+        return output
+
+    setattr(result, COMPILED_CALL, call)
+    return result
+
+
+def _choose_backend(result: nn.Module, made: Backend) -> Callable[..., None]:
+    def compile(*args: Any, **kwargs: Any) -> None:
+        """`nn.Module.compile` of a transformed model: the same as `transform(..., backend=...)`.
+
+        Args:
+            *args: none may be given.
+            **kwargs: torch.compile's backend, mode and options. fullgraph and dynamic say nothing new: a transformed
+                model is captured whole where it can be, and once for each shape.
+
+        Raises:
+            TransformError: any other argument.
+            ValueError: an unknown backend.
+        """
+        unknown = kwargs.keys() - {"backend", "mode", "options", "fullgraph", "dynamic"}
+        if args or unknown:
+            raise TransformError(
+                "compile of a transformed model: expected backend, mode, options by name, found "
+                f"{[*args, *sorted(unknown)]}"
+            )
+        chosen = {k: v for k, v in kwargs.items() if k in ("backend", "mode", "options") and v is not None}
+        check_mode(chosen, made.profile)
+        state = state_of(result)
+        assert state is not None
+        attach(result, state.original, made.with_compiler(compiler(chosen)))
+
+    return compile
+
+
+def check_mode(backend: str | Callable[..., Any] | Mapping[str, Any], profile: Profile) -> None:
+    """Refuse a compiler that would repeat the first denoising step where the profile follows steps.
+
+    Args:
+        backend: as of `transform`.
+        profile: that the model gets.
+
+    Raises:
+        ValueError: the mode records CUDA graphs and the profile follows denoising steps.
+    """
+    mode = backend.get("mode") if isinstance(backend, Mapping) else backend
+    if mode in ("reduce-overhead", "max-autotune", "cudagraphs") and follows_steps(profile):
+        raise ValueError(
+            f"backend: {mode!r} records CUDA graphs, which would repeat the first step's attention; profile "
+            f"{profile.name!r} follows denoising steps: expected another mode, e.g. 'max-autotune-no-cudagraphs'"
+        )

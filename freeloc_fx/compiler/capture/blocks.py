@@ -1,0 +1,120 @@
+"""Models that cannot be captured as one graph: each transformer block is captured on its own.
+
+A forward pass that looks at its data (which text tokens are padding?) outside the blocks has no single graph, but an
+attention and its RoPE lie whole inside one block. The code between the blocks runs as it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from freeloc_fx.compat import COMPILED_CALL, call_inside_hooks, dynamo_errors, plain_call
+from freeloc_fx.compiler.backend import Backend
+from freeloc_fx.errors import CaptureError, FreelocError
+from freeloc_fx.planning.plan import Plan, merge
+
+from .hooks import Leaves, inside
+from .swapped import swapped
+
+__all__ = ["BlockByBlock", "first_line"]
+
+
+class BlockByBlock:
+    """The blocks of one model, each with a compiled call of its own that is in place only while `run` is running.
+
+    Args:
+        model: whose blocks are captured.
+        backend: of the whole model.
+        why: what keeps the model from being one graph.
+
+    Raises:
+        CaptureError: the model has no list of transformer blocks to capture one by one.
+    """
+
+    def __init__(self, model: nn.Module, backend: Backend, why: Exception | str) -> None:
+        self.model, self.backend = model, backend
+        # Blocks share one code object. A backend object each keeps Dynamo from running the first block's graph, which
+        # carries that layer's strategy, for all of them.
+        self.blocks = [(model.get_submodule(path), backend.block(path)) for path in backend.layers]
+        self.compiled: dict[tuple[int, bool], Callable[..., Any]] = {}
+        if not self.blocks:
+            raise CaptureError(
+                f"{type(model).__name__} cannot be captured as one graph and has no list of transformer blocks to "
+                f"capture one by one: {first_line(why)}"
+            ) from (why if isinstance(why, Exception) else None)
+        self.leaves = Leaves((part.prefix, block) for block, part in self.blocks)
+        self.thread: int | None = None
+
+    def run(self, *args: Any, **kwargs: Any) -> tuple[Any, Plan | None]:
+        """Call the model. One thread at a time; whoever shares the blocks in another thread meets them as they were.
+
+        Args:
+            *args: the model's.
+            **kwargs: the model's.
+
+        Returns:
+            The model's result, and the plan of what was captured in this call (None: every block had been seen).
+
+        Raises:
+            CaptureError: a block has no single graph either, or no block holds an attention that can be planned.
+        """
+        before = [len(part.plans) for _, part in self.blocks]
+        with self._in_place():
+            result = plain_call(self.model)(*args, **kwargs)
+        new = [plan for (_, part), n in zip(self.blocks, before, strict=True) for plan in part.plans[n:]]
+        return result, merge(new) if new else None
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        self.thread = threading.get_ident()
+        with ExitStack() as put:
+            put.callback(setattr, self, "thread", None)
+            for index, (block, part) in enumerate(self.blocks):
+                owner, name = call_inside_hooks(block)
+                call = self._call(index, owner, name, part)
+                put.enter_context(swapped(owner, name, self._guarded(part.prefix, block, call, owner, name)))
+            with self.leaves.in_place():
+                yield
+
+    def _call(self, index: int, owner: Any, name: str, part: Backend) -> Callable[..., Any]:
+        """A block's compiled call; one for the module as it is and one for what its outermost hook runs."""
+        whole = name == COMPILED_CALL
+        key = (index, whole)
+        if key not in self.compiled:
+            inner = plain_call(owner) if whole else getattr(owner, name)
+            self.compiled[key] = torch.compile(inner, backend=part, fullgraph=True, dynamic=False)
+        return self.compiled[key]
+
+    def _guarded(
+        self, path: str, block: nn.Module, call: Callable[..., Any], owner: Any, name: str
+    ) -> Callable[..., Any]:
+        """A compiled call whose errors are ours, for the thread that runs the model only."""
+        plain = plain_call(owner) if name == COMPILED_CALL else getattr(owner, name)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != self.thread:
+                return plain(*args, **kwargs)
+            try:
+                return call(*args, **kwargs)
+            except dynamo_errors("NO_SINGLE_GRAPH") as error:
+                carried = ", ".join(f"{p} ({', '.join(hooks)})" for p, _, hooks in inside(block))
+                hooked = f"; hooks inside it: {carried}" if carried else ""
+                raise CaptureError(f"{path} cannot be captured as one graph: {first_line(error)}{hooked}") from error
+            except dynamo_errors("BACKEND_FAILED") as failure:
+                inner = getattr(failure, "inner_exception", None)
+                if isinstance(inner, FreelocError):
+                    raise inner from None
+                raise
+
+        return run
+
+
+def first_line(error: Exception | str) -> str:
+    """What an error says in its first line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,139 @@
+"""What a model's forward is called with: sizes, and the limits that the model itself sets on them.
+
+Argument and configuration names are diffusers' conventions; no model class is named.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from freeloc_fx.errors import CaptureError, LengthError
+from freeloc_fx.method.checks import is_whole
+
+__all__ = ["call_arguments", "check_limits", "check_one_clip", "integer_size", "latent_size", "layer_table"]
+
+
+def layer_table(model: nn.Module) -> dict[str, int]:
+    """Module path of each transformer block -> layer index, over the model's lists of blocks in order.
+
+    A list of blocks is a ModuleList directly on the model whose elements contain an attention module.
+    """
+    table: dict[str, int] = {}
+    for name, child in model.named_children():
+        if not isinstance(child, nn.ModuleList) or not len(child):
+            continue
+        if all(any("attn" in n or "attention" in n for n, _ in block.named_modules()) for block in child):
+            for index in range(len(child)):
+                table[f"{name}.{index}"] = len(table)
+    return table
+
+
+def config_of(model: nn.Module) -> Mapping[str, Any]:
+    """The model's configuration, empty where it has none."""
+    config = getattr(model, "config", {})
+    return config if isinstance(config, Mapping) else {}
+
+
+def patches(model: nn.Module) -> tuple[int, int, int]:
+    """Patch size (frames, height, width) in latent units, 1 where the configuration does not say."""
+    config = config_of(model)
+    size = config.get("patch_size", 1)
+    if isinstance(size, (list, tuple)) and len(size) == 3:
+        return int(size[0]), int(size[1]), int(size[2])
+    space = int(size[-1]) if isinstance(size, (list, tuple)) else int(size or 1)
+    return int(config.get("patch_size_t") or 1), space, space
+
+
+def frame_axis(model: nn.Module) -> int:
+    """The axis of a five-dimensional `hidden_states` that counts frames; the two after it (but for channels) are height
+    and width.
+
+    1 where the pipeline makes the rotary tables with the frames first (configurations with
+    `use_rotary_positional_embeddings`) or channels come last (`in_visual_dim`); else 2.
+    """
+    config = config_of(model)
+    return 1 if "use_rotary_positional_embeddings" in config or "in_visual_dim" in config else 2
+
+
+def call_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Forward's arguments by name; without the positional ones where the signature does not tell."""
+    try:
+        return dict(inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments)
+    except (TypeError, ValueError):
+        return dict(kwargs)
+
+
+def integer_size(arguments: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """Latent frames, height and width where a model takes its tokens flat and these as integers beside them."""
+    found = [arguments.get(name) for name in ("num_frames", "height", "width")]
+    if not all(is_whole(n) for n in found):
+        return None
+    frames, height, width = (int(n) for n in found if n is not None)
+    return frames, height, width
+
+
+def latent_size(arguments: Mapping[str, Any], model: nn.Module | None = None) -> tuple[int, int, int] | None:
+    """Frames, height and width of the latents among forward's arguments, if they say."""
+    value = arguments.get("hidden_states")
+    if not isinstance(value, torch.Tensor) or value.ndim != 5:
+        return integer_size(arguments)
+    if model is None or frame_axis(model) == 2:
+        return int(value.shape[2]), int(value.shape[3]), int(value.shape[4])
+    last = 2 if "in_visual_dim" in config_of(model) else 3
+    return int(value.shape[1]), int(value.shape[last]), int(value.shape[last + 1])
+
+
+def _limits(model: nn.Module) -> Iterator[tuple[str, int, int, str]]:
+    """(name of the limit, axis, positions, what to change), as configuration or tables of the model say."""
+    config = config_of(model)
+    if config.get("rope_max_seq_len") is not None:
+        for axis in range(3):
+            name = "rope_max_seq_len"
+            yield name, axis, int(config[name]), "load the model with a larger rope_max_seq_len"
+    if isinstance(config.get("max_size"), (list, tuple)):  # one table of positions serves all axes
+        longest = max(int(n) // p for n, p in zip(config["max_size"], patches(model), strict=True))
+        for axis in range(3):
+            yield "max_size", axis, longest, "load the model with a larger max_size"
+    for path, module in model.named_modules():
+        rows = getattr(module, "max_pos", None)
+        if isinstance(rows, (list, tuple)) and len(rows) == 3:
+            for axis in range(3):
+                yield f"{path}.max_pos", axis, int(rows[axis]), f"give {path} position tables of more rows"
+
+
+def check_limits(model: nn.Module, frames: int, height: int, width: int) -> None:
+    """Refuse a latent size that the model's own position tables cannot hold.
+
+    Raises:
+        LengthError: names the limit, what was asked for, and what to change.
+    """
+    sizes, names, per_token = (frames, height, width), ("frames", "height", "width"), patches(model)
+    for limit, axis, positions, change in _limits(model):
+        needed = sizes[axis] // per_token[axis]
+        if needed > positions:
+            raise LengthError(
+                f"{sizes[axis]} latent {names[axis]} need {needed} positions, the model's {limit} is {positions}; "
+                f"ask for fewer {names[axis]} or {change}"
+            )
+
+
+_WINDOWED = ("history", "kv_cache")
+
+
+def check_one_clip(model: nn.Module) -> None:
+    """Refuse a model that makes long video piece by piece, by its forward's arguments for what came before.
+
+    Raises:
+        CaptureError: names the arguments.
+    """
+    found = [n for n in inspect.signature(model.forward).parameters if any(word in n for word in _WINDOWED)]
+    if found:
+        raise CaptureError(
+            f"{type(model).__name__}.forward takes {', '.join(found)}: it is autoregressive and makes video of any "
+            "length piece by piece from its own history; expected a model that makes a whole clip at once"
+        )

@@ -1,0 +1,114 @@
+"""What others hang onto a model's modules: hooks that move weights, cast them, or keep results from step to step.
+
+A hook runs Python that no graph can hold. On a block it stays outside the captured graph. On a leaf inside a block (a
+linear layer whose weights are brought in for each call) the leaf becomes one opaque operation of the graph. What keeps
+an attention's result from step to step cannot be captured at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from freeloc_fx.compat import HOOK_REGISTRY, accelerate_hook, compiled_call, diffusers_hooks, keeps_results
+from freeloc_fx.errors import CaptureError, TransformError
+from freeloc_fx.graph.leaf import Leaf
+
+from .swapped import ABSENT, swapped
+
+__all__ = ["Leaves", "check_blocks", "hooks_of", "inside", "without_caches"]
+
+
+def hooks_of(module: nn.Module) -> dict[str, Any]:
+    """Name -> hook of diffusers' registry, or accelerate's, on one module."""
+    found = dict(diffusers_hooks(module))
+    if (hook := accelerate_hook(module)) is not None:
+        found[type(hook).__name__] = hook
+    return found
+
+
+def inside(block: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
+    """(path, module, hooks) of every hooked module strictly inside a block."""
+    for path, module in block.named_modules():
+        if path and (hooks := hooks_of(module)):
+            yield path, module, hooks
+
+
+def check_blocks(blocks: Iterable[tuple[str, nn.Module]]) -> bool:
+    """Whether any block carries hooks, on itself or inside, so that blocks must be captured one by one.
+
+    Args:
+        blocks: (path, module) of the transformer blocks.
+
+    Returns:
+        True for blocks with hooks.
+
+    Raises:
+        TransformError: a block is compiled on its own; our capture would run it as if it were not.
+        CaptureError: a hook inside a block keeps results from call to call: a graph captured while it computes would
+            never see it skip, and the other way round.
+    """
+    found = False
+    for prefix, block in blocks:
+        if compiled_call(block) is not None:
+            raise TransformError(
+                f"{prefix} ({type(block).__name__}) is already compiled; expected the blocks of a transformed model "
+                "uncompiled: choose the backend in transform"
+            )
+        found = found or bool(hooks_of(block))
+        for path, module, hooks in inside(block):
+            found = True
+            for name, hook in hooks.items():
+                if keeps_results(hook):
+                    raise CaptureError(
+                        f"{prefix}.{path} ({type(module).__name__}) carries the hook {name!r}, which keeps an "
+                        "attention's result from step to step; expected caches on whole blocks only, such as "
+                        "FirstBlockCache: disable_cache() first"
+                    )
+    return found
+
+
+@contextmanager
+def without_caches(model: nn.Module) -> Iterator[None]:
+    """Context: modules that keep results from call to call forget their hooks, so that nothing is kept of a capture
+    whose numbers nobody wants.
+
+    Args:
+        model: whose modules are looked through.
+    """
+    with ExitStack() as taken:
+        for module in model.modules():
+            if "forward" in vars(module) and any(map(keeps_results, hooks_of(module).values())):
+                taken.enter_context(swapped(module, "forward", ABSENT))
+                taken.enter_context(swapped(module, HOOK_REGISTRY, ABSENT))
+        yield
+
+
+class Leaves:
+    """The hooked leaves of some blocks, as opaque operations.
+
+    Args:
+        blocks: (path, module) of the transformer blocks.
+    """
+
+    def __init__(self, blocks: Iterable[tuple[str, nn.Module]]) -> None:
+        self.blocks = list(blocks)
+        self.leaves: dict[str, Leaf] = {}
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Context: a call of a hooked leaf is one operation of the graph."""
+        with ExitStack() as put:
+            for prefix, block in self.blocks:
+                for path, module, _ in inside(block):
+                    if next(module.children(), None) is not None:
+                        continue
+                    name = f"{prefix}.{path}"
+                    leaf = self.leaves.get(name)
+                    if leaf is None or leaf.call is not module.forward:
+                        leaf = self.leaves[name] = Leaf(name, module)
+                    put.enter_context(swapped(module, "forward", leaf.stand_in))
+            yield

@@ -1,0 +1,64 @@
+"""What is kept on a transformed model, and the lock of everybody who shares its weights."""
+
+from __future__ import annotations
+
+import weakref
+from threading import Lock, RLock
+from typing import Any
+
+from torch import nn
+
+from freeloc_fx.compiler.backend import Backend
+from freeloc_fx.errors import TransformError
+
+from .blocks import BlockByBlock
+
+__all__ = ["State", "lock_of", "state_of"]
+
+_KEY = "_freeloc"
+
+
+class State:
+    """Kept on a transformed model: the original and the backend.
+
+    Refuses to be copied or pickled, since a copy would silently lose the rewrite.
+
+    Args:
+        original: the untouched model.
+        result: the transformed one.
+        backend: through which its calls go.
+    """
+
+    def __init__(self, original: nn.Module, result: nn.Module, backend: Backend) -> None:
+        self.original, self.backend = original, backend
+        self.result = weakref.ref(result)
+        self.by_block: BlockByBlock | None = None
+        vars(result)[_KEY] = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        raise TransformError("a transformed model cannot be deep-copied: copy restore(model) and transform the copy")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TransformError("a transformed model cannot be pickled: save restore(model), or use save_pretrained")
+
+
+def state_of(model: nn.Module) -> State | None:
+    """What transform keeps on its result; None for a model that is not transformed.
+
+    A shallow copy of a transformed model carries the record but not the compiled call: it is not transformed.
+    """
+    found = vars(model).get(_KEY)
+    return found if isinstance(found, State) and found.result() is model else None
+
+
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+_GUARD = Lock()
+
+
+def lock_of(original: nn.Module) -> Any:
+    """The lock that calls of all transformed versions of one model take, one after the other.
+
+    A capture puts marks and compiled calls on the blocks, which the versions share.
+    """
+    with _GUARD:
+        return _LOCKS.setdefault(original, RLock())

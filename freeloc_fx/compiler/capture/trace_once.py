@@ -1,0 +1,71 @@
+"""Trace what repeats once: Dynamo takes a transformer block as a region that it has seen, and stamps it out again.
+
+Capturing thirty layers one after the other is most of what a first call costs beyond compiling one block. A block that
+is marked (`torch.compiler.nested_compile_region`) is traced the first time and stamped out for every further block that
+passes all the guards of the first: same class, same settings, weights of the same shapes. `passes.inline_regions` puts
+the stamped regions back into one flat graph, so nothing after the capture knows of it.
+
+Marks are on the blocks only while a transformed model runs, since it shares them with the original. Outside a capture
+they do nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .swapped import swapped
+
+__all__ = ["Marks"]
+
+
+def _region(plain: Callable[..., Any], most: int) -> Callable[..., Any]:
+    """A block's forward as a region of its own. most: how many different traces of it there may be."""
+
+    # A function of our own: the mark is written on the function, and `plain` belongs to the class of the block.
+    def region(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return plain(block, *args, **kwargs)
+
+    marked: Callable[..., Any] = torch.compiler.nested_compile_region(region, max_reuse_entries=most)
+    return marked
+
+
+class Marks:
+    """The marks of a model's blocks.
+
+    Args:
+        blocks: that may be traced once.
+
+    Attributes:
+        active: they are put on; False for good where a capture with them has failed, and where torch cannot stamp out.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        self.blocks = list(blocks)
+        known = inspect.signature(torch.compiler.nested_compile_region).parameters
+        self.active = len(self.blocks) > 1 and "max_reuse_entries" in known  # torch before 2.13 traces each anyway
+        self._regions: dict[type, Callable[..., Any]] = {}
+        self._forwards: list[Any] = []
+        if self.active:
+            for block in self.blocks:
+                kind = type(block)
+                if kind not in self._regions:
+                    self._regions[kind] = _region(kind.forward, len(self.blocks) + 1)
+                # Kept for the life of the marks: Dynamo's guards look at them.
+                self._forwards.append(types.MethodType(self._regions[kind], block))
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """The marks in place, but for blocks whose forward somebody else has replaced."""
+        with ExitStack() as put:
+            if self.active:
+                for block, forward in zip(self.blocks, self._forwards, strict=True):
+                    if "forward" not in vars(block):
+                        put.enter_context(swapped(block, "forward", forward))
+            yield

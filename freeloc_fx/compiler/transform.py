@@ -1,0 +1,271 @@
+"""`transform`, `restore` and `plan`: the public way in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from freeloc_fx.attention import op
+from freeloc_fx.compat import ADAPTERS, compiled_call, dynamo_errors, plain_call
+from freeloc_fx.compiler.capture.attach import HOOKED, Model, attach, check_mode
+from freeloc_fx.compiler.capture.blocks import BlockByBlock
+from freeloc_fx.compiler.capture.conventions import check_limits, check_one_clip, layer_table
+from freeloc_fx.compiler.capture.examples import example_inputs
+from freeloc_fx.compiler.capture.facts import calling, facts_of
+from freeloc_fx.compiler.capture.hooks import check_blocks, without_caches
+from freeloc_fx.compiler.capture.state import State, lock_of, state_of
+from freeloc_fx.compiler.capture.trace_once import Marks
+from freeloc_fx.compiler.capture.whole import call_whole, capture_settings
+from freeloc_fx.errors import CaptureError, TransformError
+from freeloc_fx.method.checks import is_whole
+from freeloc_fx.planning.plan import Plan
+from freeloc_fx.planning.profile import Profile
+
+from .backend import Backend, PlanReady
+from .inner import compiler
+from .pipeline import check_names
+from .runner import PassRun
+
+__all__ = ["choose_profile", "passes_run", "plan", "plans", "rehearse", "restore", "transform"]
+
+
+def choose_profile(model: nn.Module, profile: Profile | str | Path | None) -> Profile:
+    """The profile that a model gets.
+
+    Args:
+        model: an untransformed model.
+        profile: a Profile, a shipped profile's name, a path; None: the shipped one for this model.
+
+    Returns:
+        The profile, which fits the model.
+
+    Raises:
+        ProfileError: there is none, it is malformed, or it names layers that the model does not have.
+        PlanError: it is for another model.
+        TypeError: it is none of these.
+    """
+    if profile is None:
+        return Profile.for_model(model)
+    if isinstance(profile, (str, Path)):
+        profile = Profile.load(profile)
+    if not isinstance(profile, Profile):
+        raise TypeError(f"profile: expected a Profile, a shipped name or a path, found {type(profile).__name__}")
+    profile.check_model(model)
+    layers = layer_table(model)
+    if layers:
+        profile.check_layers(len(layers))
+    return profile
+
+
+def transform(
+    model: Model,
+    profile: Profile | str | Path | None = None,
+    *,
+    backend: str | Callable[..., Any] | Mapping[str, Any] = "inductor",
+    attention: str = "auto",
+    verify: bool = False,
+    disable_passes: Collection[str] = (),
+) -> Model:
+    """Make a model that generates longer video than it was trained on; it shares the weights of the untouched one.
+
+    Nothing is captured or compiled until the first call; each input shape is captured once. Within the profile's
+    trained length the model runs unchanged, bitwise. For inference only: outputs carry no gradient.
+
+    Args:
+        model: a diffusers video transformer (or any module whose self-attention has temporal RoPE).
+        profile: a Profile, a shipped profile's name, a path; default `Profile.for_model(model)`.
+        backend: any torch.compile backend by name or as a callable, a mapping of torch.compile's "backend", "mode" and
+            "options", or "eager" to run the rewritten graph as it is.
+        attention: how long attention runs: "auto" (flex on CUDA, tiles elsewhere), "flex", "tiles" (one C++ kernel on
+            CPU, else as "calls"), "calls" (SDPA calls on views), "reference" (literal and slow, for checking).
+        verify: after each pass also propagate shapes and dtypes again; check each long attention against the reference
+            on sampled frames the first time it runs with a shape and dtype.
+        disable_passes: for debugging: names of passes that do not run, out of `freeloc_fx.compiler.pipeline.PASSES`.
+
+    Returns:
+        A model of the same class.
+
+    Raises:
+        TransformError: the model is already transformed or compiled.
+        ProfileError: no profile fits, or it names layers that this model does not have.
+        PlanError: the profile is for another model.
+        ValueError: an unknown backend, attention or pass.
+        CaptureError: the model is autoregressive; on the first call with a shape: no attention that can be rewritten.
+        LengthError: on the first call with a shape: the model's own position tables end before.
+        SolveError: on the first call with a shape: no settings exist for this length.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
+    if state_of(model) is not None:
+        raise TransformError(
+            f"this {type(model).__name__} is already transformed; restore(model) gives the original back"
+        )
+    if compiled_call(model) is not None:
+        raise TransformError(
+            f"this {type(model).__name__} is already compiled; "
+            "transform the uncompiled model and choose its backend here"
+        )
+    check_one_clip(model)
+    op.choose(attention, torch.device("cpu"))
+    disabled = check_names(disable_passes)
+    chosen = choose_profile(model, profile)
+    check_mode(backend, chosen)
+    result = copy.copy(model)
+    made = Backend(chosen, layer_table(model), compiler(backend), attention, verify, model=result, disabled=disabled)
+    return attach(result, model, made)
+
+
+def _state(model: nn.Module) -> State:
+    state = state_of(model)
+    if state is None:
+        raise TransformError(f"this {type(model).__name__} is not a transformed model")
+    return state
+
+
+def restore(model: Model) -> Model:
+    """The original of a transformed model.
+
+    Args:
+        model: what `transform` returned.
+
+    Returns:
+        The model that `transform` was given.
+
+    Raises:
+        TransformError: the model is not transformed.
+    """
+    state = _state(model)
+    # Adapters sit on the shared modules; the original must know of those that were loaded or unloaded here.
+    for name in ADAPTERS:
+        if name in model.__dict__:
+            state.original.__dict__[name] = model.__dict__[name]
+        else:
+            state.original.__dict__.pop(name, None)
+    return state.original  # type: ignore[return-value]
+
+
+def plans(model: nn.Module) -> list[Plan]:
+    """The plans that a transformed model has made so far, one for each captured input shape.
+
+    Args:
+        model: what `transform` returned.
+
+    Returns:
+        The plans in the order in which they were made.
+
+    Raises:
+        TransformError: the model is not transformed.
+    """
+    return list(_state(model).backend.plans)
+
+
+def passes_run(model: nn.Module) -> list[list[PassRun]]:
+    """The passes that ran over each graph that a transformed model has captured so far.
+
+    Args:
+        model: what `transform` returned.
+
+    Returns:
+        For each captured graph its passes in order: name, how many sites matched, seconds, how operations changed.
+
+    Raises:
+        TransformError: the model is not transformed.
+    """
+    return [list(runs) for runs in _state(model).backend.passes]
+
+
+def plan(
+    model: nn.Module,
+    profile: Profile | str | Path | None = None,
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    inputs: Mapping[str, Any] | None = None,
+) -> Plan:
+    """What `transform` would do for one input size, without running the model.
+
+    Args:
+        model: a video transformer, transformed or not.
+        profile: as of `transform`; default, for a transformed model, its own.
+        frames: latent frames of the model's input.
+        height: latent height of the model's input.
+        width: latent width of the model's input.
+        inputs: forward arguments for which no example can be made from the model's configuration.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: a size is not a positive integer.
+        CaptureError: no attention that can be rewritten was found; the message collects the reasons.
+        LengthError: the model's own position tables end before.
+        SolveError: no settings exist for this length.
+        ProfileError: as `transform`.
+        PlanError: as `transform`.
+    """
+    return rehearse(model, profile, frames=frames, height=height, width=width, inputs=inputs)[0]
+
+
+def rehearse(
+    model: nn.Module,
+    profile: Profile | str | Path | None = None,
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    inputs: Mapping[str, Any] | None = None,
+    attention: str = "auto",
+) -> tuple[Plan, list[list[PassRun]]]:
+    """`plan`, and how the passes got there: the graph is captured and rewritten, nothing is compiled or run.
+
+    Args:
+        model: as of `plan`, like the others.
+        profile: as of `plan`.
+        frames: as of `plan`.
+        height: as of `plan`.
+        width: as of `plan`.
+        inputs: as of `plan`.
+        attention: "auto" or a lowering's name.
+
+    Returns:
+        The plan, and for each captured graph the passes that ran over it, in order.
+
+    Raises:
+        FreelocError: as `plan`.
+    """
+    for name, value in (("frames", frames), ("height", height), ("width", width)):
+        if not is_whole(value, 1):
+            raise ValueError(f"{name}: expected a positive integer, found {value!r}")
+    state = state_of(model)
+    if state is not None:
+        model, profile = state.original, profile if profile is not None else state.backend.profile
+    check_one_clip(model)
+    check_limits(model, frames, height, width)
+    copied = copy.copy(model)
+    chosen = choose_profile(model, profile)
+    made = Backend(chosen, layer_table(model), None, attention, plan_only=True, model=copied)
+    arguments = example_inputs(model, frames, height, width, inputs)
+    known = facts_of(model, arguments)
+    blocks = [(path, model.get_submodule(path)) for path in made.layers]
+    check_blocks(blocks)
+    with lock_of(model), without_caches(model), torch.no_grad(), capture_settings(made), calling(known):
+        try:
+            if check_blocks(blocks):
+                _, found = BlockByBlock(model, made, HOOKED).run(**arguments)
+            else:
+                compiled = torch.compile(plain_call(copied), backend=made, fullgraph=True, dynamic=False)
+                call_whole(Marks(block for _, block in blocks), compiled, **arguments)
+                found = None
+        except PlanReady as ready:
+            return ready.plan, made.passes
+        except dynamo_errors("NO_SINGLE_GRAPH") as why:
+            _, found = BlockByBlock(model, made, why).run(**arguments)
+    if found is not None:
+        return found, made.passes
+    raise CaptureError(f"{type(model).__name__}: the forward pass ran without anything to capture")

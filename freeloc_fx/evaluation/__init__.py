@@ -1,0 +1,1 @@
+"""Judging videos and costs: metrics, reports, time and memory."""

@@ -1,0 +1,1 @@
+"""Whole generations: pipelines, requests, initial noise, windows, decoding, the two embedded models."""

@@ -1,0 +1,106 @@
+"""Decode a long clip's latents in a few large calls where they are small, and hold the video once.
+
+diffusers' AutoencoderKLWan decodes one latent frame a call and copies all frames so far after each: the copies grow
+with the square of the length, and at small pictures the calls themselves cost more than what they compute. Its causal
+cache carries over from any chunk of latent frames to the next, so here a chunk holds as many latent frames as have
+`PIXELS` pixels, and each chunk is written into the video, which is allocated once:
+
+    with in_chunks(pipe.vae, height, width) as chunk:  # latent frames a call takes; None where nothing is changed
+        pipe(prompt, num_frames=801)
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from freeloc_fx.compat import wan_decode_piece, wan_frames
+from freeloc_fx.compiler.capture.swapped import swapped
+
+__all__ = ["PIXELS", "chunk_of", "decode", "in_chunks"]
+
+
+PIXELS = 600_000
+"""Of the video, at most, that a call makes. A latent frame's four at 832x480 have more, so that there, as in diffusers,
+a call takes one; at 64x64 it takes 36. More at once was no faster: tiny-wan's decoder is quickest at 33 to 50."""
+
+
+def chunk_of(vae: Any, height: int, width: int) -> int | None:
+    """Choose how many latent frames a call of the decoder takes.
+
+    Args:
+        vae: of a pipeline.
+        height: of the video in pixels.
+        width: of the video in pixels.
+
+    Returns:
+        Latent frames, at least 1; None for a VAE that is no AutoencoderKLWan.
+    """
+    from diffusers import AutoencoderKLWan
+
+    if not isinstance(vae, AutoencoderKLWan):
+        return None
+    return max(1, PIXELS // (wan_frames(vae) * height * width))
+
+
+def decode(vae: Any, latents: torch.Tensor, chunk: int) -> torch.Tensor:
+    """Decode as `AutoencoderKLWan._decode` does, up to rounding, with several latent frames a call.
+
+    Args:
+        vae: an AutoencoderKLWan.
+        latents: (batch, channels, latent frames, height, width), denormalised, in the VAE's dtype.
+        chunk: latent frames a call takes at most, at least 1. The first latent frame, which makes a single frame, is a
+            call of its own; the others are dealt out evenly, since a small rest takes torch's slow convolution.
+
+    Returns:
+        The video, (batch, 3, frames, height, width) in [-1, 1], in the VAE's dtype.
+    """
+    count = latents.shape[2]
+    vae.clear_cache()
+    try:
+        hidden = vae.post_quant_conv(latents)
+        first = wan_decode_piece(vae, hidden[:, :, :1], first_chunk=True).clamp_(-1.0, 1.0)
+        each = wan_frames(vae)
+        video = first.new_empty((*first.shape[:2], 1 + each * (count - 1), *first.shape[3:]))
+        video[:, :, :1] = first
+        calls = math.ceil((count - 1) / chunk)
+        edges = [i * (count - 1) // calls for i in range(calls + 1)] if calls else []
+        for start, end in itertools.pairwise(edges):
+            made = wan_decode_piece(vae, hidden[:, :, 1 + start : 1 + end])
+            video[:, :, 1 + each * start : 1 + each * end] = made.clamp_(-1.0, 1.0)
+        return video
+    finally:
+        vae.clear_cache()
+
+
+@contextmanager
+def in_chunks(vae: Any, height: int, width: int) -> Iterator[int | None]:
+    """Let a VAE decode by `decode` within a `with` block. Blocks may be nested; the inner one's size then holds.
+
+    Args:
+        vae: of a pipeline. One that is no AutoencoderKLWan, one that decodes in spatial tiles, and None stay as they
+            are.
+        height: of the video in pixels.
+        width: of the video in pixels.
+
+    Yields:
+        Latent frames that a call takes; None where nothing is changed.
+    """
+    chunk = None if getattr(vae, "use_tiling", False) else chunk_of(vae, height, width)
+    if chunk is None:
+        yield None
+        return
+
+    def _decode(latents: torch.Tensor, return_dict: bool = True) -> Any:
+        from diffusers.models.autoencoders.vae import DecoderOutput
+
+        video = decode(vae, latents, chunk)
+        return DecoderOutput(sample=video) if return_dict else (video,)
+
+    with swapped(vae, "_decode", _decode):  # what the VAE's `decode` calls, between its own hooks and slices
+        yield chunk

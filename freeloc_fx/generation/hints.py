@@ -1,0 +1,124 @@
+"""Warnings about pipelines that run, but would make something other than their user expects without a word.
+
+A profile's `trained_frames` counts latent frames, and a pipeline's `num_frames` counts frames of the video. Where the
+first is given in the unit of the second, long clips count as within the trained length and nothing is rewritten.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any
+
+from freeloc_fx.compiler.capture.conventions import config_of
+from freeloc_fx.compiler.capture.state import state_of
+from freeloc_fx.method.checks import is_whole
+from freeloc_fx.planning.profile import Profile
+
+from .components import first_transformer, transformers_of
+from .request import Facts
+
+__all__ = ["check_transformers", "check_unit", "unit_hint", "usual_frames"]
+
+log = logging.getLogger("freeloc_fx")
+
+
+def unit_hint(profile: Profile, temporal: int, usual: int | None, num_frames: int | None = None) -> str | None:
+    """Say what is wrong if a profile's trained length seems to be given in video frames.
+
+    A clip of exactly the trained length has more video frames than the profile has latent frames too, so the numbers of
+    one request do not tell. What does: the profile is made by hand, its trained length is a number of frames that the
+    VAE can make, and the clip that the pipeline makes by default is shorter than such a length in latent frames.
+
+    Args:
+        profile: the one that is used.
+        temporal: video frames that one latent frame stands for.
+        usual: video frames that the pipeline makes by default; None where it does not say, and then nothing is found.
+        num_frames: video frames that are asked for; None: no request yet, and then only a trained length of at least
+            the usual video frames is found.
+
+    Returns:
+        The sentence for a warning, or None.
+    """
+    trained = profile.trained_frames
+    if profile.model is not None or usual is None or temporal < 2 or trained % temporal != 1:
+        return None
+    if trained <= _latent(usual, temporal):
+        return None
+    meant = _latent(trained, temporal)
+    advice = f"; if {trained} was meant as frames of the video, write trained_frames={meant}"
+    if num_frames is None:
+        if trained < usual:
+            return None
+        return (
+            f"profile {profile.name!r}: trained_frames={trained} counts latent frames, as many as a clip of "
+            f"{(trained - 1) * temporal + 1} frames has, and this pipeline makes {usual} frames by default{advice}"
+        )
+    latent = _latent(num_frames, temporal)
+    if not num_frames > trained >= latent:
+        return None
+    return (
+        f"profile {profile.name!r}: trained_frames={trained} counts latent frames, and the {num_frames} frames asked "
+        f"for are {latent} latent frames: they are within the trained length, so nothing is rewritten{advice}"
+    )
+
+
+def _latent(frames: int, temporal: int) -> int:
+    """Latent frames of a clip of so many video frames."""
+    return (frames - 1) // temporal + 1
+
+
+def usual_frames(pipe: Any) -> int | None:
+    """Read how many video frames a pipeline makes where a call does not say.
+
+    Args:
+        pipe: a diffusers pipeline.
+
+    Returns:
+        The default of `num_frames`, else the transformer's `sample_frames`, else None.
+    """
+    known = inspect.signature(pipe.__call__).parameters.get("num_frames") if callable(pipe) else None
+    for value in (
+        known.default if known is not None else None,
+        config_of(first_transformer(pipe)).get("sample_frames"),
+    ):
+        if is_whole(value, 1):
+            return value
+    return None
+
+
+def check_unit(pipe: Any, profile: Profile, num_frames: int | None = None) -> None:
+    """Warn, once for a pipeline and request, if a profile's trained length seems to be given in video frames.
+
+    Args:
+        pipe: a diffusers pipeline.
+        profile: the one that is used.
+        num_frames: video frames that are asked for; None: none yet.
+    """
+    message = unit_hint(profile, Facts.of(pipe).temporal, usual_frames(pipe), num_frames)
+    if message is not None:
+        _warn(pipe, message)
+
+
+def check_transformers(pipe: Any) -> None:
+    """Warn, once for a pipeline, if one of its two transformers is transformed and the other is not.
+
+    Args:
+        pipe: a diffusers pipeline.
+    """
+    done = {name: state_of(model) is not None for name, model in transformers_of(pipe).items()}
+    if len(set(done.values())) == 2:
+        changed, untouched = (next(name for name, value in done.items() if value is wanted) for wanted in (True, False))
+        _warn(
+            pipe,
+            f"{type(pipe).__name__}: {changed} is transformed and {untouched} is not, so some denoising steps run "
+            "without the profile; freeloc_fx.enable(pipe, ...) transforms both",
+        )
+
+
+def _warn(pipe: Any, message: str) -> None:
+    """Log a warning that was not logged for this pipeline before."""
+    said = vars(pipe).setdefault("_freeloc_said", set())
+    if message not in said:
+        said.add(message)
+        log.warning("%s", message)

@@ -1,0 +1,355 @@
+"""Write videos and contact sheets. Needs the `cli` extra (imageio with imageio-ffmpeg, Pillow), imported when used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freeloc_fx.errors import FreelocError
+from freeloc_fx.files import replacing
+from freeloc_fx.method.checks import is_whole
+
+__all__ = [
+    "SHEETS",
+    "VIDEOS",
+    "VideoError",
+    "check_output",
+    "comparison_sheet",
+    "contact_sheet",
+    "side_by_side",
+    "write_video",
+]
+
+
+VIDEOS = (".mp4", ".gif")
+
+
+SHEETS = (".png",)
+
+
+_GAP = 4  # px between the cells of a sheet
+
+
+_INK, _PAPER = (20, 20, 20), (255, 255, 255)
+
+
+class VideoError(FreelocError, ValueError):
+    """A video or sheet cannot be written: a suffix, folder, array or optional dependency is not what is needed."""
+
+
+def check_output(path: str | os.PathLike[str], suffixes: Sequence[str] = VIDEOS) -> Path:
+    """Check that a file can be written, before an hour is spent on what goes into it.
+
+    Args:
+        path: of the file.
+        suffixes: endings that it may have, in lower case.
+
+    Returns:
+        The path.
+
+    Raises:
+        VideoError: the suffix is another, the folder does not exist or cannot be written to, or `path` is itself a
+            folder.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise VideoError(f"{path}: expected a file name ending in {' or '.join(suffixes)}, found {path.suffix!r}")
+    if not path.parent.is_dir():
+        raise VideoError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise VideoError(f"{path} is a folder; expected the name of a file")
+    try:
+        # Asking the permission bits is not enough: root passes them on a read-only disk.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise VideoError(f"{path}: the folder {path.parent} cannot be written to ({error.strerror})") from error
+    return path
+
+
+def write_video(
+    path: str | os.PathLike[str], frames: np.ndarray, fps: float = 16.0, scale: int = 1, crf: int = 17
+) -> Path:
+    """Write a clip as .mp4 (H.264, yuv420p, constant quality) or .gif (256 colours a frame, loops forever).
+
+    The file appears whole or not at all: it is written beside `path` under a temporary name and then renamed.
+
+    Args:
+        path: the suffix picks the format.
+        frames: (frames, height, width, 3) RGB, floats in [0, 1] (clipped) or uint8.
+        fps: frames per second; a gif rounds each frame to 1/100 s.
+        scale: whole factor to enlarge by, each pixel becoming a square; use 4 or more for 64-pixel clips, whose
+            colours yuv420p would otherwise smear over 2x2 pixels. An odd side is padded by a pixel for .mp4.
+        crf: x264's constant rate factor, 0 (lossless) to 51; a .gif has none.
+
+    Returns:
+        The path.
+
+    Raises:
+        VideoError: see `check_output`; also where the array, scale, fps or crf is wrong, or an optional dependency is
+            missing.
+    """
+    path = check_output(path)
+    if not is_whole(crf, 0, 51):
+        raise VideoError(f"crf={crf!r} must be a whole number from 0 to 51")
+    clip = _enlarge(_bytes(frames), scale)
+    if not 0 < fps <= 240:
+        raise VideoError(f"fps={fps} must be above 0 and at most 240")
+    with replacing(path) as temporary:
+        if path.suffix.lower() == ".gif":
+            image = _need("PIL.Image")
+            images = [image.fromarray(frame) for frame in clip]
+            # Ends rounded, not durations: 16 fps is 6.25 hundredths, and a rounded 6 would run 4 % fast.
+            ends = np.maximum.accumulate(np.round(np.arange(1, len(clip) + 1) * 100 / fps)).astype(int)
+            lasts = np.maximum(np.diff(ends, prepend=0), 1) * 10
+            images[0].save(
+                temporary, "GIF", save_all=True, append_images=images[1:], duration=lasts.tolist(), loop=0, disposal=1
+            )
+        else:
+            _write_mp4(temporary, clip, fps, crf)
+    return path
+
+
+def contact_sheet(
+    path: str | os.PathLike[str],
+    frames: np.ndarray,
+    columns: int = 8,
+    rows: int | None = None,
+    labels: bool = True,
+    scale: int = 2,
+    fps: float | None = None,
+) -> Path:
+    """Write a PNG grid of evenly spaced frames, the first and the last among them.
+
+    Args:
+        path: ends in .png.
+        frames: (frames, height, width, 3) RGB, floats in [0, 1] or uint8.
+        columns: cells in a row.
+        rows: rows; None shows every frame, up to 4 rows.
+        labels: write the frame's index under it, and with `fps` its time in seconds.
+        scale: whole factor to enlarge each frame by.
+        fps: frames per second, for the times; None: no times.
+
+    Returns:
+        The path.
+
+    Raises:
+        VideoError: as in `write_video`.
+    """
+    path = check_output(path, SHEETS)
+    clip = _bytes(frames)
+    if rows is None:
+        rows = min(4, -(-len(clip) // max(columns, 1)))
+    if columns < 1 or rows < 1:
+        raise VideoError(f"columns={columns} and rows={rows} must be at least 1")
+    chosen = _spread(len(clip), columns * rows)
+    columns = min(columns, len(chosen))
+    cells = []
+    for index in chosen:
+        cell = _enlarge(clip[index : index + 1], scale)[0]
+        if labels:
+            words = f"{index}" if fps is None else f"{index} · {index / fps:.2f} s"
+            cell = np.concatenate([cell, _caption(words, cell.shape[1])])
+        cells.append(cell)
+    return _save_png(path, _stack([cells[i : i + columns] for i in range(0, len(cells), columns)]))
+
+
+def side_by_side(videos: Mapping[str, np.ndarray], scale: int = 1) -> np.ndarray:
+    """Put clips next to each other, each with its name above it.
+
+    Args:
+        videos: name -> (frames, height, width, 3); all of the same height. A shorter one holds its last frame.
+        scale: whole factor to enlarge by. Names need about 7 px a letter; a longer one is set smaller, then cut.
+
+    Returns:
+        uint8 RGB, (frames, height, width, 3).
+
+    Raises:
+        VideoError: no videos, different heights, or as in `write_video`.
+    """
+    clips = {name: _enlarge(_bytes(video), scale) for name, video in videos.items()}
+    if len({clip.shape[1] for clip in clips.values()}) != 1:
+        found = ", ".join(f"{name} {clip.shape[1] // scale}" for name, clip in clips.items()) or "no videos"
+        raise VideoError(f"side_by_side needs one or more videos of one height; found {found}")
+    frames = max(len(clip) for clip in clips.values())
+    parts: list[np.ndarray] = []
+    for name, clip in clips.items():
+        if parts:
+            parts.append(np.full((frames, parts[0].shape[1], _GAP, 3), _PAPER, np.uint8))
+        held = clip[np.minimum(np.arange(frames), len(clip) - 1)]
+        caption = np.broadcast_to(_caption(name, clip.shape[2]), (frames, _CAPTION, clip.shape[2], 3))
+        parts.append(np.concatenate([caption, held], 1))
+    return np.concatenate(parts, 2)
+
+
+def comparison_sheet(
+    path: str | os.PathLike[str],
+    videos: Mapping[str, np.ndarray],
+    columns: int = 8,
+    scale: int = 2,
+    scores: Mapping[str, float | str] | None = None,
+) -> Path:
+    """Write a PNG with one row per strategy: its name (and score) at the left, evenly spaced frames beside it.
+
+    Args:
+        path: ends in .png.
+        videos: name -> (frames, height, width, 3); heights, widths and lengths may differ.
+        columns: frames shown of each.
+        scale: whole factor to enlarge by.
+        scores: name -> number (shown with 3 decimals) or text, written under the name; missing names get none.
+
+    Returns:
+        The path.
+
+    Raises:
+        VideoError: no videos, or as in `write_video`.
+    """
+    path = check_output(path, SHEETS)
+    if not videos or columns < 1:
+        raise VideoError(f"comparison_sheet needs one or more videos and columns; found {len(videos)} and {columns}")
+    rows = []
+    wide = max([90, *(_width(name) + 10 for name in videos)])
+    for name, video in videos.items():
+        clip = _bytes(video)
+        words = [name]
+        value = (scores or {}).get(name)
+        if value is not None:
+            words.append(value if isinstance(value, str) else f"{value:.3f}")
+        wide = max(wide, *(_width(w) + 10 for w in words))
+        cells = []
+        for index in _spread(len(clip), columns):
+            cell = _enlarge(clip[index : index + 1], scale)[0]
+            cells.append(np.concatenate([cell, _caption(f"{index}", cell.shape[1])]))
+        rows.append((words, cells))
+    table = []
+    for words, cells in rows:
+        side = np.concatenate([_caption(w, wide) for w in words])
+        height = max(cells[0].shape[0], side.shape[0])
+        top = (height - _CAPTION - side.shape[0]) // 2  # beside the frame, not beside its caption
+        side = np.pad(side, ((max(top, 0), height - side.shape[0] - max(top, 0)), (0, 0), (0, 0)), constant_values=255)
+        table.append([side, *cells])
+    return _save_png(path, _stack(table))
+
+
+_CAPTION = 18
+
+
+_TEXT = 13
+
+
+def _need(module: str) -> Any:
+    """Import a module of an optional dependency, with an error that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise VideoError(
+            f'{module.split(".")[0]} is not installed; video output needs: pip install "freeloc_fx[cli]"'
+        ) from error
+
+
+def _bytes(frames: np.ndarray) -> np.ndarray:
+    """A clip as uint8, checked."""
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise VideoError(f"frames have shape {frames.shape}; expected (frames, height, width, 3), none of them 0")
+    if frames.dtype == np.uint8:
+        return frames
+    if not np.issubdtype(frames.dtype, np.floating):
+        raise VideoError(f"frames have dtype {frames.dtype}; expected floats in [0, 1] or uint8")
+    if not np.isfinite(frames).all():
+        raise VideoError("frames hold NaN or infinity")
+    return (np.clip(frames, 0, 1) * 255).round().astype(np.uint8)
+
+
+def _enlarge(clip: np.ndarray, scale: int) -> np.ndarray:
+    """A clip with every pixel as a square of `scale` pixels a side."""
+    if int(scale) != scale or scale < 1:
+        raise VideoError(f"scale={scale} must be a whole number, at least 1")
+    return clip.repeat(int(scale), 1).repeat(int(scale), 2) if scale > 1 else clip
+
+
+def _spread(frames: int, count: int) -> list[int]:
+    """`count` (or all) frame indices from the first to the last, evenly spaced."""
+    return [0] if count == 1 else [int(i) for i in np.linspace(0, frames - 1, min(frames, count)).round()]
+
+
+def _font(size: int) -> Any:
+    """Pillow's own font."""
+    return _need("PIL.ImageFont").load_default(size=size)
+
+
+def _width(text: str) -> int:
+    """Pixels that a caption's text takes."""
+    return int(np.ceil(_font(_TEXT).getlength(text)))
+
+
+def _caption(text: str, width: int) -> np.ndarray:
+    """Dark text centred on white, _CAPTION px high; text that is too wide is set smaller, then cut."""
+    image = _need("PIL.Image").new("RGB", (width, _CAPTION), _PAPER)
+    size, font = _TEXT, _font(_TEXT)
+    while font.getlength(text) > width - 2 and size > 9:
+        size -= 1
+        font = _font(size)
+    while text and font.getlength(text) > width - 2:
+        text = text[:-2] + "…" if len(text) > 2 else ""
+    draw = _need("PIL.ImageDraw").Draw(image)
+    draw.text((width / 2, _CAPTION / 2), text, fill=_INK, font=font, anchor="mm")
+    return np.asarray(image)
+
+
+def _stack(rows: list[list[np.ndarray]]) -> np.ndarray:
+    """Cells of any sizes as one white sheet, left and top aligned in their columns and rows."""
+    heights = [max(cell.shape[0] for cell in row) for row in rows]
+    widths = [max(row[c].shape[1] for row in rows if c < len(row)) for c in range(max(map(len, rows)))]
+    size = (sum(heights) + _GAP * (len(heights) + 1), sum(widths) + _GAP * (len(widths) + 1), 3)
+    sheet = np.full(size, _PAPER, np.uint8)
+    y = _GAP
+    for row, height in zip(rows, heights, strict=True):
+        x = _GAP
+        for cell, width in zip(row, widths, strict=False):
+            sheet[y : y + cell.shape[0], x : x + cell.shape[1]] = cell
+            x += width + _GAP
+        y += height + _GAP
+    return sheet
+
+
+def _save_png(path: Path, sheet: np.ndarray) -> Path:
+    """Write a sheet, whole or not at all."""
+    image = _need("PIL.Image").fromarray(sheet)
+    with replacing(path) as temporary:
+        image.save(temporary, "PNG", optimize=True)
+    return path
+
+
+def _write_mp4(path: Path, clip: np.ndarray, fps: float, crf: int) -> None:
+    """Hand a clip to ffmpeg, frame by frame."""
+    ffmpeg = _need("imageio_ffmpeg")
+    height, width = clip.shape[1:3]
+    if height % 2 or width % 2:  # yuv420p stores colour for 2x2 pixels
+        clip = np.pad(clip, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    writer = ffmpeg.write_frames(
+        str(path),
+        (clip.shape[2], clip.shape[1]),
+        fps=fps,
+        codec="libx264",
+        quality=None,
+        macro_block_size=1,
+        pix_fmt_in="rgb24",
+        pix_fmt_out="yuv420p",
+        output_params=["-crf", str(crf), "-preset", "medium", "-movflags", "+faststart"],
+        ffmpeg_log_level="error",
+    )
+    try:
+        writer.send(None)
+        for frame in clip:
+            writer.send(np.ascontiguousarray(frame))
+    finally:
+        writer.close()
+    if not path.stat().st_size:  # imageio-ffmpeg does not report the encoder's exit status
+        raise VideoError("ffmpeg wrote no video; its own message is above")

@@ -1,0 +1,255 @@
+"""Context windows: run a model on overlapping windows of latent frames and fuse its predictions.
+
+The prediction-level counterpart of sliding-window attention: MultiDiffusion (Bar-Tal et al., ICML 2023, arXiv
+2302.08113) over time, as FreeNoise (arXiv 2310.15169, "Window-based Attention Fusion") does inside attention and
+ComfyUI's context windows do for any model. Every window has the trained length, so a model meets
+neither new positions nor new context, and no frame sees beyond its windows.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import OrderedDict
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch import nn
+
+from freeloc_fx.compat import COMPILED_CALL, own_hooks
+from freeloc_fx.compiler.capture.conventions import call_arguments
+from freeloc_fx.compiler.capture.steps import StepCounter
+from freeloc_fx.errors import LengthError
+from freeloc_fx.method.checks import is_whole
+from freeloc_fx.planning.profile import Profile
+
+__all__ = ["context_windows", "fusion_weights", "window_frames"]
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+Fusion = Literal["pyramid", "flat", "linear"]
+
+
+Schedule = Literal["uniform", "staggered", "looped", "batched"]
+
+
+def window_frames(
+    frames: int, window: int, stride: int, schedule: Schedule = "uniform", step: int = 0
+) -> list[list[int]]:
+    """List the latent frames of each window; together the windows hold every latent frame.
+
+    Args:
+        frames: latent frames of the clip, at least 1.
+        window: latent frames of a window, at least 1.
+        stride: latent frames from one window to the next, 1 to window.
+        schedule: "uniform": a window every `stride` frames, the last one moved back to end with the clip. "staggered":
+            as uniform, but the grid moves at every step, by the bit-reversed fractions 0, 1/2, 1/4, 3/4, ... of a
+            stride, so that no latent frame stays at an edge. "looped": the windows run round the end of the clip to its
+            beginning, for a video that loops. "batched": windows side by side without overlap but for the last.
+        step: denoising step, counted from 0, for "staggered".
+
+    Returns:
+        Lists of `window` indices of latent frames in the order in which the model sees them, or one list of all of them
+        where the clip is no longer than a window.
+
+    Raises:
+        LengthError: a number is not a positive integer, or the stride exceeds the window.
+        ValueError: the schedule is unknown.
+    """
+    _check_sizes(window, stride)
+    if not is_whole(frames, 1):
+        raise LengthError(f"windows frames: expected an integer of at least 1, found {frames!r}")
+    _check_choice("schedule", schedule, Schedule)
+    if frames <= window:
+        return [list(range(frames))]
+    if schedule == "looped":
+        return [[(start + k) % frames for k in range(window)] for start in range(0, frames, stride)]
+    if schedule == "batched":
+        stride = window
+    last, shift = frames - window, int(_reversed_bits(step) * stride) if schedule == "staggered" else 0
+    starts = [min(max(start, 0), last) for start in range(-shift, last + stride, stride)]
+    return [list(range(start, start + window)) for start in sorted(set(starts))]
+
+
+def fusion_weights(
+    count: int, overlap: int, fusion: Fusion = "pyramid", first: bool = False, last: bool = False
+) -> torch.Tensor:
+    """Say how much each latent frame of a window counts.
+
+    Args:
+        count: latent frames of the window.
+        overlap: latent frames that it shares with its neighbour.
+        fusion: "flat": all alike. "pyramid": rising by one from either end to the middle (FreeNoise). "linear": rising
+            within the overlap only.
+        first: there is no window before this one, so that "linear" does not fall there.
+        last: there is no window after this one, so that "linear" does not fall there.
+
+    Returns:
+        float32 (count,), above 0.
+
+    Raises:
+        ValueError: the fusion is unknown.
+    """
+    _check_choice("fusion", fusion, Fusion)
+    index = torch.arange(count, dtype=torch.float32)
+    from_end = count - 1 - index
+    if fusion == "flat":
+        return torch.ones(count)
+    if fusion == "pyramid":
+        return torch.minimum(index, from_end) + 1
+    weights = torch.ones(count)
+    for edge, distance in ((first, index), (last, from_end)):
+        if not edge:
+            weights = torch.minimum(weights, (distance + 1) / (overlap + 1))
+    return weights
+
+
+def context_windows(
+    model: Model,
+    window: int | None = None,
+    stride: int | None = None,
+    *,
+    fusion: Fusion = "pyramid",
+    schedule: Schedule = "uniform",
+) -> Model:
+    """Make a model that runs on overlapping windows of latent frames and fuses the predictions by a weighted mean.
+
+    It shares the weights; the original is untouched. A clip no longer than a window runs as it is. The model may itself
+    be transformed or compiled, since every window has one shape.
+
+    Args:
+        model: a video transformer whose forward takes `hidden_states` (batch, channels, latent frames, height, width)
+            and returns one prediction of as many latent frames. Every other argument reaches each window unchanged, so
+            arguments that hold values per latent frame do not fit.
+        window: latent frames of a window; default the trained length of the shipped profile for this model.
+        stride: latent frames from one window to the next, 1 to window; default half a window.
+        fusion: see `fusion_weights`.
+        schedule: see `window_frames`. "staggered" counts a step when `timestep` changes, so that conditional and
+            unconditional calls of one step share their windows, and begins again when it rises.
+
+    Returns:
+        A model of the same class; the same call gives the same type of output.
+
+    Raises:
+        TypeError: `model` is not a module; later, from a call, `hidden_states` is not of that shape, the output is not
+            a single prediction, or "staggered" finds no timestep.
+        LengthError: a size is out of range.
+        ValueError: the fusion or the schedule is unknown.
+        ProfileError: no window is given and no shipped profile is for this model.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
+    if window is None:
+        window = Profile.for_model(model).trained_frames
+    _check_sizes(window, 1)
+    stride = max(1, window // 2) if stride is None else stride
+    _check_sizes(window, stride)
+    _check_choice("fusion", fusion, Fusion)
+    _check_choice("schedule", schedule, Schedule)
+    windowed = _Windowed(model, window, stride, fusion, schedule)
+    result = copy.copy(model)
+    # The inner call runs the original with its compiled call, its hooks and whatever replaced its forward.
+    result.__dict__[COMPILED_CALL] = None
+    for name in own_hooks(result):
+        result.__dict__[name] = OrderedDict()
+
+    @functools.wraps(model.forward)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return windowed(*args, **kwargs)
+
+    result.__dict__["forward"] = forward
+    return result
+
+
+class _Windowed:
+    """The forward of a windowed model."""
+
+    def __init__(self, model: nn.Module, window: int, stride: int, fusion: Fusion, schedule: Schedule) -> None:
+        self.model, self.window, self.stride = model, window, stride
+        self.fusion, self.schedule = fusion, schedule
+        self.counter = StepCounter()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        states = args[0] if args else kwargs.get("hidden_states")
+        if not isinstance(states, torch.Tensor) or states.ndim != 5:
+            found = tuple(states.shape) if isinstance(states, torch.Tensor) else type(states).__name__
+            raise TypeError(f"hidden_states: expected (batch, channels, frames, height, width), found {found}")
+        frames = states.shape[2]
+        if frames <= self.window:
+            return self.model(*args, **kwargs)
+        step = self._step(args, kwargs) if self.schedule == "staggered" else 0
+        windows = window_frames(frames, self.window, self.stride, self.schedule, step)
+        overlap = 0 if self.schedule == "batched" else self.window - self.stride
+        total = counted = output = None
+        for number, window in enumerate(windows):
+            index = torch.tensor(window, device=states.device)
+            part = states.index_select(2, index)
+            output = self.model(part, *args[1:], **kwargs) if args else self.model(**{**kwargs, "hidden_states": part})
+            prediction = _prediction(output, self.window)
+            ends = (False, False) if self.schedule == "looped" else (number == 0, number == len(windows) - 1)
+            weights = fusion_weights(self.window, overlap, self.fusion, *ends)
+            weights = weights.to(prediction.device)[:, None, None]
+            if total is None or counted is None:
+                work = torch.promote_types(prediction.dtype, torch.float32)
+                shape = (*prediction.shape[:2], frames, *prediction.shape[3:])
+                total = torch.zeros(shape, dtype=work, device=prediction.device)
+                counted = torch.zeros(frames, 1, 1, dtype=work, device=prediction.device)
+            total.index_add_(2, index, prediction.to(total.dtype) * weights)
+            counted.index_add_(0, index, weights.to(counted.dtype))
+        assert total is not None and counted is not None
+        return _like(output, (total / counted).to(_prediction(output, self.window).dtype))
+
+    def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """The denoising step of a call, told by its timestep."""
+        timestep = {**call_arguments(self.model, args, kwargs), **kwargs}.get("timestep")
+        if timestep is None and len(args) > 1:
+            timestep = args[1]
+        if timestep is None:
+            raise TypeError("timestep: expected an argument of this name, or the second one, for schedule 'staggered'")
+        return self.counter.see({"timestep": torch.as_tensor(timestep)})
+
+
+def _prediction(output: Any, frames: int) -> torch.Tensor:
+    """The prediction in a model's output: a tensor, a tuple of one, or a mapping of one (diffusers' outputs)."""
+    found = output
+    if isinstance(output, (tuple, dict)):
+        values = list(output.values()) if isinstance(output, dict) else list(output)
+        if len(values) != 1:
+            raise TypeError(f"output: expected one prediction, found a {type(output).__name__} of {len(values)} values")
+        found = values[0]
+    if not isinstance(found, torch.Tensor) or found.ndim != 5 or found.shape[2] != frames:
+        what = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise TypeError(f"output: expected a prediction (batch, channels, {frames}, height, width), found {what}")
+    return found
+
+
+def _like(output: Any, prediction: torch.Tensor) -> Any:
+    """An output of the same type with another prediction."""
+    if isinstance(output, dict):
+        return type(output)(**dict.fromkeys(output, prediction))
+    return (prediction,) if isinstance(output, tuple) else prediction
+
+
+def _reversed_bits(step: int) -> float:
+    """0, 1/2, 1/4, 3/4, 1/8, ...: van der Corput's sequence, whose first n members are spread about evenly."""
+    value, unit = 0.0, 0.5
+    while step:
+        value, unit, step = value + unit * (step & 1), unit / 2, step >> 1
+    return value
+
+
+def _check_sizes(window: Any, stride: Any) -> None:
+    """Refuse sizes of windows that are no positive integers, or leave gaps."""
+    for name, value in (("window", window), ("stride", stride)):
+        if not is_whole(value, 1):
+            raise LengthError(f"windows {name}: expected an integer of at least 1, found {value!r}")
+    if stride > window:
+        raise LengthError(f"windows stride: expected at most the window's {window} latent frames, found {stride}")
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    """Refuse a word that is not among the choices of a Literal."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, found {value!r}")

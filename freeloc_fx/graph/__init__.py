@@ -1,0 +1,1 @@
+"""Views of a captured graph, and the records that passes leave on it."""

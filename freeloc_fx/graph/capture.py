@@ -1,0 +1,69 @@
+"""What was captured, as passes read it beside the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+__all__ = ["CallFacts", "Capture", "Pass"]
+
+
+@dataclass(frozen=True)
+class CallFacts:
+    """What a call of a model says about its latents.
+
+    Args:
+        size: latent frames, height and width, where the model is told them as integers; else None.
+        shapes: of the five-dimensional tensors among the call's arguments.
+        grid: token frames, rows and columns that the latents have in the patches that the model's configuration names;
+            None where either does not say.
+    """
+
+    size: tuple[int, int, int] | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
+    grid: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Capture:
+    """The circumstances of one captured graph.
+
+    Args:
+        inputs: value of each placeholder of the graph.
+        layers: module path of each transformer block ("blocks.3") -> layer index.
+        device: where the attention runs.
+        prefix: path of the module that was captured, where it is not the whole model.
+        call: what the call that was captured says about its latents.
+    """
+
+    inputs: Mapping[fx.Node, Any]
+    layers: Mapping[str, int]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    prefix: str = ""
+    call: CallFacts = field(default_factory=CallFacts)
+
+    def layer_of(self, path: str, ordinal: int) -> int:
+        """Layer index of a module path.
+
+        Args:
+            path: module path of a site, "blocks.3.attn1".
+            ordinal: the site's place among the attentions of the graph, which is the answer where the path lies in no
+                known list of blocks.
+
+        Returns:
+            The layer index, from 0.
+        """
+        names = path.split(".")
+        for length in range(len(names), 0, -1):
+            layer = self.layers.get(".".join(names[:length]))
+            if layer is not None:
+                return layer
+        return ordinal
+
+
+Pass = Callable[[fx.Graph, Capture], int]
+"""A pass with all that it needs bound: it changes the graph or its records, and returns how many sites it matched."""

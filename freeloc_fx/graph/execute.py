@@ -1,0 +1,62 @@
+"""Run a stretch of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+
+__all__ = ["run_nodes"]
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def run_nodes(
+    nodes: Iterable[fx.Node],
+    known: Mapping[fx.Node, Any],
+    widen: bool = False,
+    replace: Mapping[int, int] | None = None,
+    keep: Iterable[fx.Node] | None = None,
+) -> dict[fx.Node, Any]:
+    """Execute nodes in order, given the values of everything they read from outside; returns all values.
+
+    widen: casts to half precision become casts to float32. replace: integers among the arguments to change. keep: drop
+    all other values once they have been read.
+    """
+    values = dict(known)
+    nodes = list(nodes)
+    last = {} if keep is None else {read: n for n in nodes for read in n.all_input_nodes}
+    kept = set(keep or ())
+    for node in nodes:
+        if node in values:
+            continue
+        args: Any = fx.node.map_arg(node.args, values.__getitem__)
+        kwargs: Any = fx.node.map_arg(node.kwargs, values.__getitem__)
+        if replace:
+            args, kwargs = (pytree.tree_map_only(int, lambda n: replace.get(n, n), a) for a in (args, kwargs))
+        if widen:
+            if node.op == "call_method" and node.target in ("half", "bfloat16"):
+                values[node] = args[0].float()
+                continue  # what it read lives on in the result where it was float32 already
+            args = tuple(torch.float32 if _casts((a,)) else a for a in args) if _casts(args) else args
+            kwargs = {k: torch.float32 if _casts((v,)) else v for k, v in kwargs.items()}
+        if node.op == "call_function":
+            assert callable(node.target)
+            values[node] = node.target(*args, **kwargs)
+        elif node.op == "call_method":
+            assert isinstance(node.target, str)
+            values[node] = getattr(args[0], node.target)(*args[1:], **kwargs)
+        else:
+            raise KeyError(f"{node.name}: a {node.op} node has no value here")
+        for read in node.all_input_nodes:
+            if last.get(read) is node and read not in kept:
+                del values[read]
+    return values
+
+
+def _casts(arguments: tuple[Any, ...]) -> bool:
+    return any(isinstance(a, torch.dtype) and a in _HALF for a in arguments)

@@ -1,0 +1,98 @@
+"""Records that analysis passes leave on graph nodes, all under one meta key.
+
+Passes communicate through these records and nothing else: analysis writes them, planning and rewriting read them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch.fx as fx
+
+from freeloc_fx.method.grid import RopeLayout, TokenGrid
+
+if TYPE_CHECKING:
+    from freeloc_fx.method.sensitivity import Sensitivity
+
+__all__ = ["KEY", "AttentionSite", "record", "sites", "write"]
+
+
+KEY = "freeloc"
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One softmax attention call in the captured graph.
+
+    path: module path, "blocks.3.attn1". kind: "video" (self-attention over tokens with temporal RoPE), "cross", or
+    "other"; `reason` says why a site is not "video". layer: index among the model's layers. query_shape, key_shape:
+    (batch, heads, tokens, head_dim). scale: factor on q k, None for 1/sqrt(head_dim). mask: the node of the model's
+    key-padding mask, None for none. padded: the number of tokens depends on data (padded text is left out by indexing);
+    the shapes count all that there may be.
+    """
+
+    path: str
+    layer: int
+    kind: Literal["video", "cross", "other"]
+    query_shape: tuple[int, ...]
+    key_shape: tuple[int, ...]
+    scale: float | None = None
+    reason: str = ""
+    rope: RopeLayout | None = None
+    grid: TokenGrid | None = None
+    sensitivity: Sensitivity | None = None
+    mask: fx.Node | None = field(default=None, compare=False)
+    padded: bool = False
+
+
+def record(node: fx.Node) -> AttentionSite | None:
+    """The record on a node, or None."""
+    found = node.meta.get(KEY)
+    assert found is None or isinstance(found, AttentionSite)
+    return found
+
+
+def write(node: fx.Node, site: AttentionSite | None = None, **changes: object) -> None:
+    """Put a record on a node, or change fields of the one that is there."""
+    current = site if site is not None else record(node)
+    assert current is not None, f"{node} carries no record to change"
+    node.meta[KEY] = replace(current, **changes)  # type: ignore[arg-type]
+
+
+def sites(graph: fx.Graph) -> list[tuple[fx.Node, AttentionSite]]:
+    """Every node with a record, in execution order."""
+    return [(node, site) for node in graph.nodes if (site := record(node)) is not None]
+
+
+PIECE = "freeloc_piece"
+"""Meta key of the piece that a node belongs to."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of neighbouring nodes that are compiled, or run, together.
+
+    Args:
+        index: the pieces of a graph are counted from 0 in execution order.
+        block: module path of the transformer block that it is, "blocks.3"; "" for what lies between blocks.
+        compiled: whether it is compiled; what lies between blocks runs as it is.
+    """
+
+    index: int
+    block: str
+    compiled: bool
+
+
+def write_piece(node: fx.Node, piece: Piece) -> None:
+    """Say to which piece a node belongs."""
+    node.meta[PIECE] = piece
+
+
+def pieces(graph: fx.Graph) -> list[tuple[Piece, list[fx.Node]]]:
+    """The pieces of a graph with their nodes, in execution order; empty for a graph that was not cut."""
+    found: dict[Piece, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if isinstance(piece := node.meta.get(PIECE), Piece):
+            found.setdefault(piece, []).append(node)
+    return list(found.items())

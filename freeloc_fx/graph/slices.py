@@ -1,0 +1,96 @@
+"""The stretch of graph between two nodes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import networkx as nx
+import torch.fx as fx
+
+from .flow import element_count, spelled, starts_rope, written_tensor
+from .shapes import shape_of
+
+__all__ = ["Slice", "ancestors", "between", "linear_slice"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The nodes strictly after `starts` that lead to `end`, in execution order, and what they read from outside.
+
+    starts: the largest first; a joint attention has one for video and may have another for text.
+    """
+
+    starts: tuple[fx.Node, ...]
+    end: fx.Node
+    nodes: tuple[fx.Node, ...]
+    outside: tuple[fx.Node, ...]
+
+    @property
+    def start(self) -> fx.Node:
+        return self.starts[0]
+
+    @property
+    def written(self) -> frozenset[fx.Node]:
+        """Tensors that the stretch writes in place."""
+        return frozenset(target for node in self.nodes if (target := written_tensor(node)) is not None)
+
+    def signature(self, graph: nx.DiGraph) -> tuple[object, ...]:
+        """Equal for slices that do the same arithmetic on the same values from outside (so the same RoPE)."""
+        names: dict[fx.Node, object] = {node: f"value {graph.nodes[node]['value']}" for node in self.outside}
+        names |= {node: f"start {index}" for index, node in enumerate(self.starts)}
+        names |= {node: index for index, node in enumerate(self.nodes)}
+        steps = tuple((n.op, str(n.target), spelled(n.args, names), spelled(n.kwargs, names)) for n in self.nodes)
+        return (tuple(map(shape_of, self.starts)), steps)
+
+
+def ancestors(graph: nx.DiGraph, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """The nodes and everything they depend on, in execution order."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        found.add(node)
+        found |= nx.ancestors(graph, node)
+    return sorted(found, key=lambda n: graph.nodes[n]["order"])
+
+
+def between(graph: nx.DiGraph, start: fx.Node, end: fx.Node) -> list[fx.Node]:
+    """The nodes after `start` on the ways to `end`, in execution order."""
+    inside = (nx.descendants(graph, start) & nx.ancestors(graph, end)) | {end}
+    return sorted(inside, key=lambda n: graph.nodes[n]["order"])
+
+
+def linear_slice(graph: nx.DiGraph, end: fx.Node, reader: fx.Node | None = None) -> Slice:
+    """The longest stretch of layout changes and elementwise arithmetic that ends in `end`.
+
+    It begins at norms and projections: one, or several where streams are joined. Position tables enter from outside.
+
+    Args:
+        reader: who reads `end`; writes into `end` before that belong to the stretch.
+    """
+    order = nx.get_node_attributes(graph, "order")
+    base = nx.get_node_attributes(graph, "base")
+    writes = [n for n in graph.predecessors(reader) if written_tensor(n) and base[n] is base[end]] if reader else []
+    whole = element_count(end)
+    body, starts = set(), set()
+    stack = [*writes, end]
+    while stack:
+        node = stack.pop()
+        if node in body or node in starts or not graph.nodes[node]["activation"]:
+            continue
+        # One piece of a fused projection, as large as the end, is a projection of its own.
+        piece = (
+            node.target is operator.getitem
+            and whole == element_count(node) is not None
+            and all(shape_of(n) is None for n in node.all_input_nodes)
+            and not graph.nodes[node]["touched"]
+        )
+        if starts_rope(graph, node) or piece:
+            starts.add(node)
+        else:
+            body.add(node)
+            stack.extend(graph.predecessors(node))
+    nodes = tuple(sorted(body, key=order.__getitem__))
+    outside = {p for node in nodes for p in node.all_input_nodes if p not in body and p not in starts}
+    first = sorted(starts, key=lambda n: (-(element_count(n) or 0), order[n])) or [end]
+    return Slice(tuple(first), end, nodes, tuple(sorted(outside, key=order.__getitem__)))

@@ -1,0 +1,1 @@
+"""Reading temporal RoPE off its input-output behaviour."""

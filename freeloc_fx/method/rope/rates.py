@@ -1,0 +1,98 @@
+"""Rates of temporal RoPE beyond whole turns.
+
+From frame to frame a rate shows up to whole turns only, which is enough to move anything by whole frames. What turns by
+fractions of a frame (interpolated positions, lowered frequencies) needs the rate itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from freeloc_fx.errors import MatchFailure
+from freeloc_fx.method.grid import RopeLayout, TokenGrid
+
+from .measure import Rotations
+
+__all__ = ["SHIFTS", "conventional", "count_turns", "evenly_spaced"]
+
+
+def conventional(layout: RopeLayout) -> bool:
+    """Tell whether rates are certain without counting turns.
+
+    They are where they are at most one radian per frame, and in every head powers of a base, as RoPE is defined (Su et
+    al. 2021, arXiv 2104.09864, section 3.2.2); rates that alias look like neither. Slow pairs, which tables in half
+    precision show roughly only, do not count: what aliases is not slow in all heads.
+
+    Args:
+        layout: as measured, with rates up to whole turns per latent frame.
+
+    Returns:
+        Whether they are.
+    """
+    noise = max(layout.residual, 1e-3)
+    for row in np.abs(np.asarray(layout.omega)):
+        fast = np.sort(row[row >= 20 * noise])
+        steps = np.diff(np.log(fast))
+        if row.max() > 1 + noise or (len(steps) > 1 and np.abs(steps - steps.mean()).max() > 0.1 * steps.mean()):
+            return False
+    return True
+
+
+def evenly_spaced(values: torch.Tensor) -> bool:
+    """Whether real numbers rise or fall by the same step throughout, to 1e-4 of it; values: (n,)."""
+    if values.dtype == torch.bool or values.is_complex() or len(values) < 2:
+        return False
+    steps = values.double().diff()
+    return bool(steps[0].abs() > 0 and (steps - steps[0]).abs().max() <= 1e-4 * steps[0].abs())
+
+
+SHIFTS = (1 / 1024, 1 / 64, 1 / 8)
+"""Fractions of a frame by which `count_turns` moves a clip: the first tells rates of up to 3200 radians per frame
+apart, the others make up for tables in half precision."""
+
+
+def count_turns(
+    layout: RopeLayout, grid: TokenGrid, before: Rotations, moved: Callable[[float], Rotations | MatchFailure]
+) -> RopeLayout | None:
+    """Find the true rates of a layout from what a clip that is moved by a small part of a frame has turned.
+
+    Args:
+        layout: as measured, with rates up to whole turns per latent frame.
+        grid: the tokens of the sequence.
+        before: the rotations of the clip as it is.
+        moved: gives the rotations of the clip moved by a number of latent frames.
+
+    Returns:
+        The layout with its true rates; None where they disagree with those measured between frames, because not all of
+        the clip moved, or something else did.
+    """
+    # A frame past the first two: the first often stands apart, and large angles are less exact.
+    place = np.array([grid.text_first + min(2, grid.frames - 1) * grid.tokens])
+    chosen = [before.first.tolist().index(c) for c in layout.first]
+
+    def at(rotations: Rotations) -> np.ndarray:
+        phase = rotations.phase[:, place] if rotations.others is None else rotations.others(place)
+        return np.asarray(phase[:, 0, chosen])
+
+    start, rate = at(before), None
+    for shift in SHIFTS:
+        found = moved(shift)
+        if isinstance(found, MatchFailure) or found.first.tolist() != before.first.tolist():
+            return None
+        turn = at(found) * start.conj()
+        expected = 0.0 if rate is None else rate * shift
+        rate = (np.angle(turn * np.exp(-1j * np.asarray(expected))) + expected) / shift
+    omega = np.asarray(layout.omega)
+    assert rate is not None
+    turns = np.round((rate - omega) / (2 * math.pi))
+    if np.abs(omega + 2 * math.pi * turns - rate).max() > 0.5:
+        return None
+    counted = omega + 2 * math.pi * turns
+    if not np.ptp(counted, axis=0).any():
+        counted = counted[:1]  # all heads agree
+    return replace(layout, omega=tuple(tuple(map(float, row)) for row in counted), whole_turns=True)

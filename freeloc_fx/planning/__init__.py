@@ -1,0 +1,1 @@
+"""Profiles, and the plan that is made of one for an input shape."""

@@ -1,0 +1,300 @@
+"""The probe: generate while observing; `result` turns what was seen into a profile.
+
+Two modes. "observe" watches one generation at the target length and one at the trained length; every site computes on
+sampled rows what a shift would do to its own output and a window to its entropy. "full" is the paper's: one generation
+for each layer and shift, and one for each layer with a window, with a reward on the video.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from freeloc_fx.compiler.backend import Backend
+from freeloc_fx.compiler.capture.attach import attach
+from freeloc_fx.compiler.capture.conventions import layer_table
+from freeloc_fx.compiler.capture.state import state_of
+from freeloc_fx.compiler.transform import restore, transform
+from freeloc_fx.errors import CaptureError, ProfileError
+from freeloc_fx.files import installed_version
+from freeloc_fx.method.checks import is_whole
+from freeloc_fx.planning.profile import Profile
+
+from .journal import Units
+from .observe import Intervention, Recorder
+from .result import Unit, assignment, for_length, made_profile, measured_lengths, settled, uniform
+from .statistics import ProbeSettings
+from .trials import Candidates, check
+
+__all__ = ["fingerprint", "observing", "probe"]
+
+
+Generate = Callable[[nn.Module, int, int], Any]
+
+
+Reward = Callable[[Any, int], float]
+
+
+def probe(
+    pipeline: Any,
+    *,
+    prompts: Sequence[str] = (),
+    generate: Generate | None = None,
+    trained_frames: int | None = None,
+    target_frames: int | None = None,
+    lengths: Sequence[int] = (),
+    temperature: bool = False,
+    candidates: Candidates = (),
+    mode: Literal["observe", "full"] = "observe",
+    seeds: Sequence[int] = (0,),
+    settings: ProbeSettings | None = None,
+    every: int = 4,
+    steps: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    reward: Reward | None = None,
+    journal: str | Path | None = None,
+    on_unit: Callable[[int, int, str], None] | None = None,
+) -> Profile:
+    """Measure a model's layers and return a profile with sensitivities, temperatures, strategies and provenance.
+
+    Args:
+        pipeline: a diffusers video pipeline; or, with `generate`, any model.
+        prompts: for a pipeline, one for each seed in turn.
+        generate: f(model, frames, seed) -> video; frames in latent frames for a pipeline's model.
+        trained_frames: latent frames of the training clips, by default those of the model's shipped profile.
+        target_frames: latent frames, by default the first of `lengths`, or else four times the trained length (4 (L -
+            1) + 1).
+        lengths: further target lengths. Each is measured by its own generations; the profile is for target_frames and
+            carries them all, `for_length` gives the profile for another one.
+        temperature: layers that keep every pair get "+temp" with the temperature that gives their attention at the
+            target length, at VRPR's positions, the entropy it has at the trained length. Without it a candidate's
+            "+temp" is the closed formula.
+        candidates: strategies to try in every layer beside the rule's assignment, at each target length, one generation
+            for each seed: the best is taken where its reward is above the rule's by twice the standard error within
+            seeds. Names, or name -> the target lengths at which it is tried. Needs a reward and at least three seeds.
+        mode: "observe" or "full".
+        seeds: one generation of each kind and length for each seed; the standard errors are over rows and seeds.
+        settings: what to shift and to hide, by default the paper's for the trained length.
+        every: observe each site on every n-th call.
+        steps: denoising steps for a pipeline, by default its own.
+        height: pixels for a pipeline, by default its own.
+        width: pixels for a pipeline, by default its own.
+        reward: for "full" and for candidates, (video, seed) -> quality, larger = better; "full" without one takes ALD
+            for the position sensitivity.
+        journal: folder of finished units; the same call goes on from it after a kill, and one with more lengths adds to
+            it. It knows the model by its weights, but not what `generate` and `reward` do.
+        on_unit: called as on_unit(done, total, name) after each unit.
+
+    Returns:
+        The profile.
+
+    Raises:
+        StrategyError: a candidate that is not a strategy.
+        ProfileError: a bad argument; trained_frames is not given and no shipped profile fits; the journal is another
+            probe's.
+        CaptureError: no video self-attention was found.
+    """
+    model = pipeline if isinstance(pipeline, nn.Module) else pipeline.transformer
+    if state_of(model) is not None:
+        model = restore(model)
+    if trained_frames is None:
+        trained_frames = Profile.for_model(model).trained_frames
+    if not is_whole(trained_frames, 2):
+        raise ProfileError(f"trained_frames: expected an integer of at least 2, found {trained_frames!r}")
+    if target_frames is None:
+        target_frames = lengths[0] if len(lengths) else 4 * (trained_frames - 1) + 1
+    targets = list(dict.fromkeys([target_frames, *lengths]))
+    for target in targets:
+        if target <= trained_frames:
+            raise ProfileError(f"target_frames: expected more than the {trained_frames} trained frames, found {target}")
+    if mode not in ("observe", "full"):
+        raise ProfileError(f"mode: expected 'observe' or 'full', found {mode!r}")
+    if not len(seeds):
+        raise ProfileError("seeds: expected at least one, found none")
+    tried = check(candidates, targets, seeds, reward is not None)
+    if generate is None:
+        if isinstance(pipeline, nn.Module):
+            raise ProfileError("generate: a model without its pipeline needs generate=f(model, frames, seed)")
+        if not prompts:
+            raise ProfileError("prompts: a pipeline needs at least one prompt")
+        generate = _of_pipeline(pipeline, list(prompts), list(seeds), steps, height, width)
+    job = {
+        # "measures": of what a unit records; another number where that changes, so that old journals are refused.
+        "measures": 2, "mode": mode, "trained_frames": trained_frames, "seeds": list(seeds), "prompts": list(prompts),
+        "every": every, "steps": steps, "height": height, "width": width, "rewarded": reward is not None,
+        "settings": None if settings is None else asdict(settings), "class": type(model).__name__,
+        "weights": fingerprint(model), "torch": torch.__version__, "freeloc_fx": installed_version(),
+    }  # fmt: skip
+    kept = Units(Path(journal) if journal is not None else None, job)
+    run = _Run(model, generate, settings, every, reward)
+    units = [Unit("observe", seed, frames) for seed in seeds for frames in (trained_frames, *targets)]
+    # What a shift of "twice the trained length" is, in latent frames, the first unit says: `generate` may count frames
+    # of the video.
+    first = kept.get(units[0].name, lambda: run.unit(units[0], None))
+    if mode == "full":
+        layers = sorted(int(layer) for layer in first["layers"])
+        used = settings or ProbeSettings.for_length(first["frames"])
+        units += [
+            Unit("shift", seed, trained_frames, Intervention(layer, shift=shift))
+            for seed in seeds for layer in layers for shift in used.shifts
+        ]  # fmt: skip
+        units += [
+            Unit("window", seed, target, Intervention(layer, window=used.window))
+            for seed in seeds for target in targets for layer in layers
+        ]  # fmt: skip
+
+    def finish(name: str, work: Callable[[], Any], done: int, total: int) -> Any:
+        result = kept.get(name, work)
+        if on_unit is not None:
+            on_unit(done, total, name)
+        return result
+
+    results = {}
+    total = len(units) + len(seeds) * sum(len(names) + 1 for names in tried.values())
+    for done, unit in enumerate(units, 1):
+        results[unit.name] = finish(unit.name, functools.partial(run.unit, unit, first["frames"]), done, total)
+    profile = made_profile(model, job, targets, units, results, temperature)
+    if not tried:
+        return profile
+    trials = []
+    for target, frames in zip(targets, measured_lengths(profile), strict=True):
+        if target not in tried:
+            continue
+        contenders = {assignment(profile, frames): for_length(profile, frames)}
+        contenders |= {name: uniform(profile, frames, name) for name in tried[target] if name not in contenders}
+        for name, contender in contenders.items():
+            trial = run.trial(contender, target)  # one capture for all seeds
+            # A temperature that is solved and one that is matched are two trials of one name.
+            solved = " closed formula" if contender.temperature is None and "temp" in name.split("+") else ""
+            trials += [
+                (frames, name, seed, f"trial seed {seed} frames {target} {name}{solved}", trial) for seed in seeds
+            ]
+    total = len(units) + len(trials)  # fewer where the rule's own assignment was among the candidates
+    rewards: dict[int, dict[str, list[float]]] = {}
+    for done, (frames, name, seed, unit_name, trial) in enumerate(trials, len(units) + 1):
+        reward_of = finish(unit_name, functools.partial(trial, seed), done, total)
+        rewards.setdefault(frames, {}).setdefault(name, []).append(reward_of)
+    return settled(profile, rewards)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the parameters' names, shapes, dtypes and first values: retrained weights have another.
+
+    Args:
+        model: any module.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        if value.device.type != "meta":
+            digest.update(value.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class _Run:
+    def __init__(
+        self, model: nn.Module, generate: Generate, settings: ProbeSettings | None, every: int, reward: Reward | None
+    ) -> None:
+        self.model, self.generate, self.settings, self.every, self.reward = model, generate, settings, every, reward
+
+    def unit(self, unit: Unit, trained: int | None) -> dict[str, Any]:
+        """Make one generation and say what each layer showed: means, standard errors and row counts.
+
+        Args:
+            unit: the generation.
+            trained: latent frames of the trained length, None if this is it.
+
+        Returns:
+            Its latent frames; whether text attends beside the video; the layers' values; the reward, if any.
+
+        Raises:
+            CaptureError: the observed model was not called.
+        """
+        seed = unit.seed
+        recorder = Recorder(uuid.uuid4().hex, self.settings, seed, self.every, unit.intervention, trained)
+        try:
+            with observing(self.model, recorder) as model:
+                video = self.generate(model, unit.frames, seed)
+            seen = recorder.stacked()
+        finally:
+            recorder.close()
+        if not seen:
+            raise CaptureError("probe: the generation ran without calling the observed model")
+        layers = {}
+        for layer, quantities in sorted(seen.items()):
+            values = {}
+            for name, rows in quantities.items():
+                mean = rows.mean(0)
+                error = rows.std(0, ddof=1) / np.sqrt(len(rows)) if len(rows) > 1 else np.zeros_like(mean)
+                values[name] = {"mean": mean.tolist(), "error": error.tolist(), "rows": len(rows)}
+            layers[str(layer)] = values
+        score = float(self.reward(video, seed)) if self.reward is not None else None
+        text = any(site.grid.text for site in recorder.sites.values())
+        return {"frames": recorder.frames, "text": text, "layers": layers, "reward": score}
+
+    def trial(self, profile: Profile, frames: int) -> Callable[[int], float]:
+        """Make the trial of a profile. The model is transformed when it is first asked.
+
+        Args:
+            profile: what to try.
+            frames: as `generate` counts them.
+
+        Returns:
+            seed -> the reward of one generation.
+        """
+        model = functools.cache(lambda: transform(self.model, profile, backend="eager"))
+        reward = self.reward
+        assert reward is not None
+        return lambda seed: float(reward(self.generate(model(), frames, seed), seed))
+
+
+@contextmanager
+def observing(model: nn.Module, recorder: Recorder) -> Any:
+    """Give a copy of the model whose video self-attentions are watched; it computes what the model computes.
+
+    Args:
+        model: the model, not transformed.
+        recorder: collects what is seen.
+
+    Yields:
+        The watched model.
+    """
+    everything = Profile(trained_frames=2, layers="direct", name="observed")
+    backend = Backend(everything, layer_table(model), None, recorder=recorder)
+    yield attach(copy.copy(model), model, backend)
+
+
+def _of_pipeline(
+    pipeline: Any, prompts: list[str], seeds: list[int], steps: int | None, height: int | None, width: int | None
+) -> Generate:
+    from freeloc_fx.generation.pipelines import generate as run
+    from freeloc_fx.generation.request import Facts
+
+    facts = Facts.of(pipeline)
+
+    def generate(model: nn.Module, frames: int, seed: int) -> Any:
+        before = pipeline.transformer
+        pipeline.transformer = model
+        try:
+            prompt = prompts[seeds.index(seed) % len(prompts)]
+            length = (frames - 1) * facts.temporal + 1
+            return run(pipeline, prompt, frames=length, height=height, width=width, steps=steps, seed=seed).frames
+        finally:
+            pipeline.transformer = before
+
+    return generate

@@ -1,0 +1,195 @@
+"""Heads in groups: the same result, and less than twice the memory of q, k and v in every lowering and dtype."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from attention_cases import distance
+from hypothesis import given
+from hypothesis import strategies as st
+
+from freeloc_fx.attention import op
+from freeloc_fx.attention.cache import Cache
+from freeloc_fx.attention.calls import lowering as calls_module
+from freeloc_fx.attention.calls.lowering import calls
+from freeloc_fx.attention.flex import lowering as flex_module
+from freeloc_fx.attention.flex.lowering import flex, group_size
+from freeloc_fx.attention.heads import heads_at_a_time
+from freeloc_fx.attention.reference import reference
+from freeloc_fx.evaluation.cost import make_spec, peak_bytes
+from freeloc_fx.method.spec import AttentionSpec
+
+HEADS = 5
+MIXTURES = ("freelong", "freelong++", "longdiff")
+TORCHS = ("flex_attention in test", "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::bmm")
+"""Operations whose scratch is torch's, not ours: how much they take differs between processors (bfloat16 is packed
+where there is AMX)."""
+STRATEGIES = ("vrpr", "tsa", "vrpr+tsa", "window", "anchors", "riflex", "clip", "group", "ultravico")
+
+
+@given(st.integers(1, 200), st.floats(0.5, 300))
+def test_groups_are_even_and_fit(heads: int, parts: float) -> None:
+    group = heads_at_a_time(heads, parts)
+    assert 1 <= group <= heads
+    assert group == 1 or group * parts <= 5 * heads
+    groups = -(-heads // group)
+    assert groups == 1 or heads_at_a_time(heads, parts * 0.99) >= group
+    assert group - (heads - (groups - 1) * group) < groups, "the last group is much smaller than the others"
+
+
+def of_every_head(spec: AttentionSpec, seed: int = 0) -> AttentionSpec:
+    """With rates of its own for each head, as LTX and Mochi have."""
+    pace = torch.rand(HEADS, generator=torch.Generator().manual_seed(seed)) + 0.5
+    omega = tuple(tuple(rate * float(p) for rate in spec.rope.omega[0]) for p in pace)
+    return dataclasses.replace(spec, rope=dataclasses.replace(spec.rope, omega=omega))
+
+
+def tensors(spec: AttentionSpec, dim: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    """As models hold them: (batch, tokens, heads, head_dim) in memory."""
+    random = torch.Generator().manual_seed(1)
+    shape = (1, spec.grid.sequence, HEADS, dim)
+    return tuple(torch.randn(shape, generator=random).to(dtype).transpose(1, 2) for _ in range(3))
+
+
+def marked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Give every run of FlexAttention the first name of `TORCHS` in the profiler; the list grows by one each time."""
+    found: list[int] = []
+    compiled = flex_module.compiled
+
+    def with_name(lse: bool, *rest: str) -> Any:
+        call = compiled(lse, *rest)
+
+        def run(*arguments: Any) -> Any:
+            found.append(1)
+            with torch.profiler.record_function(TORCHS[0]):
+                return call(*arguments)
+
+        return run
+
+    monkeypatch.setattr(flex_module, "compiled", with_name)
+    return found
+
+
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let FlexAttention run by dense scores also where torch could compile it on CPU, which takes seconds a shape."""
+    real = flex_module.compiled
+    monkeypatch.setattr(flex_module, "compiled", lambda lse, *_: real(lse, "eager"))
+
+
+@pytest.mark.parametrize("text", [0, 6])
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("way", ["flex", "calls"])
+def test_heads_in_groups_change_nothing(way: str, name: str, text: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = of_every_head(make_spec(name, 2, 2, 3, 16, text, trained=5))
+    q, k, v = tensors(spec, 16)
+    mask = None
+    if text:  # the last two are padding
+        mask = torch.ones(1, 1, 1, spec.grid.sequence, dtype=torch.bool)
+        mask[..., -2:] = False
+    sizes: list[int] = []
+    if way == "flex":
+        call = flex
+        monkeypatch.setattr(flex_module, "group_size", lambda *_: 2)
+        inner: Any = flex_module.attend_group
+        monkeypatch.setattr(flex_module, "attend_group", lambda *a: (sizes.append(a[0].shape[1]), inner(*a))[1])
+        uncompiled(monkeypatch)
+    else:
+        call = calls
+        make: Any = calls_module.make_cuts
+        monkeypatch.setattr(calls_module, "make_cuts", lambda *a: dataclasses.replace(make(*a), group=2))
+        monkeypatch.setattr(calls_module, "known_cuts", Cache(64))
+        sample: Any = calls_module.Sample
+        monkeypatch.setattr(calls_module, "Sample", lambda *a: (sizes.append(a[0].shape[0]), sample(*a))[1])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="attention='flex' with strategy")
+        found = call(q, k, v, spec, key_mask=mask)
+    assert sizes == [2, 2, 1]
+    assert distance(found, reference(q, k, v, spec, key_mask=mask)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("way", ["tiles", "calls"])
+def test_mixtures_in_groups_change_nothing(way: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = of_every_head(make_spec(name, 2, 2, 3, 16, 6, trained=5))
+    q, k, v = tensors(spec, 16)
+    sizes: list[int] = []
+    monkeypatch.setattr(op, "heads_at_a_time", lambda heads, _: heads)
+    whole = op.run("reference", q, k, v, spec)
+    monkeypatch.setattr(op, "heads_at_a_time", lambda *_: 2)
+    inner: Any = op._mixed
+    monkeypatch.setattr(op, "_mixed", lambda *a: (sizes.append(a[1].shape[1]), inner(*a))[1])
+    found = op.run(way, q, k, v, spec)
+    assert sizes == [2, 2, 1]
+    assert distance(found, whole) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("way", ["tiles", "calls"])
+def test_mixtures_take_less_than_twice_q_k_and_v(way: str, name: str, dtype: torch.dtype) -> None:
+    spec = make_spec(name, 4, 8, 8, 64, trained=9)
+    q, k, v = tensors(spec, 64, dtype)
+    with torch.no_grad():
+        op.run(way, q, k, v, spec)  # tables
+        peak = peak_bytes(lambda: op.run(way, q, k, v, spec), apart=TORCHS)
+    assert q.nbytes <= peak < 2 * 3 * q.nbytes, f"{peak / 3 / q.nbytes:.2f} times q, k and v"
+
+
+@pytest.mark.parametrize("text", [0, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("way", ["flex", "calls"])
+def test_less_than_twice_q_k_and_v(
+    way: str, name: str, dtype: torch.dtype, text: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output counts; q, k and v do not. What torch's attention holds inside a call is torch's: uncompiled, as on
+    CPU, FlexAttention holds all scores."""
+    # Uncompiled FlexAttention holds all scores and is captured for every band: minutes at the larger size.
+    spec = make_spec(name, *((2, 4, 4) if way == "flex" else (4, 8, 8)), 64, text, trained=9)
+    q, k, v = tensors(spec, 64, dtype)
+    call = flex if way == "flex" else calls
+    uncompiled(monkeypatch)
+    calls_of_flex = marked(monkeypatch)
+
+    def run() -> torch.Tensor:
+        return call(q, k, v, spec)
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="attention='flex' with strategy")
+        expected = run()  # tables
+        del calls_of_flex[:]
+        found: list[torch.Tensor] = []
+        peak = peak_bytes(lambda: found.append(run()), apart=TORCHS)
+    assert bool(calls_of_flex) == (way == "flex"), "FlexAttention did not run"
+    assert torch.equal(found[0], expected)
+    assert q.nbytes <= peak < 2 * 3 * q.nbytes, f"{peak / 3 / q.nbytes:.2f} times q, k and v"
+
+
+def test_what_attention_takes_inside_is_told_apart() -> None:
+    """FlexAttention on CPU holds the scores of all pairs; what it returns is all that is left when they are apart."""
+    spec = make_spec("tsa", 4, 8, 8, 64, trained=9)
+    q, k, v = tensors(spec, 64)
+    call = flex_module.compiled(True, "eager")
+
+    def run() -> Any:
+        with torch.profiler.record_function(TORCHS[0]):
+            return call(q, k, v, None, 0.125, None)
+
+    with torch.no_grad():
+        out, lse = run()
+        whole, ours = peak_bytes(run), peak_bytes(run, apart=TORCHS)
+    assert whole > 4 * HEADS * spec.grid.video**2, "the scores"
+    assert ours == out.nbytes + lse.nbytes
+
+
+def test_wan_in_bfloat16_runs_in_two_groups_and_in_one_where_nothing_merges() -> None:
+    def size(name: str, dtype: torch.dtype, heads: int = 12) -> int:
+        return group_size(make_spec(name, 2, 4, 4, 128), heads, dtype)
+
+    assert size("vrpr+tsa", torch.bfloat16) == 6 and size("vrpr+tsa", torch.bfloat16, 40) == 20
+    assert size("vrpr+tsa", torch.float32) == 12
+    assert size("tsa", torch.bfloat16) == size("tsa", torch.float32) == 12

@@ -1,0 +1,83 @@
+"""What `verify=True` has compared belongs to one backend, and to a shape, dtype and device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from models import wan
+from transformed import LONG, run
+
+from freeloc_fx import Profile, transform
+from freeloc_fx.attention import op
+from freeloc_fx.errors import VerificationError
+
+PROFILE = Profile(trained_frames=5, layers="vrpr+tsa")
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.dtype, int]]:
+    """(dtype, batch) of every comparison with the reference."""
+    found: list[tuple[torch.dtype, int]] = []
+    check = op.check_agreement
+
+    def noting(out: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, about: str) -> None:
+        found.append((dtype, out.shape[0]))
+        check(out, expected, dtype, about)
+
+    monkeypatch.setattr(op, "check_agreement", noting)
+    return found
+
+
+def verified(model: Any) -> Any:
+    return transform(model, PROFILE, backend="eager", verify=True)
+
+
+def test_once_for_each_model(compared: list[Any]) -> None:
+    """Both layers are one spec, which the first of them compares."""
+    one, two = verified(wan()), verified(wan(seed=1))
+    for _ in range(2):
+        run(one)
+    assert compared == [(torch.float32, 1)]
+    for _ in range(2):
+        run(two)
+    assert compared == [(torch.float32, 1)] * 2, "another model of the same strategy begins anew"
+    again = verified(wan())
+    run(again)
+    assert len(compared) == 3, "nothing is left of a model that was verified before"
+
+
+def test_once_for_each_shape(compared: list[Any]) -> None:
+    changed = verified(wan())
+    for batch in (1, 2, 1, 2):
+        run(changed, batch=batch)
+    assert compared == [(torch.float32, 1), (torch.float32, 2)]
+
+
+def test_once_for_each_dtype(compared: list[Any]) -> None:
+    """The same spec, called in another dtype."""
+    changed = verified(wan())
+    run(changed)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            run(changed)
+    run(changed)
+    assert compared == [(torch.float32, 1), (torch.bfloat16, 1)]
+
+
+def test_not_without_the_switch(compared: list[Any]) -> None:
+    run(transform(wan(), PROFILE, backend="eager"))
+    assert compared == []
+
+
+def test_what_has_failed_is_compared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what agreed counts as compared."""
+    changed = verified(wan())
+    right = op.LOWERINGS["tiles"]
+    with monkeypatch.context() as wrong:
+        wrong.setitem(op.LOWERINGS, "tiles", lambda *given: right(*given) * 1.01)
+        for _ in range(2):
+            with pytest.raises(VerificationError, match="differs from the reference"):
+                run(changed)
+    assert run(changed).shape == (1, 4, LONG, 4, 4)
