@@ -72,6 +72,10 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
     return found
 
 
+class _PerSampleError(ValueError):
+    """Samples of one batch have tables of their own."""
+
+
 def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables) -> Found | MatchFailure:
     name = part.end.name
     _, heads, tokens, dim = site.query_shape
@@ -103,6 +107,11 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         expected = (result.shape[0], heads, tokens, dim)
         if tuple(result.shape) != expected and not (site.padded and result.shape[2] < tokens):
             raise ValueError(f"expected {expected}, found {tuple(result.shape)}")
+        if result.shape[0] > 1 and not torch.allclose(result, result[:1].expand_as(result), rtol=0, atol=1e-5):
+            raise _PerSampleError(
+                "the samples of the batch are turned differently, as by two frame rates; expected one rotation for all: "
+                "call the model once for each"
+            )
         padding = result.new_zeros(heads, tokens - result.shape[2], dim)
         # What data-dependent indexing may leave out is text, which is not turned.
         padding = padding + probe.reshape(heads, 1, dim).to(padding)
@@ -118,6 +127,8 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         if isinstance(rotations, MatchFailure):
             return MatchFailure(rotations.reason, name)
         found = rope.temporal(rotations, dim, tolerance)
+    except _PerSampleError as error:
+        return MatchFailure(str(error), name)
     except Exception as error:  # any operation of the user's model may fail on a probe; the site is then not usable
         return MatchFailure(f"running {part.start.name} -> {name} on a probe failed: {error}", name)
     if isinstance(found, MatchFailure):

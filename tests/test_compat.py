@@ -1,0 +1,348 @@
+"""Private names of torch, diffusers, accelerate and peft that this library uses: each is there, or a test names it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import wan, wan_inputs
+from torch import nn
+
+from freeloc_fx import compat
+
+
+def there(holds: bool, name: str, package: str = "torch") -> None:
+    """Fail with the private name that is missing, and the version of its package."""
+    assert holds, f"{package} {version(package)} has no {name} as freeloc_fx.compat expects it"
+
+
+def test_nothing_is_left_out() -> None:
+    """Every public function and constant of the file is looked at here; those of moved modules in test_public_names."""
+    code = ast.parse(Path(compat.__file__).read_text(encoding="utf-8")).body
+    names = {node.name for node in code if isinstance(node, ast.FunctionDef)}
+    names |= {
+        node.targets[0].id for node in code if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    assert names - used == {"keep_old_names"}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in compat._ERRORS.items() for name in names])
+def test_an_error_of_dynamo(kind: str, name: str) -> None:
+    import torch._dynamo.exc as errors
+
+    there(hasattr(errors, name), f"torch._dynamo.exc.{name}")
+    assert issubclass(getattr(errors, name), Exception)
+    assert getattr(errors, name) in compat.dynamo_errors(kind)
+
+
+def test_what_wraps_a_backends_error() -> None:
+    def fails(gm: Any, inputs: Any) -> Any:
+        raise LookupError("mine")
+
+    with pytest.raises(compat.dynamo_errors("BACKEND_FAILED")) as caught:
+        torch.compile(lambda x: x + 1, backend=fails)(torch.ones(1))
+    there(
+        isinstance(getattr(caught.value, "inner_exception", None), LookupError), "BackendCompilerFailed.inner_exception"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "recompile_limit",
+        "accumulated_recompile_limit",
+        "fail_on_recompile_limit_hit",
+        "capture_dynamic_output_shape_ops",
+    ],
+)
+def test_a_setting_of_dynamo(name: str) -> None:
+    import torch._dynamo
+
+    there(hasattr(torch._dynamo.config, name), f"torch._dynamo.config.{name}")
+    before = getattr(torch._dynamo.config, name)
+    other: Any = not before if isinstance(before, bool) else before + 1
+    with compat.dynamo_settings(**{name: other}):
+        assert getattr(torch._dynamo.config, name) == other
+    assert getattr(torch._dynamo.config, name) == before
+
+
+def test_a_setting_that_dynamo_does_not_have_is_left_out() -> None:
+    with compat.dynamo_settings(no_such_setting=1):
+        pass
+
+
+def test_dynamo_switched_off() -> None:
+    from torch._dynamo import config, eval_frame
+
+    there(hasattr(config, "disable"), "torch._dynamo.config.disable")
+    there(hasattr(getattr(eval_frame, "_stance", None), "stance"), "torch._dynamo.eval_frame._stance.stance")
+    assert compat.dynamo_switched_off() == ""
+    with config.patch(disable=True):
+        assert "TORCHDYNAMO_DISABLE" in compat.dynamo_switched_off()
+    for stance in ("force_eager", "eager_on_recompile"):
+        with torch.compiler.set_stance(stance):
+            assert compat.dynamo_switched_off() == f"torch.compiler.set_stance({stance!r})"
+    assert compat.dynamo_switched_off() == ""
+
+
+def test_backend_names() -> None:
+    there("exclude_tags" in inspect.signature(torch.compiler.list_backends).parameters, "list_backends(exclude_tags)")
+    assert "inductor" in compat.backend_names() and "aot_eager" not in compat.backend_names()
+    assert {"inductor", "aot_eager"} <= set(compat.backend_names(all_of_them=True))
+
+
+@pytest.mark.parametrize("name", ["_TorchCompileInductorWrapper", "_TorchCompileWrapper"])
+def test_a_compiler_of_torch(name: str) -> None:
+    there(hasattr(torch, name), f"torch.{name}")
+    made = compat.torch_compiler("inductor" if "Inductor" in name else "aot_eager", None, None)
+    there(isinstance(made, getattr(torch, name)) and callable(made), f"torch.{name}(name, mode, options, dynamic)")
+    assert compat.is_inductor(made) == ("Inductor" in name)
+
+
+def test_cuda_graphs_are_told_by_the_compilers_settings() -> None:
+    made = compat.torch_compiler("inductor", "reduce-overhead", None)
+    there(compat.uses_cuda_graphs(made), "_TorchCompileInductorWrapper.config['triton.cudagraphs']")
+    assert not compat.uses_cuda_graphs(compat.torch_compiler("inductor", None, None))
+    assert not compat.uses_cuda_graphs(compat.torch_compiler("aot_eager", None, None))
+
+
+def test_compiled_call() -> None:
+    module = nn.Linear(2, 2)
+    assert compat.compiled_call(module) is None
+    module.compile(backend="eager")
+    there(callable(vars(module).get(compat.COMPILED_CALL)), f"nn.Module.{compat.COMPILED_CALL}, written by compile()")
+    assert compat.compiled_call(module) is vars(module)[compat.COMPILED_CALL]
+    setattr(module, compat.COMPILED_CALL, lambda x: "compiled")
+    there(module(torch.ones(1, 2)) == "compiled", f"nn.Module.{compat.COMPILED_CALL}, run by __call__")
+
+
+def test_plain_call() -> None:
+    there(hasattr(nn.Module, "_call_impl"), "nn.Module._call_impl")
+    module = nn.Linear(2, 2)
+    setattr(module, compat.COMPILED_CALL, lambda x: "compiled")
+    module.register_forward_hook(lambda *_: "hooked")
+    assert compat.plain_call(module)(torch.ones(1, 2)) == "hooked"
+
+
+def test_unwrapped() -> None:
+    module = nn.Linear(2, 2)
+    there(compat.unwrapped(torch.compile(module, backend="eager")) is module, "OptimizedModule._orig_mod")
+    assert compat.unwrapped(module) is module
+
+
+@pytest.mark.parametrize("name", ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"])
+def test_where_a_module_keeps_its_own_hooks(name: str) -> None:
+    there(name in vars(nn.Linear(2, 2)), f"nn.Module.{name}")
+    assert name in compat.own_hooks(nn.Linear(2, 2))
+
+
+def test_torch_library() -> None:
+    there(getattr(torch._C, "__file__", "").endswith((".so", ".pyd")), "torch._C.__file__")
+    assert compat.torch_library() == torch._C.__file__
+
+
+def test_storage_id() -> None:
+    x = torch.ones(4)
+    there(hasattr(x.untyped_storage(), "_cdata"), "UntypedStorage._cdata")
+    assert compat.storage_id(x) == compat.storage_id(x[1:]) != compat.storage_id(torch.ones(4))
+
+
+@pytest.fixture(scope="module")
+def graph() -> torch.fx.Graph:
+    """A captured Wan, as Dynamo hands it over."""
+    found: list[torch.fx.Graph] = []
+
+    def keep(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        found.append(gm.graph)
+        return gm.forward
+
+    with torch.no_grad():
+        torch.compile(wan(num_layers=1), backend=keep, fullgraph=True, dynamic=False)(**wan_inputs(2))
+    return found[0]
+
+
+def test_example_value(graph: torch.fx.Graph) -> None:
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    there(
+        any(isinstance(compat.example_value(node), torch.Tensor) for node in calls),
+        "node.meta['example_value'], written by Dynamo",
+    )
+
+
+def test_module_stack(graph: torch.fx.Graph) -> None:
+    stacks = [compat.module_stack(node) for node in graph.nodes]
+    there(any(stacks), f"node.meta[{compat.STACK!r}], written by Dynamo")
+    path, kind = list(max(stacks, key=len).values())[-1]
+    assert isinstance(path, str) and "blocks" in path and kind is not None
+
+
+def test_source_name(graph: torch.fx.Graph) -> None:
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    there(all(hasattr(node, "_dynamo_source") for node in placeholders), "_dynamo_source on a graph's placeholders")
+    names = [compat.source_name(node) for node in placeholders]
+    there(any("hidden_states" in (name or "") for name in names), "_dynamo_source.name")
+    assert compat.source_name(next(node for node in graph.nodes if node.op == "call_function")) is None
+
+
+def test_copy_source(graph: torch.fx.Graph) -> None:
+    old = next(node for node in graph.nodes if node.op == "placeholder")
+    new = torch.fx.Graph().placeholder("x")
+    compat.copy_source(old, new)
+    there(
+        compat.source_name(new) == compat.source_name(old) is not None, "_dynamo_source on a placeholder, to be copied"
+    )
+
+
+def test_is_region_call() -> None:
+    there(hasattr(torch.ops.higher_order, "invoke_subgraph"), "torch.ops.higher_order.invoke_subgraph")
+    region = torch.fx.Graph()
+    assert compat.is_region_call(region.call_function(torch.ops.higher_order.invoke_subgraph, ()))
+    assert not compat.is_region_call(region.call_function(torch.add, ()))
+
+
+def test_fake_mode() -> None:
+    from torch._subclasses import fake_tensor
+    from torch.fx.experimental import symbolic_shapes
+
+    there(hasattr(fake_tensor, "FakeTensorMode"), "torch._subclasses.fake_tensor.FakeTensorMode")
+    there(hasattr(symbolic_shapes, "ShapeEnv"), "torch.fx.experimental.symbolic_shapes.ShapeEnv")
+    with compat.fake_mode():
+        x = torch.ones(3)
+        assert isinstance(x, fake_tensor.FakeTensor) and (x + x).shape == (3,)
+
+
+def test_outside_fake_mode() -> None:
+    from torch._subclasses import fake_tensor
+
+    there(hasattr(fake_tensor, "unset_fake_temporarily"), "torch._subclasses.fake_tensor.unset_fake_temporarily")
+    with compat.fake_mode(), compat.outside_fake_mode():
+        assert torch.ones(3).tolist() == [1.0, 1.0, 1.0]
+
+
+# diffusers and accelerate: hooks
+
+
+class Plain(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+def test_diffusers_hooks() -> None:
+    from diffusers.hooks import HookRegistry, ModelHook
+
+    module, hook = Plain(), ModelHook()
+    assert compat.diffusers_hooks(module) == {}
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, "mine")
+    there(compat.HOOK_REGISTRY in vars(module), f"{compat.HOOK_REGISTRY} of a module with hooks", "diffusers")
+    found = compat.diffusers_hooks(module)
+    there(isinstance(found, Mapping) and found.get("mine") is hook, "HookRegistry.hooks", "diffusers")
+
+
+def test_the_call_inside_diffusers_hooks() -> None:
+    from diffusers.hooks import HookRegistry, ModelHook
+
+    class Doubles(ModelHook):
+        def new_forward(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = 2 * self.fn_ref.original_forward(x)
+            return result
+
+    module = Plain()
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    registry.register_hook(Doubles(), "doubles")
+    there(bool(getattr(registry, "_fn_refs", None)), "HookRegistry._fn_refs", "diffusers")
+    there(hasattr(registry._fn_refs[0], "original_forward"), "HookFunctionReference.original_forward", "diffusers")
+    there(hasattr(registry._fn_refs[0], "forward"), "HookFunctionReference.forward", "diffusers")
+    owner, name = compat.call_inside_hooks(module)
+    setattr(owner, name, lambda x: x + 10)
+    there(module(torch.ones(1)).item() == 22, f"HookFunctionReference.{name} as what a hook runs", "diffusers")
+
+
+def test_accelerate_hook() -> None:
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    module, hook = Plain(), ModelHook()
+    assert compat.accelerate_hook(module) is None
+    add_hook_to_module(module, hook)
+    there(compat.accelerate_hook(module) is hook, "_hf_hook of a module with a hook", "accelerate")
+    there("_old_forward" in vars(module), "_old_forward of a module with a hook", "accelerate")
+    owner, name = compat.call_inside_hooks(module)
+    assert (owner, name) == (module, "_old_forward")
+    setattr(owner, name, lambda x: x + 10)
+    there(module(torch.ones(1)).item() == 11, "_old_forward as what a hook runs", "accelerate")
+
+
+def test_a_module_without_hooks_is_called_by_its_compiled_call() -> None:
+    module = Plain()
+    assert compat.call_inside_hooks(module) == (module, compat.COMPILED_CALL)
+
+
+def test_hooks_that_keep_results() -> None:
+    from diffusers.hooks import ModelHook
+    from diffusers.hooks.first_block_cache import FBCBlockHook, FBCHeadBlockHook
+
+    there(hasattr(ModelHook, "_is_stateful"), "ModelHook._is_stateful", "diffusers")
+    there(FBCHeadBlockHook._is_stateful is True, "FBCHeadBlockHook._is_stateful", "diffusers")
+    assert not compat.keeps_results(ModelHook())
+    taken = inspect.signature(FBCBlockHook.__init__).parameters
+    there("state_manager" in taken, "FBCBlockHook.state_manager, shared with the hook of the first block", "diffusers")
+
+
+# peft, by way of diffusers
+
+
+@pytest.mark.parametrize("name", compat.ADAPTERS)
+def test_what_says_which_adapters_were_loaded(name: str) -> None:
+    from peft import LoraConfig
+
+    model = wan(num_layers=1)
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "style")
+    there(name in vars(model), f"{name} of a model with an adapter", "diffusers")
+
+
+# diffusers: AutoencoderKLWan
+
+
+@pytest.fixture(scope="module")
+def vae() -> Any:
+    from diffusers import AutoencoderKLWan
+
+    cls: Any = AutoencoderKLWan
+    torch.manual_seed(0)
+    return cls(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[True, True], in_channels=12,
+        out_channels=12, patch_size=2, scale_factor_spatial=8, latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    ).eval()  # fmt: skip
+
+
+def test_wan_frames(vae: Any) -> None:
+    there(hasattr(vae, "temperal_downsample"), "AutoencoderKLWan.temperal_downsample", "diffusers")
+    assert compat.wan_frames(vae) == 4
+
+
+def test_wan_decode_piece(vae: Any) -> None:
+    from diffusers.models.autoencoders import autoencoder_kl_wan
+
+    there(hasattr(autoencoder_kl_wan, "unpatchify"), "autoencoder_kl_wan.unpatchify", "diffusers")
+    there(callable(getattr(vae, "clear_cache", None)), "AutoencoderKLWan.clear_cache", "diffusers")
+    vae.clear_cache()
+    there(hasattr(vae, "_feat_map"), "AutoencoderKLWan._feat_map", "diffusers")
+    taken = inspect.signature(vae.decoder.forward).parameters
+    for name in ("feat_cache", "feat_idx", "first_chunk"):
+        there(name in taken, f"AutoencoderKLWan.decoder(..., {name}=)", "diffusers")
+    with torch.no_grad():
+        hidden = vae.post_quant_conv(torch.randn(1, 4, 1, 2, 2))
+        first = compat.wan_decode_piece(vae, hidden, first_chunk=True)
+        assert first.shape == (1, 3, 1, 16, 16)
+        assert compat.wan_decode_piece(vae, hidden).shape == (1, 3, 4, 16, 16)
+    vae.clear_cache()
