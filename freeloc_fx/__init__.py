@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from .generation.noise import freenoise
     from .generation.windows import context_windows
     from .method.catalogue import strategies
+    from .method.positions import VRPR
+    from .method.visibility import TSA
 
 __all__ = [
+    "TSA",
+    "VRPR",
     "FreelocError",
     "Plan",
     "Profile",
@@ -46,6 +50,8 @@ __all__ = [
 
 # Names that are imported when they are first asked for, and where they are.
 _LATER = {
+    "TSA": "method.visibility",
+    "VRPR": "method.positions",
     "context_windows": "generation.windows",
     "disable": "generation.enabling",
     "enable": "generation.enabling",

@@ -58,7 +58,12 @@ class VerificationError(FreelocError, AssertionError):
 
 @dataclass(frozen=True)
 class MatchFailure:
-    """Why something was not found, and at which node."""
+    """Why something was not found, and at which node.
+
+    Args:
+        reason: for people to read.
+        node: name of the node in the graph; empty where there is none to name.
+    """
 
     reason: str
     node: str = ""

@@ -109,8 +109,8 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
             raise ValueError(f"expected {expected}, found {tuple(result.shape)}")
         if result.shape[0] > 1 and not torch.allclose(result, result[:1].expand_as(result), rtol=0, atol=1e-5):
             raise _PerSampleError(
-                "the samples of the batch are turned differently, as by two frame rates; expected one rotation for all: "
-                "call the model once for each"
+                "the samples of the batch are turned differently, as by two frame rates; expected one rotation for all "
+                "of them: call the model once for each"
             )
         padding = result.new_zeros(heads, tokens - result.shape[2], dim)
         # What data-dependent indexing may leave out is text, which is not turned.

@@ -17,7 +17,7 @@ from freeloc_fx import compat
 
 PUBLIC = {
     "FreelocError", "Plan", "Profile", "plan", "plans", "probe", "restore", "transform", "enable", "disable",
-    "is_transformed", "plan_for", "strategies", "context_windows", "freenoise", "__version__",
+    "is_transformed", "plan_for", "strategies", "context_windows", "freenoise", "VRPR", "TSA", "__version__",
 }  # fmt: skip
 
 

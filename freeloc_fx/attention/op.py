@@ -52,7 +52,19 @@ def run(
     """One lowering of any strategy; a mixture runs its strategies side by side and combines their video rows,
     for as many heads at a time as keep memory below twice q, k and v.
 
-    Arguments and result as in `reference`. Text rows of a mixture come from its first strategy.
+    Text rows of a mixture come from its first strategy.
+
+    Args:
+        name: of the lowering, out of `LOWERINGS`.
+        q: (batch, heads, tokens, head_dim), floating point, rotated by the model's own RoPE.
+        k: as q.
+        v: as q.
+        spec: what the attention computes.
+        scale: factor on q k; None for 1 / sqrt(head_dim).
+        key_mask: the model's key-padding mask, see `text.valid_keys`.
+
+    Returns:
+        (batch, heads, tokens, head_dim) in q's dtype.
     """
     mixture = spec.strategy.mixture
     if mixture is None:
@@ -184,8 +196,12 @@ def _run(
     return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _shaped(q: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-    """For tracing: a result of q's shape in the layout of `_run`'s."""
+def _shaped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    """For tracing: a result of q's shape in the layout of `_run`'s. Asked, too, where an operand is on "meta"."""
+    if not q.device == k.device == v.device:
+        raise CaptureError(
+            f"long attention: expected q, k and v on one device, found {q.device}, {k.device}, {v.device}"
+        )
     batch, heads, tokens, dim = q.shape
     return q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
 

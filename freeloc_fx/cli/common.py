@@ -43,10 +43,10 @@ __all__ = [
 EXAMPLE = "a red circle and a white square bounce slowly over a navy grid, the camera pans left"
 
 
-out = Console()
+out = Console(markup=False, emoji=False)  # what comes from outside, a file name say, is no markup
 
 
-err = Console(stderr=True)
+err = Console(stderr=True, markup=False, emoji=False)
 
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -314,7 +314,7 @@ def load(job: Job, transformer_only: bool = False) -> Any:
 def progress() -> Progress:
     """A progress bar with time left, on standard error."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("steps,"),

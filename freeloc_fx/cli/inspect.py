@@ -74,8 +74,8 @@ def inspect(
             chosen = job.profile if strategy in (None, "profile") else job.profile.with_layers(str(strategy))
             pipe = load(job, transformer_only=True)
             transformer = library.Facts.of(pipe).transformer
-            latents = {"frames": job.latent[0], "height": job.latent[1], "width": job.latent[2]}
-            plan, runs = rehearse(transformer, chosen, **latents)
+            frames, height, width = job.latent
+            plan, runs = rehearse(transformer, chosen, frames=frames, height=height, width=width)
             name = type(transformer).__name__
             title = f"{name} of {job.model}: {job.frames} frames of {job.width}x{job.height} pixels"
             data = _report(job, name, plan)

@@ -18,6 +18,11 @@ __all__ = ["verify_graph"]
 def verify_graph(graph: fx.Graph, after: str, thorough: bool = False) -> None:
     """Lint, consistent records; with `thorough` shapes and dtypes are propagated again from the placeholders.
 
+    Args:
+        graph: as a pass has left it.
+        after: name of that pass, for the message.
+        thorough: also propagate shapes and dtypes again, and compare them with those of the capture.
+
     Raises:
         VerificationError: names the pass, the site or node, what was expected and what was found.
     """

@@ -22,10 +22,17 @@ def run_nodes(
     replace: Mapping[int, int] | None = None,
     keep: Iterable[fx.Node] | None = None,
 ) -> dict[fx.Node, Any]:
-    """Execute nodes in order, given the values of everything they read from outside; returns all values.
+    """Execute nodes in order, given the values of everything they read from outside.
 
-    widen: casts to half precision become casts to float32. replace: integers among the arguments to change. keep: drop
-    all other values once they have been read.
+    Args:
+        nodes: in execution order.
+        known: the values of what they read from outside; nodes among them are not executed.
+        widen: casts to half precision become casts to float32.
+        replace: integers among the arguments to change, old -> new.
+        keep: nodes whose values are wanted; others are dropped once they have been read. None to keep all.
+
+    Returns:
+        Node -> value, those that were known among them.
     """
     values = dict(known)
     nodes = list(nodes)

@@ -93,6 +93,12 @@ def _characterise(graph: nx.DiGraph, node: fx.Node) -> None:
 
 
 def spelled(arguments: Any, names: Mapping[fx.Node, object]) -> str:
+    """A node's arguments as text, with names in place of nodes.
+
+    Args:
+        arguments: a structure of nodes and plain values.
+        names: of every node in it.
+    """
     return str(fx.node.map_arg(arguments, lambda n: names[n]))  # type: ignore[arg-type, return-value]
 
 
@@ -112,7 +118,12 @@ def written_tensor(node: fx.Node) -> fx.Node | None:
 
 
 def starts_rope(graph: nx.DiGraph, node: fx.Node) -> bool:
-    """Whether an activation begins a stretch of RoPE: a norm or a projection, also one spelled out in arithmetic."""
+    """Whether an activation begins a stretch of RoPE: a norm or a projection, also one spelled out in arithmetic.
+
+    Args:
+        graph: the data flow that the node is in.
+        node: whose result depends on the model's input.
+    """
     if not is_linear(node):
         return True
     read = node.all_input_nodes

@@ -23,7 +23,12 @@ _NUMBERS = itertools.count()  # two transformed copies of one model have leaves 
 
 
 class Leaf:
-    """One hooked module without children and how it is called: x (..., channels) -> (..., channels out)."""
+    """One hooked module without children and how it is called: x (..., channels) -> (..., channels out).
+
+    Args:
+        path: of the module in the model.
+        module: with its hooks in place.
+    """
 
     def __init__(self, path: str, module: nn.Module) -> None:
         self.key = f"{path}#{next(_NUMBERS)}"

@@ -36,7 +36,12 @@ def module_path(node: fx.Node) -> str:
 
 
 def module_at(model: nn.Module | None, path: str) -> nn.Module | None:
-    """The module of a model at a path, None where there is none."""
+    """The module of a model at a path, None where there is none.
+
+    Args:
+        model: to look in; None where it is not known.
+        path: as `module_path` gives it.
+    """
     if model is None:
         return None
     try:

@@ -25,11 +25,20 @@ KEY = "freeloc"
 class AttentionSite:
     """One softmax attention call in the captured graph.
 
-    path: module path, "blocks.3.attn1". kind: "video" (self-attention over tokens with temporal RoPE), "cross", or
-    "other"; `reason` says why a site is not "video". layer: index among the model's layers. query_shape, key_shape:
-    (batch, heads, tokens, head_dim). scale: factor on q k, None for 1/sqrt(head_dim). mask: the node of the model's
-    key-padding mask, None for none. padded: the number of tokens depends on data (padded text is left out by indexing);
-    the shapes count all that there may be.
+    Args:
+        path: module path, "blocks.3.attn1".
+        layer: index among the model's layers.
+        kind: "video" (self-attention over tokens with temporal RoPE), "cross", or "other".
+        query_shape: (batch, heads, tokens, head_dim).
+        key_shape: (batch, heads, tokens, head_dim).
+        scale: factor on q k; None for 1 / sqrt(head_dim).
+        reason: why a site is not "video"; empty for one that is.
+        rope: how temporal RoPE turns q and k; None where it is not known.
+        grid: the tokens of its sequence; None where it is not known.
+        sensitivity: of its layer, as a probe measured it; None for none.
+        mask: the node of the model's key-padding mask; None for none.
+        padded: the number of tokens depends on data (padded text is left out by indexing); the shapes count all that
+            there may be.
     """
 
     path: str
@@ -54,7 +63,13 @@ def record(node: fx.Node) -> AttentionSite | None:
 
 
 def write(node: fx.Node, site: AttentionSite | None = None, **changes: object) -> None:
-    """Put a record on a node, or change fields of the one that is there."""
+    """Put a record on a node, or change fields of the one that is there.
+
+    Args:
+        node: of an attention call.
+        site: the record; None for the one that is there.
+        **changes: fields of `AttentionSite` with their new values.
+    """
     current = site if site is not None else record(node)
     assert current is not None, f"{node} carries no record to change"
     node.meta[KEY] = replace(current, **changes)  # type: ignore[arg-type]

@@ -19,7 +19,11 @@ __all__ = ["Slice", "ancestors", "between", "linear_slice"]
 class Slice:
     """The nodes strictly after `starts` that lead to `end`, in execution order, and what they read from outside.
 
-    starts: the largest first; a joint attention has one for video and may have another for text.
+    Args:
+        starts: the largest first; a joint attention has one for video and may have another for text.
+        end: the last of the nodes.
+        nodes: those of the slice.
+        outside: what they read that is neither among them nor among the starts.
     """
 
     starts: tuple[fx.Node, ...]
@@ -46,7 +50,12 @@ class Slice:
 
 
 def ancestors(graph: nx.DiGraph, nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    """The nodes and everything they depend on, in execution order."""
+    """The nodes and everything they depend on, in execution order.
+
+    Args:
+        graph: the data flow.
+        nodes: to begin with.
+    """
     found: set[fx.Node] = set()
     for node in nodes:
         found.add(node)
@@ -55,7 +64,13 @@ def ancestors(graph: nx.DiGraph, nodes: Iterable[fx.Node]) -> list[fx.Node]:
 
 
 def between(graph: nx.DiGraph, start: fx.Node, end: fx.Node) -> list[fx.Node]:
-    """The nodes after `start` on the ways to `end`, in execution order."""
+    """The nodes after `start` on the ways to `end`, in execution order.
+
+    Args:
+        graph: the data flow.
+        start: left out.
+        end: the last of them.
+    """
     inside = (nx.descendants(graph, start) & nx.ancestors(graph, end)) | {end}
     return sorted(inside, key=lambda n: graph.nodes[n]["order"])
 
@@ -66,6 +81,8 @@ def linear_slice(graph: nx.DiGraph, end: fx.Node, reader: fx.Node | None = None)
     It begins at norms and projections: one, or several where streams are joined. Position tables enter from outside.
 
     Args:
+        graph: the data flow.
+        end: the last node of the stretch.
         reader: who reads `end`; writes into `end` before that belong to the stretch.
     """
     order = nx.get_node_attributes(graph, "order")

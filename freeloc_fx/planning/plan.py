@@ -7,19 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from freeloc_fx.errors import CaptureError
+from freeloc_fx.errors import CaptureError, PlanError
 from freeloc_fx.method.build import build
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 from freeloc_fx.method.positions import VRPR, PositionMap
 from freeloc_fx.method.spec import AttentionSpec
 from freeloc_fx.method.strategy import Geometry, Strategy
 
+from .layer_strategy import name_of
 from .profile import Profile
 
 if TYPE_CHECKING:
     from freeloc_fx.graph.records import AttentionSite
 
-__all__ = ["Plan", "PlannedSite", "make_plan", "merge"]
+__all__ = [
+    "Plan",
+    "PlannedSite",
+    "check_landed",
+    "make_plan",
+    "merge",
+]
 
 
 _Stages: TypeAlias = tuple[tuple[int, str, Mapping[str, Any]], ...]
@@ -197,6 +204,7 @@ def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool
         CaptureError: no video self-attention with temporal RoPE was found; the message collects the reasons. Or a
             strategy turns by fractions of a frame where the model's rates are not known well enough.
         ProfileError: the profile names a layer that the model does not have.
+        PlanError: the profile gives a strategy to a layer that holds no video self-attention.
         StrategyError: a strategy cannot be built for this grid.
         SolveError: settings cannot be solved for this grid.
     """
@@ -212,7 +220,32 @@ def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool
     assert first is not None
     decisions = _Decisions(profile.at(first.frames))
     planned = tuple(_planned(site, decisions) for site in video)
-    return Plan(profile.name, profile.trained_frames, first, planned, skipped, tuple(decisions.notes))
+    plan = Plan(profile.name, profile.trained_frames, first, planned, skipped, tuple(decisions.notes))
+    if not partial:
+        check_landed(plan, profile)
+    return plan
+
+
+def check_landed(plan: Plan, profile: Profile) -> None:
+    """Refuse a profile that gives a layer a strategy where the layer holds nothing that could have it.
+
+    Args:
+        plan: of a whole model.
+        profile: that the plan was made of.
+
+    Raises:
+        PlanError: names the layers, and those in which video self-attentions lie.
+    """
+    layers = profile.at(plan.grid.frames).layers
+    if plan.grid.frames <= profile.trained_frames or not isinstance(layers, Mapping):
+        return
+    found = sorted({site.layer for site in plan.sites})
+    lost = sorted(layer for layer, given in layers.items() if name_of(given) != "direct" and layer not in found)
+    if lost:
+        raise PlanError(
+            f"layers.{lost[0]}: profile {profile.name!r} gives the layers {lost} a strategy, but no video "
+            f"self-attention that can be rewritten lies in them; expected layers out of {found}"
+        )
 
 
 class _Decisions:

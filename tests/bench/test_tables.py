@@ -66,7 +66,9 @@ def run_of(folder: Path, groups: tuple[str, ...] = ("main", "ablation"), seeds: 
 
 def figures(run: tables.Run, folder: Path) -> dict[str, Any]:
     found = run.results("split", {}, ["main", "ablation"])
-    tables.write_results(found, folder, lambda results, folder: [])  # tests/test_report.py looks at the plots
+    tables.write_results(
+        found, folder, lambda results, folder: []
+    )  # tests/evaluation/test_report.py looks at the plots
     data: dict[str, Any] = json.loads((folder / "tables.json").read_text())
     del data["environment"]
     return data

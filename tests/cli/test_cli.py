@@ -81,6 +81,14 @@ def test_generate_writes_a_video_and_a_sheet(small: list[str], tmp_path: Path) -
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.mp4", "a.png", "profile.json"]
 
 
+@pytest.mark.parametrize("name", ["take [final]/a.mp4", "x[/red].mp4", "[bold]:smile:.mp4"])
+def test_file_names_are_no_markup(name: str, small: list[str], tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    result = run("generate", PROMPT, "--frames=5", *small, "-o", tmp_path / name)
+    assert result.exit_code == 0, result.output
+    assert str(tmp_path / name) in result.stdout and (tmp_path / name).is_file()
+
+
 def test_generate_at_pipeline_level(small: list[str], tmp_path: Path) -> None:
     found = {}
     for name, options in {
@@ -228,6 +236,10 @@ def test_inspect(model: Path, profile: Path, tmp_path: Path) -> None:
     assert data["sites"][0]["rope"]["pairing"] == "interleaved"
     assert 0 < data["totals"]["kept_pairs"] <= 1
     assert [s["path"] for s in data["skipped"]] == ["blocks.0.attn2", "blocks.1.attn2"]
+
+    listed = run("inspect", *options, "--passes")
+    assert listed.exit_code == 0 and "rewrite_attention: 2 matched" in listed.stdout, listed.output
+    assert "freeloc_fx.long_attention.default 0 -> 2 (+2)" in listed.stdout
 
     pictures = tmp_path / "pictures"
     result = run("inspect", *options, "--strategy=tsa", f"--json={tmp_path / 'i.json'}", f"--pictures={pictures}")

@@ -14,7 +14,7 @@ from torch import nn
 from freeloc_fx import Profile, plan, transform
 from freeloc_fx.compiler.capture import attach
 from freeloc_fx.compiler.capture.trace_once import Marks
-from freeloc_fx.errors import CaptureError
+from freeloc_fx.errors import CaptureError, PlanError
 
 PROFILE = Profile(trained_frames=3, layers="vrpr+tsa")
 
@@ -198,3 +198,16 @@ def test_a_switch_that_would_run_the_model_untransformed_is_named(stance: Any) -
         with torch._dynamo.config.patch(disable=True), pytest.raises(CaptureError, match="TORCHDYNAMO_DISABLE"):
             changed(**wan_inputs(9))
         assert torch.equal(changed(**wan_inputs(9))[0], expected)
+
+
+def test_a_strategy_that_lands_on_no_site_is_an_error() -> None:
+    """Kandinsky5 counts its text blocks first, whose attention is no video's."""
+    model = build("Kandinsky5")
+    given = arguments("Kandinsky5", model, 12)
+    for layers in ({0: "vrpr"}, {0: "vrpr", 1: "tsa"}):
+        changed = transform(model, Profile(trained_frames=5, layers=layers), backend="eager")
+        with (
+            torch.no_grad(),
+            pytest.raises(PlanError, match=r"layers\.0: .* gives the layers \[0\] a strategy, but no"),
+        ):
+            changed(**given)

@@ -77,7 +77,19 @@ ScoreMod = Callable[..., torch.Tensor]
 def call(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask | None, scale: float, score: ScoreMod | None
 ) -> torch.Tensor:
-    """FlexAttention of q (batch, heads, rows, head_dim) and k, v (batch, heads, keys, head_dim), in q's shape."""
+    """FlexAttention.
+
+    Args:
+        q: (batch, heads, rows, head_dim).
+        k: (batch, heads, keys, head_dim).
+        v: as k.
+        mask: which pairs are computed; None for all.
+        scale: factor on q k.
+        score: changes single scores; None for none.
+
+    Returns:
+        The result, in q's shape.
+    """
     result: torch.Tensor = flex_attention(q, k, v, score_mod=score, block_mask=mask, scale=scale)
     return result
 
@@ -85,7 +97,19 @@ def call(
 def call_with_lse(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask | None, scale: float, score: ScoreMod | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `call`, with the log-sum-exp, float32 (batch, heads, rows)."""
+    """FlexAttention with the log-sum-exp.
+
+    Args:
+        q: (batch, heads, rows, head_dim).
+        k: (batch, heads, keys, head_dim).
+        v: as k.
+        mask: which pairs are computed; None for all.
+        scale: factor on q k.
+        score: changes single scores; None for none.
+
+    Returns:
+        The result, in q's shape, and the log-sum-exp, float32 (batch, heads, rows).
+    """
     out, aux = flex_attention(q, k, v, score_mod=score, block_mask=mask, scale=scale, return_aux=AuxRequest(lse=True))
     assert aux.lse is not None
     return out, aux.lse

@@ -17,7 +17,7 @@ from torch import nn
 from freeloc_fx.compat import COMPILED_CALL, call_inside_hooks, dynamo_errors, plain_call
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.errors import CaptureError, FreelocError
-from freeloc_fx.planning.plan import Plan, merge
+from freeloc_fx.planning.plan import Plan, check_landed, merge
 
 from .hooks import Leaves, inside
 from .swapped import swapped
@@ -68,7 +68,10 @@ class BlockByBlock:
         with self._in_place():
             result = plain_call(self.model)(*args, **kwargs)
         new = [plan for (_, part), n in zip(self.blocks, before, strict=True) for plan in part.plans[n:]]
-        return result, merge(new) if new else None
+        merged = merge(new) if new else None
+        if merged is not None and len(new) == len(self.blocks):
+            check_landed(merged, self.backend.profile)
+        return result, merged
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:

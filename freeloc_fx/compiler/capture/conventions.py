@@ -61,7 +61,13 @@ def frame_axis(model: nn.Module) -> int:
 
 
 def call_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Forward's arguments by name; without the positional ones where the signature does not tell."""
+    """Forward's arguments by name; without the positional ones where the signature does not tell.
+
+    Args:
+        model: that is called.
+        args: the positional arguments of the call.
+        kwargs: the named arguments of the call.
+    """
     try:
         return dict(inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments)
     except (TypeError, ValueError):
@@ -78,7 +84,15 @@ def integer_size(arguments: Mapping[str, Any]) -> tuple[int, int, int] | None:
 
 
 def latent_size(arguments: Mapping[str, Any], model: nn.Module | None = None) -> tuple[int, int, int] | None:
-    """Frames, height and width of the latents among forward's arguments, if they say."""
+    """Frames, height and width of the latents among forward's arguments, if they say.
+
+    Args:
+        arguments: forward's, by name.
+        model: whose latents they are, which says where they count frames; None for the usual place.
+
+    Returns:
+        (latent frames, latent height, latent width), or None.
+    """
     value = arguments.get("hidden_states")
     if not isinstance(value, torch.Tensor) or value.ndim != 5:
         return integer_size(arguments)
@@ -108,6 +122,12 @@ def _limits(model: nn.Module) -> Iterator[tuple[str, int, int, str]]:
 
 def check_limits(model: nn.Module, frames: int, height: int, width: int) -> None:
     """Refuse a latent size that the model's own position tables cannot hold.
+
+    Args:
+        model: whose tables they are.
+        frames: latent frames of the model's input.
+        height: latent height of the model's input.
+        width: latent width of the model's input.
 
     Raises:
         LengthError: names the limit, what was asked for, and what to change.

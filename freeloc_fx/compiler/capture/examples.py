@@ -27,7 +27,10 @@ def makers(model: nn.Module, frames: int, height: int, width: int) -> dict[str, 
     """Argument name -> function that makes it, for the names that mean something with this configuration.
 
     Args:
-        frames, height, width: latent sizes.
+        model: whose forward needs them.
+        frames: latent frames of the model's input.
+        height: latent height of the model's input.
+        width: latent width of the model's input.
     """
     config = config_of(model)
     names = inspect.signature(model.forward).parameters
@@ -161,7 +164,11 @@ def example_inputs(
     """Zeros of the right shape for every argument that forward needs, by the conventional argument names.
 
     Args:
-        frames, height, width: latent sizes of the model's input. given: arguments to use as they are.
+        model: whose forward needs them.
+        frames: latent frames of the model's input.
+        height: latent height of the model's input.
+        width: latent width of the model's input.
+        given: arguments to use as they are.
 
     Raises:
         CaptureError: a required argument has no conventional meaning; pass it in `given`.
