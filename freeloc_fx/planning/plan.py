@@ -14,7 +14,6 @@ from freeloc_fx.method.positions import VRPR, PositionMap
 from freeloc_fx.method.spec import AttentionSpec
 from freeloc_fx.method.strategy import Geometry, Strategy
 
-from .layer_strategy import name_of
 from .profile import Profile
 
 if TYPE_CHECKING:
@@ -236,11 +235,12 @@ def check_landed(plan: Plan, profile: Profile) -> None:
     Raises:
         PlanError: names the layers, and those in which video self-attentions lie.
     """
-    layers = profile.at(plan.grid.frames).layers
-    if plan.grid.frames <= profile.trained_frames or not isinstance(layers, Mapping):
+    chosen = profile.at(plan.grid.frames)
+    if plan.grid.frames <= profile.trained_frames or not isinstance(chosen.layers, Mapping):
         return
     found = sorted({site.layer for site in plan.sites})
-    lost = sorted(layer for layer, given in layers.items() if name_of(given) != "direct" and layer not in found)
+    given = [layer for layer in chosen.layers if chosen.strategy_name(layer) != "direct"]
+    lost = sorted(set(given) - set(found))
     if lost:
         raise PlanError(
             f"layers.{lost[0]}: profile {profile.name!r} gives the layers {lost} a strategy, but no video "

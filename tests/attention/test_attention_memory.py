@@ -80,9 +80,24 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_module, "compiled", lambda lse, *_: real(lse, "eager"))
 
 
-@pytest.mark.parametrize("text", [0, 6])
-@pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("way", ["flex", "calls"])
+MANY_BANDS = ("vrpr", "vrpr+tsa", "clip", "group")
+"""Of `STRATEGIES`: FlexAttention is captured for each of their bands, which takes ten seconds a case."""
+
+
+def ways(*usual: Any) -> list[Any]:
+    """(way, strategy) with the other parameters; of the many bands through FlexAttention, `usual` alone is quick."""
+    others = [(0,), (6,)] if len(usual) == 1 else [(d, t) for d in (torch.float32, torch.bfloat16) for t in (0, 16)]
+    return [
+        pytest.param(
+            way, name, *rest, marks=[pytest.mark.slow] * (way == "flex" and name in MANY_BANDS and rest != usual)
+        )
+        for way in ("flex", "calls")
+        for name in STRATEGIES
+        for rest in others
+    ]
+
+
+@pytest.mark.parametrize(("way", "name", "text"), ways(6))
 def test_heads_in_groups_change_nothing(way: str, name: str, text: int, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = of_every_head(make_spec(name, 2, 2, 3, 16, text, trained=5))
     q, k, v = tensors(spec, 16)
@@ -139,10 +154,7 @@ def test_mixtures_take_less_than_twice_q_k_and_v(way: str, name: str, dtype: tor
     assert q.nbytes <= peak < 2 * 3 * q.nbytes, f"{peak / 3 / q.nbytes:.2f} times q, k and v"
 
 
-@pytest.mark.parametrize("text", [0, 16])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("way", ["flex", "calls"])
+@pytest.mark.parametrize(("way", "name", "dtype", "text"), ways(torch.float32, 16))
 def test_less_than_twice_q_k_and_v(
     way: str, name: str, dtype: torch.dtype, text: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
