@@ -275,8 +275,9 @@ def observing(model: nn.Module, recorder: Recorder) -> Any:
         The watched model.
     """
     everything = Profile(trained_frames=2, layers="direct", name="observed")
-    backend = Backend(everything, layer_table(model), None, recorder=recorder)
-    yield attach(copy.copy(model), model, backend)
+    watched = copy.copy(model)
+    backend = Backend(everything, layer_table(model), None, recorder=recorder, model=watched)
+    yield attach(watched, model, backend)
 
 
 def _of_pipeline(
