@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -93,11 +94,18 @@ class Backend:
     ) -> None:
         self.profile, self.layers, self.inner = profile, layers, inner
         self.attention, self.verify, self.plan_only, self.recorder = attention, verify, plan_only, recorder
-        self.model, self.disabled = model, disabled
+        # Dynamo keeps the backend for as long as it keeps the capture; holding the model would keep its weights, too.
+        self._model = None if model is None else weakref.ref(model)
+        self.disabled = disabled
         self.prefix = ""
         self.plans: list[Plan] = []
         self.passes: list[list[PassRun]] = []
         self.artefacts, self.specs, self.checked = Artefacts(), Specs(), Checked()
+
+    @property
+    def model(self) -> nn.Module | None:
+        """What is captured, while it lives."""
+        return None if self._model is None else self._model()
 
     def block(self, path: str) -> Backend:
         """A backend that treats one block of the model as this one treats the whole; it shares what this one keeps."""
@@ -163,6 +171,7 @@ class Backend:
             pipeline.rewrite(runner, plan, attention=self.attention, verify=self.verify, specs=self.specs)
         rewritten = fx.GraphModule(root, graph)
         rewritten.meta = dict(gm.meta)
+        rewritten.meta["freeloc_specs"] = self.specs  # they live as long as the graph that names them
         if self.inner is None:
             return rewritten.forward
         if not is_inductor(self.inner):

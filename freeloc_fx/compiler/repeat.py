@@ -146,6 +146,7 @@ class _Program:
 
     def __init__(self, module: fx.GraphModule, inner: Compiler, artefacts: Artefacts, specs: Specs) -> None:
         self.inner, self.artefacts = inner, artefacts
+        self.specs = specs  # they live as long as the program that names them
         graph = module.graph
         slots: dict[fx.Node, int] = {}
         for node in graph.nodes:
@@ -221,12 +222,6 @@ def _filled(structure: Any, held: list[Any]) -> Any:
     if isinstance(structure, dict):
         return {key: _filled(item, held) for key, item in structure.items()}
     return structure
-
-
-op.OPERATOR = torch.ops.freeloc_fx.long_attention.default
-
-
-op.NUMBERED = torch.ops.freeloc_fx.long_attention_numbered.default
 
 
 _PLACE = 3

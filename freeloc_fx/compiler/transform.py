@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from freeloc_fx.attention import op
-from freeloc_fx.compat import ADAPTERS, compiled_call, dynamo_errors, plain_call
+from freeloc_fx.compat import ADAPTERS, compiled_call, dynamo_errors, plain_call, unwrapped
 from freeloc_fx.compiler.capture.attach import HOOKED, Model, attach, check_mode
 from freeloc_fx.compiler.capture.blocks import BlockByBlock
 from freeloc_fx.compiler.capture.conventions import check_limits, check_one_clip, layer_table
@@ -105,7 +105,7 @@ def transform(
         raise TransformError(
             f"this {type(model).__name__} is already transformed; restore(model) gives the original back"
         )
-    if compiled_call(model) is not None:
+    if compiled_call(model) is not None or unwrapped(model) is not model:
         raise TransformError(
             f"this {type(model).__name__} is already compiled; "
             "transform the uncompiled model and choose its backend here"
@@ -253,7 +253,8 @@ def rehearse(
     arguments = example_inputs(model, frames, height, width, inputs)
     known = facts_of(model, arguments)
     blocks = [(path, model.get_submodule(path)) for path in made.layers]
-    check_blocks(blocks)
+    with lock_of(model):  # a running call has put compiled calls of its own on the blocks
+        check_blocks(blocks)
     with lock_of(model), without_caches(model), torch.no_grad(), capture_settings(made), calling(known):
         try:
             if check_blocks(blocks):
