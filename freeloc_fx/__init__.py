@@ -15,6 +15,7 @@ if (_checkout / "passes").is_dir() and (_checkout / "pyproject.toml").is_file():
 from . import compat as _compat  # noqa: E402
 from .compiler.transform import plan, plans, restore, transform  # noqa: E402
 from .errors import FreelocError  # noqa: E402
+from .files import installed_version as _installed_version  # noqa: E402
 from .planning.plan import Plan  # noqa: E402
 from .planning.profile import Profile  # noqa: E402
 from .probing import probe  # noqa: E402
@@ -62,17 +63,7 @@ _LATER = {
 }
 
 
-def _version() -> str:
-    """The installed version; "0+unknown" for a checkout that was never installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("freeloc_fx")
-    except PackageNotFoundError:
-        return "0+unknown"
-
-
-__version__ = _version()
+__version__ = _installed_version()
 
 _compat.keep_old_names(__name__)
 

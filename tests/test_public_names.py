@@ -14,6 +14,7 @@ import pytest
 
 import freeloc_fx
 from freeloc_fx import compat
+from freeloc_fx.files import installed_version
 
 PUBLIC = {
     "FreelocError", "Plan", "Profile", "plan", "plans", "probe", "restore", "transform", "enable", "disable",
@@ -55,13 +56,13 @@ def test_rarely_used_names_and_old_modules_wait_until_they_are_used() -> None:
 
 
 def test_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert freeloc_fx.__version__ == freeloc_fx._version()
+    assert freeloc_fx.__version__ == installed_version()
 
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    assert freeloc_fx._version() == "0+unknown"
+    assert installed_version() == "0+unknown"
 
 
 # What the README and docstrings named, and where it is now.

@@ -1,4 +1,4 @@
-"""Operators of this library under torch.autocast: cast like scaled_dot_product_attention, on every device."""
+"""Operators of this library under torch.autocast: cast like scaled_dot_product_attention on CPU, CUDA and XPU."""
 
 from __future__ import annotations
 

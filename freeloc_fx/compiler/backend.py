@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from freeloc_fx.attention.observed import Recorder
 from freeloc_fx.attention.registry import Specs
 from freeloc_fx.attention.running import Checked
-from freeloc_fx.compat import copy_source, is_inductor
+from freeloc_fx.compat import copy_source, is_inductor, is_region_call
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.shapes import value_of
 from freeloc_fx.planning.plan import Plan
@@ -109,27 +109,15 @@ class Backend:
 
     def block(self, path: str) -> Backend:
         """A backend that treats one block of the model as this one treats the whole; it shares what this one keeps."""
-        made = Backend(
-            self.profile,
-            self.layers,
-            self.inner,
-            self.attention,
-            self.verify,
-            self.plan_only,
-            self.recorder,
-            self.model,
-            self.disabled,
-        )
-        made.prefix, made.passes = path, self.passes
-        made.artefacts, made.specs, made.checked = self.artefacts, self.specs, self.checked
+        made = copy.copy(self)
+        made.prefix, made.plans = path, []
         return made
 
     def with_compiler(self, inner: Compiler | None) -> Backend:
-        """This backend with another next compiler; it goes on with the same plans."""
-        made = Backend(
-            self.profile, self.layers, inner, self.attention, self.verify, model=self.model, disabled=self.disabled
-        )
-        made.plans, made.passes = self.plans, self.passes
+        """This backend with another next compiler and nothing compiled; it goes on with the same plans."""
+        made = copy.copy(self)
+        made.inner = inner
+        made.artefacts, made.specs, made.checked = Artefacts(), Specs(), Checked()
         return made
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -150,6 +138,7 @@ class Backend:
             prefix=self.prefix,
             call=facts(),
         )
+        stamped = any(map(is_region_call, graph.nodes))
         runner = Runner(graph, capture, verify=self.verify, disabled=self.disabled)
         self.passes.append(runner.runs)
         plan = pipeline.analyse(runner, root, self.model, self.profile)
@@ -165,7 +154,6 @@ class Backend:
             pipeline.observe(runner, plan, self.recorder.name)
         elif not plan.rewritten:
             # Within the trained length the model runs exactly as it was captured, bitwise, whatever the backend.
-            stamped = any(run.name == "inline_regions" and run.matched for run in runner.runs)
             return fx.GraphModule(root, graph).forward if stamped else gm.forward
         else:
             pipeline.rewrite(runner, plan, attention=self.attention, verify=self.verify, specs=self.specs)
@@ -178,14 +166,12 @@ class Backend:
             return self.inner(rewritten, list(example_inputs))  # somebody's own backend sees the graph as it is
         # Blocks of one kind are one compiled piece for all strategies. A module captured alone is a block already.
         blocks = () if self.prefix else (self.layers or None)
-        cutting = Runner(rewritten.graph, replace(capture, inputs={}), disabled=self.disabled)
-        cutting.runs = runner.runs
         return compile_repeated(
             rewritten,
             list(example_inputs),
             self.inner,
             self.artefacts,
             blocks,
-            runner=cutting,
+            runner=runner,
             specs=self.specs,
         )

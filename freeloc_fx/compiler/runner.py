@@ -1,4 +1,4 @@
-"""Runs passes over one captured graph: each is timed, linted, verified, dumped, and named in errors."""
+"""Runs passes over one captured graph: each is timed, dumped, and checked, and the checks name it in their errors."""
 
 from __future__ import annotations
 

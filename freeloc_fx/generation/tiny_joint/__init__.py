@@ -7,10 +7,9 @@ VAE it uses. Load it with `freeloc_fx.generation.pipelines.load_pipeline("tiny-j
 
 from __future__ import annotations
 
-import importlib.resources
 from pathlib import Path
 
-from freeloc_fx.errors import ModelError
+from freeloc_fx.generation.weights import embedded_folder
 
 __all__ = ["path"]
 
@@ -24,11 +23,4 @@ def path() -> Path:
     Raises:
         ModelError: the weights are not there (a source checkout without them, or a package inside an archive).
     """
-    folder = Path(str(importlib.resources.files(__name__) / "model"))
-    for needed in ("model_index.json", "transformer/config.json", "text_encoder/config.json"):
-        if not (folder / needed).is_file():
-            raise ModelError(
-                f"tiny-joint: {folder / needed} is missing; install freeloc_fx with its package data, "
-                "or make the folder with bench/train_tiny_joint.py"
-            )
-    return folder
+    return embedded_folder(__name__, ("model_index.json", "transformer/config.json", "text_encoder/config.json"))
