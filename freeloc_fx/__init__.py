@@ -21,6 +21,7 @@ from .planning.profile import Profile  # noqa: E402
 from .probing import probe  # noqa: E402
 
 if TYPE_CHECKING:
+    from .attention.running import denoising_step
     from .generation.enabling import disable, enable, is_transformed, plan_for
     from .generation.noise import freenoise
     from .generation.windows import context_windows
@@ -36,6 +37,7 @@ __all__ = [
     "Profile",
     "__version__",
     "context_windows",
+    "denoising_step",
     "disable",
     "enable",
     "freenoise",
@@ -54,6 +56,7 @@ _LATER = {
     "TSA": "method.visibility",
     "VRPR": "method.positions",
     "context_windows": "generation.windows",
+    "denoising_step": "attention.running",
     "disable": "generation.enabling",
     "enable": "generation.enabling",
     "freenoise": "generation.noise",

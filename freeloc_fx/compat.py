@@ -168,6 +168,15 @@ def module_stack(node: fx.Node) -> dict[str, Any]:
     return node.meta.get(STACK) or {}
 
 
+def stacked_module(key: str) -> int | None:
+    """`id` of the module that a key of `module_stack` stands for; None where the key does not say.
+
+    The key ends in "@1" where a module is called a second time.
+    """
+    number = key.partition("@")[0]
+    return int(number) if number.isdecimal() else None
+
+
 def source_name(node: fx.Node) -> str | None:
     """Where a placeholder's value comes from, as Dynamo spells it; None where it does not say."""
     source = getattr(node, "_dynamo_source", None)
@@ -350,5 +359,7 @@ def keep_old_names(package: str) -> None:
     Args:
         package: name of this package.
     """
-    if not any(isinstance(finder, _Moved) and finder.package == package for finder in sys.meta_path):
+    # By name: reloading this module makes the class anew.
+    there = (finder for finder in sys.meta_path if type(finder).__name__ == _Moved.__name__)
+    if not any(getattr(finder, "package", None) == package for finder in there):
         sys.meta_path.insert(0, _Moved(package))

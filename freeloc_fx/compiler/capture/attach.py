@@ -9,18 +9,19 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from freeloc_fx.attention.running import Running, within
+from freeloc_fx.attention.running import Running, running, within
 from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, dynamo_switched_off, plain_call
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.compiler.inner import compiler
 from freeloc_fx.errors import CaptureError, TransformError
 from freeloc_fx.planning.profile import Profile
 
-from .blocks import BlockByBlock
+from .blocks import BlockByBlock, first_line
 from .conventions import call_arguments
-from .facts import calling, facts_of
+from .facts import calling, check_captured, facts_of
 from .gate import gate_of
 from .hooks import check_blocks
+from .loop import running_timesteps
 from .state import State, lock_of, state_of
 from .steps import StepCounter, follows_steps
 from .trace_once import Marks
@@ -39,7 +40,7 @@ HOOKED = "the blocks carry hooks, which stay outside the graphs"
 def attach(result: Model, original: Model, backend: Backend) -> Model:
     """Give a shallow copy of a model our backend: its calls are captured and run through it from now on.
 
-    Calls of all models that share the original's weights wait for each other; the step is the thread's own.
+    Calls of all models that share the original's weights wait for each other; the step is the generation's own.
 
     Args:
         result: the copy, or a model that has a backend already.
@@ -58,27 +59,34 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
     units = UnitCheck(type(result).__name__, backend.profile)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if state.by_block is None:
+        by_block, reason = state.by_block, ""
+        if by_block is None:
             try:
-                return call_whole(marks, compiled, *args, **kwargs)
+                output = call_whole(marks, compiled, *args, **kwargs)
+                check_captured(type(result).__name__, 0)
+                return output
             except dynamo_errors("NO_SINGLE_GRAPH") as why:
-                state.by_block = BlockByBlock(result, backend, why)
-                log.info("%s: captured block by block: %s", type(result).__name__, why)
-        output, found = state.by_block.run(*args, **kwargs)
+                by_block, reason = BlockByBlock(result, backend, why), first_line(why)
+        output, found = by_block.run(*args, **kwargs)
+        check_captured(type(result).__name__, 0)
         if found is not None:
             backend.plans.append(found)
+        if state.by_block is None:
+            state.by_block = by_block  # only now: what this call failed for may be the call's own
+            log.info("%s: captured block by block: %s", type(result).__name__, reason)
         return output
 
     @torch.compiler.disable(reason="a transformed model compiles itself; choose its backend in transform")
     def call(*args: Any, **kwargs: Any) -> Any:
-        if switch := dynamo_switched_off():
+        if (switch := dynamo_switched_off()) and not switch.endswith("('eager_on_recompile')"):
             raise CaptureError(
                 f"{type(result).__name__}: {switch} keeps torch.compile from capturing, so this transformed model "
                 "would run untransformed; expected it unset, or restore(model) to run the original"
             )
         given = call_arguments(result, args, kwargs)
         known = facts_of(result, given)
-        step = 0 if counter is None else counter.see(given)
+        told = running()
+        step = told.step if counter is None or told.told else counter.see(given, running_timesteps(result))
         with lock:
             before = len(backend.plans)
             blocks = ((path, result.get_submodule(path)) for path in backend.layers)
@@ -89,7 +97,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
                 torch.no_grad(),
                 capture_settings(backend),
                 calling(known),
-                within(Running(step, backend.checked)),
+                within(Running(step, told.told, backend.checked)),
                 gate.open(),
             ):
                 output = run(*args, **kwargs)
