@@ -135,6 +135,11 @@ def unwrapped(model: Any) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
+def is_compiled_function(function: Any) -> bool:
+    """Whether a function is what `torch.compile(function)` gave. Seen in 2.13.0 (`_torchdynamo_orig_callable`)."""
+    return hasattr(function, "_torchdynamo_orig_callable")
+
+
 def own_hooks(module: nn.Module) -> list[str]:
     """Names of the attributes that hold a module's own hooks, those that it has."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

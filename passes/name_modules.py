@@ -31,20 +31,37 @@ def name_modules(graph: fx.Graph, capture: Capture, *, root: nn.Module, model: n
         The number of modules that went by another path.
     """
     top = module_at(model, capture.prefix) if model is not None else None
-    paths = {id(module): path for path, module in top.named_modules()} if top is not None else {}
+    paths = _paths(top, capture)
     renamed: dict[str, str] = {}
 
     def spelled(key: str, path: str) -> str:
-        plain, module = path.replace(CALLED_THROUGH, ""), stacked_module(key)
-        if module_at(top, dotted_path(plain)) is not None or module not in paths:
+        plain = path.replace(CALLED_THROUGH, "")
+        dotted = dotted_path(plain)
+        module = module_at(top, dotted)
+        known = paths.get(stacked_module(key) if module is None else id(module))
+        if known is None or known == dotted or (module is not None and capture.is_in_layer(dotted)):
             return plain
-        renamed[path] = f"{ROOT}.{paths[module]}" if paths[module] else ROOT
+        renamed[path] = f"{ROOT}.{known}" if known else ROOT
         return renamed[path]
 
     for node in _nodes(graph, root):
         if stack := module_stack(node):
             node.meta[STACK] = {key: (spelled(key, str(path)), *rest) for key, (path, *rest) in stack.items()}
     return len(renamed)
+
+
+def _paths(top: nn.Module | None, capture: Capture) -> dict[int | None, str]:
+    """`id` of each module in what was captured -> its path there, the one in a list of blocks if there are several."""
+    found: dict[int | None, str] = {}
+    if top is None:
+        return found
+    for path in capture.layers if not capture.prefix else ():
+        block = module_at(top, path)
+        for name, module in block.named_modules() if block is not None else ():
+            found.setdefault(id(module), f"{path}.{name}" if name else path)
+    for path, module in top.named_modules():
+        found.setdefault(id(module), path)
+    return found
 
 
 def _nodes(graph: fx.Graph, root: nn.Module) -> Iterator[fx.Node]:

@@ -187,6 +187,10 @@ def test_module_stack(graph: torch.fx.Graph) -> None:
     assert isinstance(path, str) and "blocks" in path and kind is not None
 
 
+def test_is_compiled_function() -> None:
+    assert compat.is_compiled_function(torch.compile(torch.sin)) and not compat.is_compiled_function(torch.sin)
+
+
 def test_stacked_module() -> None:
     """The keys of a stack are the modules' ids, with a number behind for later calls of the same one."""
     model, keys = wan(), []

@@ -12,7 +12,8 @@ import torch
 from models import wan, wan_inputs
 from torch import nn
 
-from freeloc_fx import Profile, plans, transform
+from freeloc_fx import Profile, plan, plans, transform
+from freeloc_fx.errors import LengthError
 
 PROFILE = Profile(trained_frames=3, layers={0: "vrpr", 1: "vrpr+tsa"})
 FRAMES = 7
@@ -89,3 +90,16 @@ def test_a_method_of_another_object(expected: dict[int, torch.Tensor]) -> None:
     kept = {"model": model.forward}
     model.forward = types.MethodType(lambda self, *args, **kwargs: kept["model"](*args, **kwargs), model)
     assert torch.equal(run(transform(model, PROFILE, backend="eager"), FRAMES), expected[FRAMES])
+
+
+@pytest.mark.parametrize("name", ["closure", "decorator"])
+def test_what_a_call_says_is_found_behind_a_wrapper(name: str) -> None:
+    """Its size, which the model's tables must hold; its timestep, which steps are told by; what its plan needs."""
+    model = wan(rope_max_seq_len=16)
+    model.forward = WRAPPERS[name](model.forward)
+    stepped = Profile(trained_frames=3, layers="vrpr", schedule=[{"steps": 1, "layers": "tsa"}])
+    changed = transform(model, stepped, backend="eager")
+    assert run(changed, FRAMES).shape == (1, 4, FRAMES, 4, 4)
+    with pytest.raises(LengthError, match="rope_max_seq_len is 16"):
+        run(changed, 17)
+    assert plan(model, PROFILE, frames=FRAMES, height=4, width=4).rewritten == 2

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from freeloc_fx.attention.running import Running, running, within
-from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, dynamo_switched_off, plain_call
+from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, dynamo_switched_off, is_compiled_function, plain_call
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.compiler.inner import compiler
 from freeloc_fx.errors import CaptureError, TransformError
@@ -28,7 +28,7 @@ from .trace_once import Marks
 from .units import UnitCheck
 from .whole import call_whole, capture_settings
 
-__all__ = ["HOOKED", "Model", "attach", "check_mode"]
+__all__ = ["HOOKED", "Model", "attach", "check_forward", "check_mode"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -51,7 +51,12 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
         `result`.
     """
     state = State(original, result, backend)
-    result.__dict__["compile"] = _choose_backend(result, backend)
+    compile = _choose_backend(result, backend)
+    result.__dict__["compile"] = compile
+    if hasattr(
+        result, "compile_repeated_blocks"
+    ):  # diffusers' way of compiling less; equal blocks are compiled once anyway
+        result.__dict__["compile_repeated_blocks"] = compile
     gate, lock = gate_of(result), lock_of(original)
     compiled = torch.compile(plain_call(result), backend=backend, fullgraph=True, dynamic=False)
     marks = Marks(result.get_submodule(path) for path in backend.layers)
@@ -83,6 +88,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
                 f"{type(result).__name__}: {switch} keeps torch.compile from capturing, so this transformed model "
                 "would run untransformed; expected it unset, or restore(model) to run the original"
             )
+        check_forward(result)
         given = call_arguments(result, args, kwargs)
         known = facts_of(result, given)
         told = running()
@@ -134,6 +140,22 @@ def _choose_backend(result: nn.Module, made: Backend) -> Callable[..., None]:
         attach(result, state.original, made.with_compiler(compiler(chosen)))
 
     return compile
+
+
+def check_forward(model: nn.Module) -> None:
+    """Refuse a model whose forward is compiled on its own: torch.compile would step over it, and us, without a word.
+
+    Args:
+        model: to be transformed, or transformed.
+
+    Raises:
+        TransformError: names the model.
+    """
+    if is_compiled_function(vars(model).get("forward")):
+        raise TransformError(
+            f"the forward of this {type(model).__name__} is compiled on its own; expected the model's own forward, and "
+            "the backend chosen in transform"
+        )
 
 
 def check_mode(backend: str | Callable[..., Any] | Mapping[str, Any], profile: Profile) -> None:
