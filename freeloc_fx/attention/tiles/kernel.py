@@ -194,7 +194,8 @@ def launch(
     run = load().freeloc_long_attention
     floats = run(ctypes.byref(task))
     if floats > 0:
-        scratch = torch.empty(floats)  # by torch's allocator, so that whoever measures memory sees it
+        # By torch's allocator, so that whoever measures memory sees it.
+        scratch = torch.empty(floats, dtype=torch.float32, device="cpu")
         task.scratch = scratch.data_ptr()
         if run(ctypes.byref(task)) == 0:
             return
