@@ -82,6 +82,7 @@ def compare(
         found = {name: [_entry(finished, name, seed, prompt, reason) for seed in numbers] for name in names}
         means = {name: _mean([run["scores"] for run in runs]) for name, runs in found.items()} if reason is None else {}
         videos = {name: _kept(finished, name, numbers[0]).frames for name in names}
+        write_video(output, side_by_side(videos, common.enlargement(job.height, 192)), fps)
         comparison_sheet(
             sheet,
             videos,
@@ -89,10 +90,11 @@ def compare(
             scores={name: values["composite"] for name, values in means.items()},
         )
         write_json(report, _report(job, prompt, numbers, found, means))
-        write_video(output, side_by_side(videos, common.enlargement(job.height, 192)), fps)
         del videos
-        if not keep_parts:
-            finished.remove()
+        if keep_parts:
+            finished.keep()
+        elif others := finished.remove():  # only now: all that was made of them is whole
+            out.print(f"{others} finished videos of other settings were removed from {folder}", highlight=False)
         for name, runs in found.items():
             out.print(f"{name}: {runs[0]['summary']}, {runs[0]['seconds']:.0f} s", highlight=False, soft_wrap=True)
         if means:

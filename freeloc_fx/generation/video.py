@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,8 @@ def write_video(
 ) -> Path:
     """Write a clip as .mp4 (H.264, yuv420p, constant quality) or .gif (256 colours a frame, loops forever).
 
-    The file appears whole or not at all: it is written beside `path` under a temporary name and then renamed.
+    The file appears whole or not at all: it is written beside `path` under a temporary name, decoded to see that it is
+    whole, and then renamed.
 
     Args:
         path: the suffix picks the format.
@@ -94,6 +97,7 @@ def write_video(
     Raises:
         VideoError: see `check_output`; also where the array, scale, fps or crf is wrong, or an optional dependency is
             missing.
+        WriteError: the video could not be written whole, for example on a full disk; what was there is untouched.
     """
     path = check_output(path)
     if not is_whole(crf, 0, 51):
@@ -103,14 +107,7 @@ def write_video(
         raise VideoError(f"fps={fps} must be above 0 and at most 240")
     with replacing(path) as temporary:
         if path.suffix.lower() == ".gif":
-            image = _need("PIL.Image")
-            images = [image.fromarray(frame) for frame in clip]
-            # Ends rounded, not durations: 16 fps is 6.25 hundredths, and a rounded 6 would run 4 % fast.
-            ends = np.maximum.accumulate(np.round(np.arange(1, len(clip) + 1) * 100 / fps)).astype(int)
-            lasts = np.maximum(np.diff(ends, prepend=0), 1) * 10
-            images[0].save(
-                temporary, "GIF", save_all=True, append_images=images[1:], duration=lasts.tolist(), loop=0, disposal=1
-            )
+            _write_gif(temporary, clip, fps)
         else:
             _write_mp4(temporary, clip, fps, crf)
     return path
@@ -141,6 +138,7 @@ def contact_sheet(
 
     Raises:
         VideoError: as in `write_video`.
+        WriteError: as in `write_video`.
     """
     path = check_output(path, SHEETS)
     clip = _bytes(frames)
@@ -209,6 +207,7 @@ def comparison_sheet(
 
     Raises:
         VideoError: no videos, or as in `write_video`.
+        WriteError: as in `write_video`.
     """
     path = check_output(path, SHEETS)
     if not videos or columns < 1:
@@ -327,29 +326,68 @@ def _save_png(path: Path, sheet: np.ndarray) -> Path:
     return path
 
 
-def _write_mp4(path: Path, clip: np.ndarray, fps: float, crf: int) -> None:
-    """Hand a clip to ffmpeg, frame by frame."""
-    ffmpeg = _need("imageio_ffmpeg")
-    height, width = clip.shape[1:3]
-    if height % 2 or width % 2:  # yuv420p stores colour for 2x2 pixels
-        clip = np.pad(clip, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    writer = ffmpeg.write_frames(
-        str(path),
-        (clip.shape[2], clip.shape[1]),
-        fps=fps,
-        codec="libx264",
-        quality=None,
-        macro_block_size=1,
-        pix_fmt_in="rgb24",
-        pix_fmt_out="yuv420p",
-        output_params=["-crf", str(crf), "-preset", "medium", "-movflags", "+faststart"],
-        ffmpeg_log_level="error",
-    )
+# What these raise as OSError, `replacing` says of the file, with what is free on its disk.
+
+
+def _write_gif(path: Path, clip: np.ndarray, fps: float) -> None:
+    """Write a gif and read it back: Pillow's encoder may lose the end of a frame on a full disk without a word."""
+    image = _need("PIL.Image")
+    images = [image.fromarray(frame) for frame in clip]
+    # Ends rounded, not durations: 16 fps is 6.25 hundredths, and a rounded 6 would run 4 % fast.
+    ends = np.maximum.accumulate(np.round(np.arange(1, len(clip) + 1) * 100 / fps)).astype(int)
+    lasts = np.maximum(np.diff(ends, prepend=0), 1) * 10
+    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=lasts.tolist(), loop=0, disposal=1)
+    total = 0
     try:
-        writer.send(None)
-        for frame in clip:
-            writer.send(np.ascontiguousarray(frame))
-    finally:
-        writer.close()
-    if not path.stat().st_size:  # imageio-ffmpeg does not report the encoder's exit status
-        raise VideoError("ffmpeg wrote no video; its own message is above")
+        with image.open(path) as made:
+            count, size = made.n_frames, made.size
+            for index in range(count):
+                made.seek(index)
+                made.load()
+                total += made.info.get("duration", 0)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise OSError(f"the gif that was written cannot be read back ({error})") from error
+    # Pillow joins equal frames in one that lasts longer, and gives a single frame no duration.
+    wanted = int(lasts.sum()) if count > 1 else total
+    if size != clip.shape[2:0:-1] or total != wanted:
+        raise OSError(
+            f"{total} ms of {size[0]}x{size[1]} pixels of {wanted} ms of {clip.shape[2]}x{clip.shape[1]} in the gif"
+        )
+
+
+def _write_mp4(path: Path, clip: np.ndarray, fps: float, crf: int) -> None:
+    """Hand a clip to ffmpeg, then decode what it wrote."""
+    ffmpeg = _need("imageio_ffmpeg")
+    if clip.shape[1] % 2 or clip.shape[2] % 2:  # yuv420p stores colour for 2x2 pixels
+        clip = np.pad(clip, ((0, 0), (0, clip.shape[1] % 2), (0, clip.shape[2] % 2), (0, 0)), mode="edge")
+    count, height, width = clip.shape[:3]
+    name = os.path.abspath(path)  # a colon in a relative path would name a protocol
+    # imageio-ffmpeg's own writer passes over ffmpeg's exit status and its messages.
+    command = [ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", f"{width}x{height}", "-r", str(Fraction(fps).limit_denominator()), "-i", "-", "-an"]
+    command += ["-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-preset", "medium"]
+    done = subprocess.run(
+        [*command, "-movflags", "+faststart", name],
+        input=np.ascontiguousarray(clip).reshape(-1).data,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is ours; ffmpeg ends with its input
+        check=False,
+    )
+    said = done.stderr.decode("utf-8", "replace").strip()
+    if done.returncode:
+        how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
+        raise OSError(f"ffmpeg ended with {how} ({said or 'without a message'})")
+    try:
+        reader = ffmpeg.read_frames(name)
+        size = tuple(next(reader)["size"])
+        reader.close()
+        found, _ = ffmpeg.count_frames_and_secs(name)
+    except (OSError, RuntimeError, StopIteration, KeyError, ValueError) as error:
+        why = said or str(error).strip() or type(error).__name__
+        raise OSError(f"the video cannot be decoded ({why.splitlines()[-1]})") from error
+    if (found, *size) != (count, width, height):
+        raise OSError(
+            f"{found} frames of {size[0]}x{size[1]} pixels of {count} of {width}x{height} in the video"
+            + (f" ({said})" if said else "")
+        )
