@@ -58,8 +58,9 @@ def _not_written(path: Path, error: OSError, kept: bool) -> WriteError:
         free = f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MB are free in {path.parent}"
     except OSError:
         free = f"{path.parent} does not say how much is free"
+    why = error.strerror or str(error) or "no reason given"
     made = WriteError(
-        f"{path}: expected to write the whole file, found: {error.strerror or str(error) or 'no reason given'}; {free}: "
+        f"{path}: expected to write the whole file, found: {why}; {free}: "
         "make room, raise the limit of file sizes (ulimit -f), or choose another folder"
         + ("; the file that was there is as it was" if kept else "")
     )

@@ -18,7 +18,7 @@ from freeloc_fx.generation.video import check_output
 
 from . import common
 from .common import err, exits, out, warn, without_nan, write_json
-from .generate import number, score_table
+from .writing import number, score_table
 
 __all__ = ["evaluate_videos"]
 

@@ -15,11 +15,12 @@ from freeloc_fx.files import DamagedFileError, installed_version, read_json, rep
 from freeloc_fx.generation import pipelines as library
 
 from .common import Job, write_json
+from .latents import SUFFIX
 
 __all__ = ["FinishedVideo", "FinishedVideos"]
 
 
-_PART = re.compile(r"\.?(?P<key>[\w.+-]+-\d+-[0-9a-f]{16})(-\w+)?\.(json|npy)")
+_PART = re.compile(r"\.?(?P<key>[\w.+-]+-\d+-[0-9a-f]{16})(-\w+)?\.(json|npy|latents\.safetensors)")
 """Names of parts: those of `FinishedVideos.key`, and what a killed process left half written."""
 
 
@@ -138,6 +139,22 @@ class FinishedVideos:
         kept = self.get(strategy, seed)
         assert kept is not None
         return kept
+
+    def latents(self, strategy: str, seed: int) -> Path:
+        """Say where the denoised latents of a video are kept until it is finished.
+
+        Args:
+            strategy: as of `key`.
+            seed: as of `key`.
+
+        Returns:
+            The file; its folder is there.
+
+        Raises:
+            OSError: the folder cannot be made.
+        """
+        self.folder.mkdir(exist_ok=True)
+        return self.folder / f"{self.key(strategy, seed)}{SUFFIX}"
 
     def keep(self) -> None:
         """Keep what this comparison used, whatever other settings the folder is used for later.

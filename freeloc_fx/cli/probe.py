@@ -98,7 +98,11 @@ def probe(
     writes a plot of the sensitivities.
     """
     folder = journal if journal is not None else output.with_suffix(".journal")
-    with exits(debug, lambda: f"finished units are in {folder}, the same command goes on"):
+
+    def left() -> str:
+        return f"finished units are in {folder}, the same command goes on" if folder.is_dir() else "nothing written"
+
+    with exits(debug, left):
         check_output(output, (".json",))
         facts = library.Facts.read(model)
         if trained is None:

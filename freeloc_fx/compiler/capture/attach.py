@@ -24,7 +24,6 @@ from .hooks import check_blocks
 from .state import State, lock_of, state_of
 from .steps import StepCounter, follows_steps
 from .trace_once import Marks
-from .units import UnitCheck
 from .whole import call_whole, capture_settings
 
 __all__ = ["HOOKED", "Model", "attach", "check_mode"]
@@ -55,7 +54,6 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
     compiled = torch.compile(plain_call(result), backend=backend, fullgraph=True, dynamic=False)
     marks = Marks(result.get_submodule(path) for path in backend.layers)
     counter = StepCounter() if follows_steps(backend.profile) else None
-    units = UnitCheck(type(result).__name__, backend.profile)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if state.by_block is None:
@@ -80,6 +78,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
         known = facts_of(result, given)
         step = 0 if counter is None else counter.see(given)
         with lock:
+            state.calls += 1
             before = len(backend.plans)
             blocks = ((path, result.get_submodule(path)) for path in backend.layers)
             if check_blocks(blocks) and state.by_block is None:
@@ -93,7 +92,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
                 gate.open(),
             ):
                 output = run(*args, **kwargs)
-            units.look_at(backend.plans[before:])
+            state.units.look_at(backend.plans[before:])
         return output
 
     setattr(result, COMPILED_CALL, call)
