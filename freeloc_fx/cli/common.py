@@ -276,7 +276,7 @@ def prepare(
     facts = library.Facts.read(model)
     if loaded is not None or any(name != "direct" for name in strategies):
         loaded = library.choose_profile(facts.transformer, loaded)
-    usual = library.defaults(model=model)
+    usual = library.defaults(facts)
     height, width = height or usual.height, width or usual.width
     latent = library.check_request(facts, frames, height, width)
     if device == "auto":
