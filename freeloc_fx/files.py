@@ -26,6 +26,7 @@ __all__ = [
     "Journal",
     "WriteError",
     "installed_version",
+    "plain_label",
     "read_json",
     "replacing",
     "save_figure",
@@ -151,6 +152,18 @@ def save_figure(figure: Any, path: Path, **options: Any) -> None:
     """
     with replacing(path) as temporary:
         figure.savefig(temporary, **options)
+
+
+def plain_label(text: str) -> str:
+    """Write a text from outside for matplotlib, which reads what stands between two dollar signs as a formula.
+
+    Args:
+        text: the name of a profile, say.
+
+    Returns:
+        The text for a label or a title, which shows it as it is.
+    """
+    return text.replace("$", r"\$")
 
 
 def read_json(path: Path) -> Any:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from freeloc_fx.errors import FreelocError
 from freeloc_fx.files import replacing
 from freeloc_fx.method.checks import is_whole
+
+from .encoding import VideoError, need, write_gif, write_mp4
 
 __all__ = [
     "SHEETS",
     "VIDEOS",
     "VideoError",
+    "check_folder",
     "check_output",
     "comparison_sheet",
     "contact_sheet",
@@ -41,16 +40,12 @@ _GAP = 4  # px between the cells of a sheet
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
 
-class VideoError(FreelocError, ValueError):
-    """A video or sheet cannot be written: a suffix, folder, array or optional dependency is not what is needed."""
-
-
-def check_output(path: str | os.PathLike[str], suffixes: Sequence[str] = VIDEOS) -> Path:
+def check_output(path: str | os.PathLike[str], suffixes: Sequence[str] | None = VIDEOS) -> Path:
     """Check that a file can be written, before an hour is spent on what goes into it.
 
     Args:
         path: of the file.
-        suffixes: endings that it may have, in lower case.
+        suffixes: endings that it may have, in lower case; None: any.
 
     Returns:
         The path.
@@ -60,19 +55,44 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str] = VIDEOS)
             folder.
     """
     path = Path(path)
-    if path.suffix.lower() not in suffixes:
+    if suffixes is not None and path.suffix.lower() not in suffixes:
         raise VideoError(f"{path}: expected a file name ending in {' or '.join(suffixes)}, found {path.suffix!r}")
     if not path.parent.is_dir():
         raise VideoError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise VideoError(f"{path} is a folder; expected the name of a file")
+    _check_writable(path.parent, f"{path}: the folder {path.parent}")
+    return path
+
+
+def check_folder(path: str | os.PathLike[str]) -> Path:
+    """Check that a folder is there, or can be made, and that files can be written into it.
+
+    Args:
+        path: of the folder.
+
+    Returns:
+        The path.
+
+    Raises:
+        VideoError: it, or a part of the path to it, is a file, or cannot be written to.
+    """
+    path = Path(path)
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists() or folder.is_symlink())
+    if not there.is_dir():
+        raise VideoError(f"{path}: expected a folder, or a path at which one can be made; {there} is a file")
+    _check_writable(there, f"{path}: the folder {there}")
+    return path
+
+
+def _check_writable(folder: Path, words: str) -> None:
+    """Refuse a folder in which no file can be made."""
     try:
         # Asking the permission bits is not enough: root passes them on a read-only disk.
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise VideoError(f"{path}: the folder {path.parent} cannot be written to ({error.strerror})") from error
-    return path
+        raise VideoError(f"{words} cannot be written to ({error.strerror})") from error
 
 
 def write_video(
@@ -107,9 +127,9 @@ def write_video(
         raise VideoError(f"fps={fps} must be above 0 and at most 240")
     with replacing(path) as temporary:
         if path.suffix.lower() == ".gif":
-            _write_gif(temporary, clip, fps)
+            write_gif(temporary, clip, fps)
         else:
-            _write_mp4(temporary, clip, fps, crf)
+            write_mp4(temporary, clip, fps, crf)
     return path
 
 
@@ -242,16 +262,6 @@ _CAPTION = 18
 _TEXT = 13
 
 
-def _need(module: str) -> Any:
-    """Import a module of an optional dependency, with an error that says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise VideoError(
-            f'{module.split(".")[0]} is not installed; video output needs: pip install "freeloc_fx[cli]"'
-        ) from error
-
-
 def _bytes(frames: np.ndarray) -> np.ndarray:
     """A clip as uint8, checked."""
     frames = np.asarray(frames)
@@ -280,7 +290,7 @@ def _spread(frames: int, count: int) -> list[int]:
 
 def _font(size: int) -> Any:
     """Pillow's own font."""
-    return _need("PIL.ImageFont").load_default(size=size)
+    return need("PIL.ImageFont").load_default(size=size)
 
 
 def _width(text: str) -> int:
@@ -290,14 +300,14 @@ def _width(text: str) -> int:
 
 def _caption(text: str, width: int) -> np.ndarray:
     """Dark text centred on white, _CAPTION px high; text that is too wide is set smaller, then cut."""
-    image = _need("PIL.Image").new("RGB", (width, _CAPTION), _PAPER)
+    image = need("PIL.Image").new("RGB", (width, _CAPTION), _PAPER)
     size, font = _TEXT, _font(_TEXT)
     while font.getlength(text) > width - 2 and size > 9:
         size -= 1
         font = _font(size)
     while text and font.getlength(text) > width - 2:
         text = text[:-2] + "…" if len(text) > 2 else ""
-    draw = _need("PIL.ImageDraw").Draw(image)
+    draw = need("PIL.ImageDraw").Draw(image)
     draw.text((width / 2, _CAPTION / 2), text, fill=_INK, font=font, anchor="mm")
     return np.asarray(image)
 
@@ -320,74 +330,7 @@ def _stack(rows: list[list[np.ndarray]]) -> np.ndarray:
 
 def _save_png(path: Path, sheet: np.ndarray) -> Path:
     """Write a sheet, whole or not at all."""
-    image = _need("PIL.Image").fromarray(sheet)
+    image = need("PIL.Image").fromarray(sheet)
     with replacing(path) as temporary:
         image.save(temporary, "PNG", optimize=True)
     return path
-
-
-# What these raise as OSError, `replacing` says of the file, with what is free on its disk.
-
-
-def _write_gif(path: Path, clip: np.ndarray, fps: float) -> None:
-    """Write a gif and read it back: Pillow's encoder may lose the end of a frame on a full disk without a word."""
-    image = _need("PIL.Image")
-    images = [image.fromarray(frame) for frame in clip]
-    # Ends rounded, not durations: 16 fps is 6.25 hundredths, and a rounded 6 would run 4 % fast.
-    ends = np.maximum.accumulate(np.round(np.arange(1, len(clip) + 1) * 100 / fps)).astype(int)
-    lasts = np.maximum(np.diff(ends, prepend=0), 1) * 10
-    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=lasts.tolist(), loop=0, disposal=1)
-    total = 0
-    try:
-        with image.open(path) as made:
-            count, size = made.n_frames, made.size
-            for index in range(count):
-                made.seek(index)
-                made.load()
-                total += made.info.get("duration", 0)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise OSError(f"the gif that was written cannot be read back ({error})") from error
-    # Pillow joins equal frames in one that lasts longer, and gives a single frame no duration.
-    wanted = int(lasts.sum()) if count > 1 else total
-    if size != clip.shape[2:0:-1] or total != wanted:
-        raise OSError(
-            f"{total} ms of {size[0]}x{size[1]} pixels of {wanted} ms of {clip.shape[2]}x{clip.shape[1]} in the gif"
-        )
-
-
-def _write_mp4(path: Path, clip: np.ndarray, fps: float, crf: int) -> None:
-    """Hand a clip to ffmpeg, then decode what it wrote."""
-    ffmpeg = _need("imageio_ffmpeg")
-    if clip.shape[1] % 2 or clip.shape[2] % 2:  # yuv420p stores colour for 2x2 pixels
-        clip = np.pad(clip, ((0, 0), (0, clip.shape[1] % 2), (0, clip.shape[2] % 2), (0, 0)), mode="edge")
-    count, height, width = clip.shape[:3]
-    name = os.path.abspath(path)  # a colon in a relative path would name a protocol
-    # imageio-ffmpeg's own writer passes over ffmpeg's exit status and its messages.
-    command = [ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    command += ["-s", f"{width}x{height}", "-r", str(Fraction(fps).limit_denominator()), "-i", "-", "-an"]
-    command += ["-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-preset", "medium"]
-    done = subprocess.run(
-        [*command, "-movflags", "+faststart", name],
-        input=np.ascontiguousarray(clip).reshape(-1).data,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is ours; ffmpeg ends with its input
-        check=False,
-    )
-    said = done.stderr.decode("utf-8", "replace").strip()
-    if done.returncode:
-        how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
-        raise OSError(f"ffmpeg ended with {how} ({said or 'without a message'})")
-    try:
-        reader = ffmpeg.read_frames(name)
-        size = tuple(next(reader)["size"])
-        reader.close()
-        found, _ = ffmpeg.count_frames_and_secs(name)
-    except (OSError, RuntimeError, StopIteration, KeyError, ValueError) as error:
-        why = said or str(error).strip() or type(error).__name__
-        raise OSError(f"the video cannot be decoded ({why.splitlines()[-1]})") from error
-    if (found, *size) != (count, width, height):
-        raise OSError(
-            f"{found} frames of {size[0]}x{size[1]} pixels of {count} of {width}x{height} in the video"
-            + (f" ({said})" if said else "")
-        )
