@@ -1,4 +1,4 @@
-"""A path that cannot be written is refused before the work, whatever the command and the file; none is read as markup."""
+"""A path that cannot be written is refused before the work, whatever the command; none is read as markup."""
 
 from __future__ import annotations
 
