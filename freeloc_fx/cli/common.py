@@ -391,7 +391,9 @@ def write_json(path: Path | None, data: Any) -> None:
         OSError: the file cannot be written.
     """
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # of a file name that is no text
     if path is None:
         sys.stdout.write(text)
+        sys.stdout.flush()
         return
     write_text(path, text)
