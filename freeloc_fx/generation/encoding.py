@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -109,7 +110,7 @@ def write_mp4(path: Path, clip: np.ndarray, fps: float, crf: int) -> None:
         start_new_session=True,  # Ctrl-C is ours; ffmpeg ends with its input
         check=False,
     )
-    said = done.stderr.decode("utf-8", "replace").strip()
+    said = _words(done.stderr.decode("utf-8", "replace"))
     if done.returncode:
         how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
         raise OSError(f"ffmpeg ended with {how} ({said or 'without a message'})")
@@ -119,10 +120,16 @@ def write_mp4(path: Path, clip: np.ndarray, fps: float, crf: int) -> None:
         reader.close()
         found, _ = ffmpeg.count_frames_and_secs(name)
     except (OSError, RuntimeError, StopIteration, KeyError, ValueError) as error:
-        why = said or str(error).strip() or type(error).__name__
-        raise OSError(f"the video cannot be decoded ({why.splitlines()[-1]})") from error
+        why = said or _words(str(error).splitlines()[-1] if str(error).strip() else type(error).__name__)
+        raise OSError(f"the video cannot be decoded ({why})") from error
     if (found, *size) != (count, width, height):
         raise OSError(
             f"{found} frames of {size[0]}x{size[1]} pixels of {count} of {width}x{height} in the video"
             + (f" ({said})" if said else "")
         )
+
+
+def _words(said: str) -> str:
+    """What ffmpeg said, in a line: without the addresses of its parts, each message once."""
+    lines = [re.sub(r"^\[[^\]]* @ 0x[0-9a-f]+\] ", "", line.strip()) for line in said.splitlines()]
+    return "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith("Last message repeated")))

@@ -80,6 +80,22 @@ def test_an_encoder_that_reports_success_is_not_believed(
     assert sorted(os.listdir(tmp_path)) == ["a.mp4", "ffmpeg", "ffmpeg.py"]
 
 
+def test_what_ffmpeg_says_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = disk.failing_ffmpeg(
+        tmp_path,
+        "[vost#0:0/libx264 @ 0x5575431c0300] Error submitting a packet to the muxer: No space left on device",
+        "    Last message repeated 1 times",
+        "[out#0/mp4 @ 0x5575431bf540] Error closing file: No space left on device",
+    )
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(program))
+    with pytest.raises(WriteError) as caught:
+        video.write_video(tmp_path / "a.mp4", noise())
+    assert (
+        "found: ffmpeg ended with status 228 (Error submitting a packet to the muxer: No space left on device; "
+        "Error closing file: No space left on device); "
+    ) in str(caught.value)
+
+
 def test_a_gif_that_lost_its_end_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 

@@ -129,3 +129,67 @@ def test_files_that_hold_no_latents(pipe: Any, tmp_path: Path) -> None:
             Latents.load(tmp_path / f"{name}.safetensors")
     with pytest.raises(LatentsError, match="found a folder"):
         Latents.load(tmp_path)
+
+
+def ltx() -> Any:
+    """Latents packed into tokens."""
+    from diffusers import (
+        AutoencoderKLLTXVideo,
+        FlowMatchEulerDiscreteScheduler,
+        LTXPipeline,
+        LTXVideoTransformer3DModel,
+    )
+
+    sides = {"block_out_channels": (8,) * 4, "layers_per_block": (1,) * 5}
+    scaling = (True, True, False, False)
+    return LTXPipeline(
+        transformer=LTXVideoTransformer3DModel(
+            in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+            num_layers=1, caption_channels=16,
+        ),
+        vae=AutoencoderKLLTXVideo(
+            latent_channels=8, **sides, **{f"decoder_{name}": value for name, value in sides.items()},
+            spatio_temporal_scaling=scaling, decoder_spatio_temporal_scaling=scaling, patch_size=1,
+            decoder_inject_noise=(False,) * 5, upsample_residual=(False,) * 4, upsample_factor=(1,) * 4,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(), text_encoder=encoder(16), tokenizer=pipelines.tokenizer(),
+    )  # fmt: skip
+
+
+def cogvideox() -> Any:
+    """Frames before channels, and a scheduler whose step returns two tensors."""
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDPMScheduler,
+        CogVideoXPipeline,
+        CogVideoXTransformer3DModel,
+    )
+
+    return CogVideoXPipeline(
+        transformer=CogVideoXTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2,
+            text_embed_dim=32, num_layers=1, sample_width=4, sample_height=4, sample_frames=9, max_text_seq_length=16,
+            use_rotary_positional_embeddings=True,
+        ),
+        vae=AutoencoderKLCogVideoX(
+            block_out_channels=(8,) * 4, latent_channels=4, layers_per_block=1, norm_num_groups=2
+        ),
+        scheduler=CogVideoXDPMScheduler(), text_encoder=encoder(32), tokenizer=pipelines.tokenizer(),
+    )  # fmt: skip
+
+
+def encoder(width: int) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    words = len(pipelines.tokenizer())
+    return T5EncoderModel(T5Config(vocab_size=words, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+
+
+@pytest.mark.parametrize("make", [ltx, cogvideox])
+def test_pipelines_with_layouts_and_schedulers_of_their_own(make: Any) -> None:
+    pipe = make()
+    pipe.set_progress_bar_config(disable=True)
+    kept: list[Latents] = []
+    request = {"frames": 9, "height": 32, "width": 32, "steps": 2, "guidance": 2.0}
+    expected = library.generate(pipe, PROMPT, **request, on_latents=kept.append)
+    assert np.array_equal(library.decode_latents(pipe, kept[0]).frames, expected.frames)
