@@ -17,6 +17,7 @@ if (_checkout / "passes").is_dir() and (_checkout / "pyproject.toml").is_file():
 from .files import installed_version as _installed_version  # noqa: E402
 
 if TYPE_CHECKING:
+    from .attention.running import denoising_step
     from .compiler.transform import plan, plans, restore, transform
     from .errors import FreelocError
     from .generation.enabling import disable, enable, is_transformed, plan_for
@@ -37,6 +38,7 @@ __all__ = [
     "Profile",
     "__version__",
     "context_windows",
+    "denoising_step",
     "disable",
     "enable",
     "freenoise",
@@ -59,6 +61,7 @@ _LATER = {
     "Plan": "planning.plan",
     "Profile": "planning.profile",
     "context_windows": "generation.windows",
+    "denoising_step": "attention.running",
     "disable": "generation.enabling",
     "enable": "generation.enabling",
     "freenoise": "generation.noise",
@@ -95,7 +98,8 @@ class _OldNames:
         if not fullname.startswith(f"{__name__}."):
             return None
         compat = _importlib.import_module(f"{__name__}.compat")
-        _sys.meta_path.remove(cls)
+        if cls in _sys.meta_path:  # another thread may have been here
+            _sys.meta_path.remove(cls)
         compat.keep_old_names(__name__)  # asked first from now on
         return _find_spec(fullname)
 

@@ -135,6 +135,11 @@ def unwrapped(model: Any) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
+def is_compiled_function(function: Any) -> bool:
+    """Whether a function is what `torch.compile(function)` gave. Seen in 2.13.0 (`_torchdynamo_orig_callable`)."""
+    return hasattr(function, "_torchdynamo_orig_callable")
+
+
 def own_hooks(module: nn.Module) -> list[str]:
     """Names of the attributes that hold a module's own hooks, those that it has."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -166,6 +171,15 @@ STACK = "nn_module_stack"
 def module_stack(node: fx.Node) -> dict[str, Any]:
     """The modules that a node came from, outermost first: key -> (path as Dynamo spells it, class)."""
     return node.meta.get(STACK) or {}
+
+
+def stacked_module(key: str) -> int | None:
+    """`id` of the module that a key of `module_stack` stands for; None where the key does not say.
+
+    The key ends in "@1" where a module is called a second time.
+    """
+    number = key.partition("@")[0]
+    return int(number) if number.isdecimal() else None
 
 
 def source_name(node: fx.Node) -> str | None:
@@ -350,5 +364,7 @@ def keep_old_names(package: str) -> None:
     Args:
         package: name of this package.
     """
-    if not any(isinstance(finder, _Moved) and finder.package == package for finder in sys.meta_path):
+    # By name: reloading this module makes the class anew.
+    there = (finder for finder in sys.meta_path if type(finder).__name__ == _Moved.__name__)
+    if not any(getattr(finder, "package", None) == package for finder in there):
         sys.meta_path.insert(0, _Moved(package))

@@ -42,21 +42,28 @@ def find_attention(graph: fx.Graph, capture: Capture) -> int:
         The number of attention calls, of any kind.
     """
     found = 0
+    first: dict[str, int] = {}  # module path -> its place among them: called again, it is the same layer
+
+    def place(node: fx.Node) -> tuple[str, int]:
+        inside = module_path(node)
+        path = ".".join(p for p in (capture.prefix, inside) if p) or f"call_{found}"
+        return path, capture.layer_of(path, first.setdefault(path, len(first)))
+
     for node in graph.nodes:
         if node.op != "call_function":
             continue
         if node.target not in (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default):
             if name := _kernel(node):
-                path = ".".join(p for p in (capture.prefix, module_path(node)) if p)
-                write(node, AttentionSite(path, capture.layer_of(path, found), "other", (), (), reason=name + _ITS_OWN))
+                path, layer = place(node)
+                write(node, AttentionSite(path, layer, "other", (), (), reason=name + _ITS_OWN))
                 found += 1
             continue
-        found += 1
         given = arguments(node)
         query, key, value = (given[name] for name in ARGUMENTS[:3])
         assert isinstance(query, fx.Node) and isinstance(key, fx.Node) and isinstance(value, fx.Node)
         q_shape, k_shape, v_shape = (bounded_shape(n) or () for n in (query, key, value))
-        path = ".".join(p for p in (capture.prefix, module_path(node)) if p)
+        path, layer = place(node)
+        found += 1
         kind, reason = "video", ""
         if len(q_shape) != 4 or len(k_shape) != 4:
             kind, reason = "other", f"expected 4-D q and k, found {q_shape} and {k_shape}"
@@ -73,7 +80,7 @@ def find_attention(graph: fx.Graph, capture: Capture) -> int:
             node,
             AttentionSite(
                 path=path,
-                layer=capture.layer_of(path, found - 1),
+                layer=layer,
                 kind=kind,  # type: ignore[arg-type]
                 query_shape=q_shape,
                 key_shape=k_shape,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.fx as fx
 
@@ -45,6 +47,10 @@ def infer_token_grid(graph: fx.Graph, capture: Capture) -> int:
         elif reason := _contradiction(site, grid, shapes, capture.call):
             write(node, kind="other", reason=reason)
             continue
+        elif capture.call.grid is not None and 1 in (grid.height, grid.width):
+            # RoPE does not tell a row from a column where one is a single token.
+            _, rows, columns = capture.call.grid
+            write(node, grid=replace(grid, height=rows, width=columns))
         checked += 1
     return checked - _other_streams(graph)
 

@@ -16,7 +16,7 @@ from torch import nn
 from freeloc_fx.compat import STACK, is_region_call, module_stack
 from freeloc_fx.errors import StampError
 from freeloc_fx.graph.capture import Capture
-from freeloc_fx.graph.paths import CALLED_THROUGH, module_at, module_path
+from freeloc_fx.graph.paths import module_at, module_path
 
 __all__ = ["inline_regions"]
 
@@ -43,10 +43,6 @@ def inline_regions(graph: fx.Graph, capture: Capture, *, root: nn.Module, model:
         assert owners is not None
         owners.check(call)
         _inline(graph, call, root)
-    for node in graph.nodes:
-        if stack := module_stack(node):
-            plain = {key: (str(path).replace(CALLED_THROUGH, ""), *rest) for key, (path, *rest) in stack.items()}
-            node.meta[STACK] = plain
     return len(regions)
 
 

@@ -187,6 +187,24 @@ def test_module_stack(graph: torch.fx.Graph) -> None:
     assert isinstance(path, str) and "blocks" in path and kind is not None
 
 
+def test_is_compiled_function() -> None:
+    assert compat.is_compiled_function(torch.compile(torch.sin)) and not compat.is_compiled_function(torch.sin)
+
+
+def test_stacked_module() -> None:
+    """The keys of a stack are the modules' ids, with a number behind for later calls of the same one."""
+    model, keys = wan(), []
+
+    def keep(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        keys.extend(key for node in gm.graph.nodes for key in compat.module_stack(node))
+        return gm.forward
+
+    with torch.no_grad():
+        torch.compile(model, backend=keep, fullgraph=True)(**wan_inputs(2))
+    there({compat.stacked_module(key) for key in keys} <= {id(module) for module in model.modules()}, "ids as keys")
+    assert compat.stacked_module("123@2") == 123 and compat.stacked_module("blocks_0") is None
+
+
 def test_source_name(graph: torch.fx.Graph) -> None:
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     there(all(hasattr(node, "_dynamo_source") for node in placeholders), "_dynamo_source on a graph's placeholders")

@@ -107,18 +107,18 @@ def by_number(number: torch.Tensor) -> AttentionSpec:
         The spec.
 
     Raises:
-        CaptureError: no spec that lives in this process has it.
+        CaptureError: no living spec has it.
     """
     entry = _BY_INDEX.get(int(number))
     if entry is None:
         raise CaptureError(
-            f"long attention number {int(number)}: expected one of the {len(_BY_INDEX)} given in this process"
+            f"long attention number {int(number)}: expected that of one of the {len(_BY_INDEX)} living specs"
         )
     return entry.spec
 
 
 def _unknown(key: str) -> CaptureError:
     return CaptureError(
-        f"long attention {key!r}: no such spec in this process; expected one registered by transform, "
+        f"long attention {key!r}: no such spec lives; expected one registered by transform, "
         f"found {sorted(_BY_KEY) or 'none'}"
     )

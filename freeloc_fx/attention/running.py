@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
+from freeloc_fx.method.checks import is_whole
+
 __all__ = ["Checked", "Running", "denoising_step", "running", "within"]
 
 
@@ -33,10 +35,12 @@ class Running:
 
     Args:
         step: the denoising step, counted from 0.
+        told: somebody has said which step it is.
         checked: what the backend has compared already; a new one where a graph runs without its backend.
     """
 
     step: int = 0
+    told: bool = False
     checked: Checked = field(default_factory=Checked)
 
 
@@ -64,10 +68,17 @@ def within(call: Running) -> Iterator[None]:
 
 @contextmanager
 def denoising_step(step: int) -> Iterator[None]:
-    """Context: it is this denoising step for the long attentions that run inside.
+    """Context: a transformed model that is called inside is at this denoising step.
+
+    For a loop of your own around a profile that follows steps. In a pipeline nothing need be said: its scheduler tells.
 
     Args:
         step: counted from 0.
+
+    Raises:
+        ValueError: the step is not an integer of at least 0.
     """
-    with within(replace(running(), step=step)):
+    if not is_whole(step, 0):
+        raise ValueError(f"step: expected an integer of at least 0, found {step!r}")
+    with within(replace(running(), step=int(step), told=True)):
         yield

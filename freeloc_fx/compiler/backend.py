@@ -21,7 +21,7 @@ from freeloc_fx.planning.plan import Plan
 from freeloc_fx.planning.profile import Profile
 
 from . import pipeline
-from .capture.facts import facts
+from .capture.facts import facts, noted
 from .inner import Compiler
 from .repeat import Artefacts, compile_repeated
 from .runner import PassRun, Runner
@@ -121,6 +121,9 @@ class Backend:
         return made
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        return noted(self._compiled(gm, example_inputs), self.prefix)
+
+    def _compiled(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         # Dynamo looks at its own graph again after we return, so only a copy may change.
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}

@@ -25,6 +25,7 @@ from freeloc_fx.passes.infer_rope import infer_rope
 from freeloc_fx.passes.infer_token_grid import infer_token_grid
 from freeloc_fx.passes.inline_regions import inline_regions
 from freeloc_fx.passes.merge_repeated_keys import merge_repeated_keys
+from freeloc_fx.passes.name_modules import name_modules
 from freeloc_fx.passes.observe_attention import observe_attention
 from freeloc_fx.passes.rewrite_attention import rewrite_attention
 from freeloc_fx.planning.plan import Plan, make_plan
@@ -37,6 +38,7 @@ __all__ = ["PASSES", "analyse", "check_names", "cut", "observe", "rewrite"]
 log = logging.getLogger("freeloc_fx")
 
 PASSES = (
+    name_modules,
     inline_regions,
     find_attention,
     find_key_mask,
@@ -74,6 +76,7 @@ def check_names(names: Collection[str]) -> frozenset[str]:
 def analysis_passes(root: torch.nn.Module, model: torch.nn.Module | None, profile: Profile) -> list[Pass]:
     """Passes that make the capture one flat graph and write records, in order."""
     return [
+        partial(name_modules, root=root, model=model),
         partial(inline_regions, root=root, model=model),
         find_attention,
         find_key_mask,

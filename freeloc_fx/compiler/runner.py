@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.fx as fx
 
+from freeloc_fx.errors import CaptureError, FreelocError
 from freeloc_fx.graph.capture import Capture, Pass
 
 from .dump import dump
@@ -75,6 +76,7 @@ class Runner:
 
         Raises:
             VerificationError: a pass left the graph inconsistent; the message names the pass.
+            FreelocError: as a pass raised it; a CaptureError that names the pass for any other exception.
         """
         return sum(self._run(step) for step in passes)
 
@@ -84,7 +86,15 @@ class Runner:
             self._note(PassRun(name, None))
             return 0
         before, started = self._operations(), time.perf_counter()
-        matched = one(self.graph, self.capture)
+        try:
+            matched = one(self.graph, self.capture)
+        except FreelocError:
+            raise
+        except Exception as error:
+            raise CaptureError(
+                f"pass {name} failed on the captured graph with {type(error).__name__}: {error}; expected a graph that "
+                "it can treat. FREELOC_DUMP=folder writes the graph as the pass found it: please report it"
+            ) from error
         seconds, after = time.perf_counter() - started, self._operations()
         verify_graph(self.graph, name, self.verify)
         changed = {k: (before[k], after[k]) for k in after.keys() | before.keys() if after[k] != before[k]}

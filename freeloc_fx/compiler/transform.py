@@ -12,7 +12,7 @@ from torch import nn
 
 from freeloc_fx.attention import op
 from freeloc_fx.compat import ADAPTERS, compiled_call, dynamo_errors, plain_call, unwrapped
-from freeloc_fx.compiler.capture.attach import HOOKED, Model, attach, check_mode
+from freeloc_fx.compiler.capture.attach import HOOKED, Model, attach, check_forward, check_mode
 from freeloc_fx.compiler.capture.blocks import BlockByBlock
 from freeloc_fx.compiler.capture.conventions import check_limits, check_one_clip, layer_table
 from freeloc_fx.compiler.capture.examples import example_inputs
@@ -111,6 +111,7 @@ def transform(
             f"this {type(model).__name__} is already compiled; "
             "transform the uncompiled model and choose its backend here"
         )
+    check_forward(model)
     check_one_clip(model)
     op.choose(attention, torch.device("cpu"))
     if not isinstance(verify, bool):

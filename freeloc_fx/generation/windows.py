@@ -18,6 +18,7 @@ from torch import nn
 
 from freeloc_fx.compat import COMPILED_CALL, own_hooks
 from freeloc_fx.compiler.capture.conventions import call_arguments
+from freeloc_fx.compiler.capture.loop import running_timesteps
 from freeloc_fx.compiler.capture.steps import StepCounter
 from freeloc_fx.errors import LengthError
 from freeloc_fx.method.checks import is_whole
@@ -208,7 +209,7 @@ class _Windowed:
             timestep = args[1]
         if timestep is None:
             raise TypeError("timestep: expected an argument of this name, or the second one, for schedule 'staggered'")
-        return self.counter.see({"timestep": torch.as_tensor(timestep)})
+        return self.counter.see({"timestep": torch.as_tensor(timestep)}, running_timesteps(self.model))
 
 
 def _prediction(output: Any, frames: int) -> torch.Tensor:

@@ -57,12 +57,21 @@ class Capture:
         Returns:
             The layer index, from 0.
         """
+        found = self._layer(path)
+        return ordinal if found is None else found
+
+    def is_in_layer(self, path: str) -> bool:
+        """Whether a module path lies in a known list of blocks.
+
+        Args:
+            path: of a module in what was captured.
+        """
+        return self._layer(f"{self.prefix}.{path}" if self.prefix else path) is not None
+
+    def _layer(self, path: str) -> int | None:
         names = path.split(".")
-        for length in range(len(names), 0, -1):
-            layer = self.layers.get(".".join(names[:length]))
-            if layer is not None:
-                return layer
-        return ordinal
+        found = (self.layers.get(".".join(names[:length])) for length in range(len(names), 0, -1))
+        return next((layer for layer in found if layer is not None), None)
 
 
 Pass = Callable[[fx.Graph, Capture], int]

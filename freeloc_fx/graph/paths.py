@@ -9,8 +9,10 @@ from torch import nn
 
 from freeloc_fx.compat import module_stack
 
-__all__ = ["CALLED_THROUGH", "dotted_path", "module_at", "module_path"]
+__all__ = ["CALLED_THROUGH", "ROOT", "dotted_path", "module_at", "module_path"]
 
+ROOT = "L['self']"
+"""The module that was captured, as Dynamo spells it where its forward calls it self."""
 _ROOT = re.compile(r"^L\['\w+'\]")
 """The module that was captured, by whatever name its forward calls it."""
 _STORES = re.compile(r"(\.|\[')(_modules|_parameters|_buffers|__dict__|_orig_mod)\b('\])?")

@@ -60,7 +60,7 @@ def test_a_spec_is_gone_with_the_last_that_holds_it() -> None:
     del three
     gc.collect()
     assert seen() is None
-    with pytest.raises(CaptureError, match="no such spec in this process"):
+    with pytest.raises(CaptureError, match="no such spec lives"):
         by_key(key)
     with pytest.raises(CaptureError, match=f"long attention number {int(number)}: expected one of the"):
         by_number(number)
@@ -79,11 +79,11 @@ def test_a_spec_that_comes_back_has_a_new_number() -> None:
 
 
 def test_what_is_unknown_is_an_error() -> None:
-    with pytest.raises(CaptureError, match=r"long attention 'no such key': no such spec in this process"):
+    with pytest.raises(CaptureError, match=r"long attention 'no such key': no such spec lives"):
         by_key("no such key")
-    with pytest.raises(CaptureError, match=r"long attention 'no such key': no such spec in this process"):
+    with pytest.raises(CaptureError, match=r"long attention 'no such key': no such spec lives"):
         Specs().number("no such key")
-    with pytest.raises(CaptureError, match=r"long attention number -1: expected one of the \d+ given in this process"):
+    with pytest.raises(CaptureError, match=r"long attention number -1: expected that of one of the \d+ living specs"):
         by_number(torch.tensor(-1))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers_models import CASES, arguments, build
 from models import DiT, latents, wan, wan_inputs
 from torch import nn
@@ -188,16 +189,35 @@ def test_samples_of_unlike_frame_rates_are_refused(rates: tuple[float, ...], wor
                 changed(**given)
 
 
-@pytest.mark.parametrize("stance", ["force_eager", "eager_on_recompile"])
-def test_a_switch_that_would_run_the_model_untransformed_is_named(stance: Any) -> None:
+def test_a_switch_that_would_run_the_model_untransformed_is_named() -> None:
     changed = transform(wan(), Profile(trained_frames=5, layers="vrpr"), backend="eager")
     with torch.no_grad():
         expected = changed(**wan_inputs(9))[0]
-        with torch.compiler.set_stance(stance), pytest.raises(CaptureError, match=rf"set_stance\('{stance}'\)"):
+        with (
+            torch.compiler.set_stance("force_eager"),
+            pytest.raises(CaptureError, match=r"set_stance\('force_eager'\)"),
+        ):
             changed(**wan_inputs(9))
         with torch._dynamo.config.patch(disable=True), pytest.raises(CaptureError, match="TORCHDYNAMO_DISABLE"):
             changed(**wan_inputs(9))
+        with torch.compiler.set_stance("eager_on_recompile"):
+            assert torch.equal(changed(**wan_inputs(9))[0], expected), "it was captured before"
+            with pytest.raises(CaptureError, match=r"set_stance\('eager_on_recompile'\) keeps"):
+                changed(**wan_inputs(11))
         assert torch.equal(changed(**wan_inputs(9))[0], expected)
+
+
+@pytest.mark.parametrize("by_block", [False, True], ids=["whole", "block by block"])
+def test_a_call_that_nothing_captured_is_an_error(by_block: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a switch that nobody here knows: torch.compile hands the function back as it is."""
+    model = wan()
+    if by_block:
+        add_hook_to_module(model.blocks[1], ModelHook())
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    changed = transform(model, Profile(trained_frames=5, layers="vrpr"), backend="eager")
+    where = r"blocks\.0" if by_block else "WanTransformer3DModel"
+    with torch.no_grad(), pytest.raises(CaptureError, match=f"{where}: something that is not known keeps"):
+        changed(**wan_inputs(9))
 
 
 def test_a_strategy_that_lands_on_no_site_is_an_error() -> None:

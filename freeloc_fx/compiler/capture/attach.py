@@ -9,24 +9,25 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from freeloc_fx.attention.running import Running, within
-from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, dynamo_switched_off, plain_call
+from freeloc_fx.attention.running import Running, running, within
+from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, dynamo_switched_off, is_compiled_function, plain_call
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.compiler.inner import compiler
 from freeloc_fx.errors import CaptureError, TransformError
 from freeloc_fx.planning.profile import Profile
 
-from .blocks import BlockByBlock
+from .blocks import BlockByBlock, first_line
 from .conventions import call_arguments
-from .facts import calling, facts_of
+from .facts import calling, check_captured, facts_of
 from .gate import gate_of
 from .hooks import check_blocks
+from .loop import running_timesteps
 from .state import State, lock_of, state_of
 from .steps import StepCounter, follows_steps
 from .trace_once import Marks
 from .whole import call_whole, capture_settings
 
-__all__ = ["HOOKED", "Model", "attach", "check_mode"]
+__all__ = ["HOOKED", "Model", "attach", "check_forward", "check_mode"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -38,7 +39,7 @@ HOOKED = "the blocks carry hooks, which stay outside the graphs"
 def attach(result: Model, original: Model, backend: Backend) -> Model:
     """Give a shallow copy of a model our backend: its calls are captured and run through it from now on.
 
-    Calls of all models that share the original's weights wait for each other; the step is the thread's own.
+    Calls of all models that share the original's weights wait for each other; the step is the generation's own.
 
     Args:
         result: the copy, or a model that has a backend already.
@@ -49,34 +50,47 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
         `result`.
     """
     state = State(original, result, backend)
-    result.__dict__["compile"] = _choose_backend(result, backend)
+    compile = _choose_backend(result, backend)
+    result.__dict__["compile"] = compile
+    if hasattr(
+        result, "compile_repeated_blocks"
+    ):  # diffusers' way of compiling less; equal blocks are compiled once anyway
+        result.__dict__["compile_repeated_blocks"] = compile
     gate, lock = gate_of(result), lock_of(original)
     compiled = torch.compile(plain_call(result), backend=backend, fullgraph=True, dynamic=False)
     marks = Marks(result.get_submodule(path) for path in backend.layers)
     counter = StepCounter() if follows_steps(backend.profile) else None
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if state.by_block is None:
+        by_block, reason = state.by_block, ""
+        if by_block is None:
             try:
-                return call_whole(marks, compiled, *args, **kwargs)
+                output = call_whole(marks, compiled, *args, **kwargs)
+                check_captured(type(result).__name__, 0)
+                return output
             except dynamo_errors("NO_SINGLE_GRAPH") as why:
-                state.by_block = BlockByBlock(result, backend, why)
-                log.info("%s: captured block by block: %s", type(result).__name__, why)
-        output, found = state.by_block.run(*args, **kwargs)
+                by_block, reason = BlockByBlock(result, backend, why), first_line(why)
+        output, found = by_block.run(*args, **kwargs)
+        check_captured(type(result).__name__, 0)
         if found is not None:
             backend.plans.append(found)
+        if state.by_block is None:
+            state.by_block = by_block  # only now: what this call failed for may be the call's own
+            log.info("%s: captured block by block: %s", type(result).__name__, reason)
         return output
 
     @torch.compiler.disable(reason="a transformed model compiles itself; choose its backend in transform")
     def call(*args: Any, **kwargs: Any) -> Any:
-        if switch := dynamo_switched_off():
+        if (switch := dynamo_switched_off()) and not switch.endswith("('eager_on_recompile')"):
             raise CaptureError(
                 f"{type(result).__name__}: {switch} keeps torch.compile from capturing, so this transformed model "
                 "would run untransformed; expected it unset, or restore(model) to run the original"
             )
+        check_forward(result)
         given = call_arguments(result, args, kwargs)
         known = facts_of(result, given)
-        step = 0 if counter is None else counter.see(given)
+        told = running()
+        step = told.step if counter is None or told.told else counter.see(given, running_timesteps(result))
         with lock:
             state.calls += 1
             before = len(backend.plans)
@@ -88,7 +102,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
                 torch.no_grad(),
                 capture_settings(backend),
                 calling(known),
-                within(Running(step, backend.checked)),
+                within(Running(step, told.told, backend.checked)),
                 gate.open(),
             ):
                 output = run(*args, **kwargs)
@@ -125,6 +139,22 @@ def _choose_backend(result: nn.Module, made: Backend) -> Callable[..., None]:
         attach(result, state.original, made.with_compiler(compiler(chosen)))
 
     return compile
+
+
+def check_forward(model: nn.Module) -> None:
+    """Refuse a model whose forward is compiled on its own: torch.compile would step over it, and us, without a word.
+
+    Args:
+        model: to be transformed, or transformed.
+
+    Raises:
+        TransformError: names the model.
+    """
+    if is_compiled_function(vars(model).get("forward")):
+        raise TransformError(
+            f"the forward of this {type(model).__name__} is compiled on its own; expected the model's own forward, and "
+            "the backend chosen in transform"
+        )
 
 
 def check_mode(backend: str | Callable[..., Any] | Mapping[str, Any], profile: Profile) -> None:

@@ -7,7 +7,7 @@ attention and its RoPE lie whole inside one block. The code between the blocks r
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,8 +17,10 @@ from torch import nn
 from freeloc_fx.compat import COMPILED_CALL, call_inside_hooks, dynamo_errors, plain_call
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.errors import CaptureError, FreelocError
+from freeloc_fx.graph.capture import CallFacts
 from freeloc_fx.planning.plan import Plan, check_landed, merge
 
+from .facts import check_captured, facts, graphs_run
 from .hooks import Leaves, inside
 from .swapped import swapped
 
@@ -50,6 +52,8 @@ class BlockByBlock:
             ) from (why if isinstance(why, Exception) else None)
         self.leaves = Leaves((part.prefix, block) for block, part in self.blocks)
         self.thread: int | None = None
+        # By call: plans of blocks that were captured and not yet looked at together, since the call had failed.
+        self.pending: dict[CallFacts, dict[int, list[Plan]]] = {}
 
     def run(self, *args: Any, **kwargs: Any) -> tuple[Any, Plan | None]:
         """Call the model. One thread at a time; whoever shares the blocks in another thread meets them as they were.
@@ -63,21 +67,33 @@ class BlockByBlock:
 
         Raises:
             CaptureError: a block has no single graph either, or no block holds an attention that can be planned.
+            PlanError: the profile gives a strategy to a block that holds no video self-attention.
         """
+        pending = self.pending.setdefault(facts(), {})
         before = [len(part.plans) for _, part in self.blocks]
-        with self._in_place():
-            result = plain_call(self.model)(*args, **kwargs)
-        new = [plan for (_, part), n in zip(self.blocks, before, strict=True) for plan in part.plans[n:]]
-        merged = merge(new) if new else None
-        if merged is not None and len(new) == len(self.blocks):
-            check_landed(merged, self.backend.profile)
+        try:
+            with self._in_place():
+                result = plain_call(self.model)(*args, **kwargs)
+        finally:
+            for index, (_, part) in enumerate(self.blocks):
+                if made := part.plans[before[index] :]:
+                    pending.setdefault(index, []).extend(made)
+        merged = self._merged(pending) if pending else None
+        del self.pending[facts()]  # not where that raised: the next call like this one raises again
         return result, merged
+
+    def _merged(self, new: Mapping[int, Sequence[Plan]]) -> Plan:
+        """One plan of the blocks that were captured in a call; what the profile asks of blocks must be met by them."""
+        merged = merge([plan for index in sorted(new) for plan in new[index]])
+        if all(part.plans for _, part in self.blocks):
+            check_landed(merge([merged, *(part.plans[-1] for _, part in self.blocks)]), self.backend.profile)
+        return merged
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
-        self.thread = threading.get_ident()
         with ExitStack() as put:
-            put.callback(setattr, self, "thread", None)
+            put.callback(setattr, self, "thread", self.thread)  # a call within a call
+            self.thread = threading.get_ident()
             for index, (block, part) in enumerate(self.blocks):
                 owner, name = call_inside_hooks(block)
                 call = self._call(index, owner, name, part)
@@ -103,8 +119,11 @@ class BlockByBlock:
         def run(*args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != self.thread:
                 return plain(*args, **kwargs)
+            before = graphs_run()
             try:
-                return call(*args, **kwargs)
+                output = call(*args, **kwargs)
+                check_captured(path, before)
+                return output
             except dynamo_errors("NO_SINGLE_GRAPH") as error:
                 carried = ", ".join(f"{p} ({', '.join(hooks)})" for p, _, hooks in inside(block))
                 hooked = f"; hooks inside it: {carried}" if carried else ""

@@ -15,7 +15,15 @@ from torch import nn
 from freeloc_fx.errors import CaptureError, LengthError
 from freeloc_fx.method.checks import is_whole
 
-__all__ = ["call_arguments", "check_limits", "check_one_clip", "integer_size", "latent_size", "layer_table"]
+__all__ = [
+    "call_arguments",
+    "check_limits",
+    "check_one_clip",
+    "forward_signature",
+    "integer_size",
+    "latent_size",
+    "layer_table",
+]
 
 
 def layer_table(model: nn.Module) -> dict[str, int]:
@@ -69,9 +77,27 @@ def call_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
         kwargs: the named arguments of the call.
     """
     try:
-        return dict(inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments)
+        bound = forward_signature(model).bind_partial(*args, **kwargs)
     except (TypeError, ValueError):
         return dict(kwargs)
+    found = dict(bound.arguments)
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= found.pop(name, {})
+    return found
+
+
+def forward_signature(model: nn.Module) -> inspect.Signature:
+    """What a model's forward takes; that of its class where somebody has put `*args` in front of it.
+
+    Args:
+        model: whose forward it is.
+    """
+    own = inspect.signature(model.forward)
+    if not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own.parameters.values()):
+        return own
+    of_class = inspect.signature(type(model).forward)
+    return of_class.replace(parameters=list(of_class.parameters.values())[1:])
 
 
 def integer_size(arguments: Mapping[str, Any]) -> tuple[int, int, int] | None:
@@ -94,6 +120,9 @@ def latent_size(arguments: Mapping[str, Any], model: nn.Module | None = None) ->
         (latent frames, latent height, latent width), or None.
     """
     value = arguments.get("hidden_states")
+    if value is None:  # another name: the one tensor that can be latents
+        found = [each for each in arguments.values() if isinstance(each, torch.Tensor) and each.ndim == 5]
+        value = found[0] if len(found) == 1 else None
     if not isinstance(value, torch.Tensor) or value.ndim != 5:
         return integer_size(arguments)
     if model is None or frame_axis(model) == 2:
@@ -151,7 +180,7 @@ def check_one_clip(model: nn.Module) -> None:
     Raises:
         CaptureError: names the arguments.
     """
-    found = [n for n in inspect.signature(model.forward).parameters if any(word in n for word in _WINDOWED)]
+    found = [n for n in forward_signature(model).parameters if any(word in n for word in _WINDOWED)]
     if found:
         raise CaptureError(
             f"{type(model).__name__}.forward takes {', '.join(found)}: it is autoregressive and makes video of any "

@@ -14,7 +14,7 @@ from torch import nn
 
 from freeloc_fx.errors import CaptureError
 
-from .conventions import config_of, patches
+from .conventions import config_of, forward_signature, patches
 
 __all__ = ["example_inputs", "makers"]
 
@@ -33,7 +33,7 @@ def makers(model: nn.Module, frames: int, height: int, width: int) -> dict[str, 
         width: latent width of the model's input.
     """
     config = config_of(model)
-    names = inspect.signature(model.forward).parameters
+    names = forward_signature(model).parameters
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     dtype = getattr(model, "dtype", torch.float32)
@@ -178,7 +178,7 @@ def example_inputs(
     given = dict(given or {})
     known = makers(model, frames, height, width)
     result: dict[str, Any] = {}
-    for name, parameter in inspect.signature(model.forward).parameters.items():
+    for name, parameter in forward_signature(model).parameters.items():
         if name in given:
             result[name] = given[name]
         elif name in known:

@@ -1,8 +1,8 @@
-"""What the call that is running says about its latents, for whoever captures it."""
+"""What the call that is running says about its latents, for whoever captures it; and which captured graphs it ran."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from freeloc_fx.compat import dynamo_switched_off
+from freeloc_fx.errors import CaptureError
 from freeloc_fx.graph.capture import CallFacts
 
 from .conventions import check_limits, config_of, integer_size, latent_size, patches
 
-__all__ = ["calling", "facts", "facts_of"]
+__all__ = ["calling", "check_captured", "facts", "facts_of", "graphs_run", "noted"]
 
 _CALL: ContextVar[CallFacts | None] = ContextVar("freeloc_fx_call", default=None)
+_RUN: ContextVar[list[str] | None] = ContextVar("freeloc_fx_graphs_run", default=None)
 
 
 def facts_of(model: nn.Module, given: Mapping[str, Any]) -> CallFacts:
@@ -58,8 +61,51 @@ def calling(known: CallFacts) -> Iterator[None]:
     Args:
         known: what `facts` gives inside.
     """
-    token = _CALL.set(known)
+    token, graphs = _CALL.set(known), _RUN.set([])
     try:
         yield
     finally:
         _CALL.reset(token)
+        _RUN.reset(graphs)
+
+
+def graphs_run() -> int:
+    """How many captured graphs the call that is running in this thread has run so far."""
+    return len(_RUN.get() or ())
+
+
+def check_captured(what: str, before: int) -> None:
+    """Refuse a call whose result is that of the model's own code, since nothing captured it.
+
+    Args:
+        what: was called, a class name or a module's path.
+        before: what `graphs_run` gave before the call.
+
+    Raises:
+        CaptureError: names the switch that keeps torch.compile from capturing, where one is known.
+    """
+    if graphs_run() == before:
+        switch = dynamo_switched_off() or "something that is not known"
+        raise CaptureError(
+            f"{what}: {switch} keeps torch.compile from capturing, so this transformed model ran untransformed; "
+            "expected it unset, or restore(model) to run the original"
+        )
+
+
+def noted(run: Callable[..., Any], prefix: str) -> Callable[..., Any]:
+    """A captured graph, as compiled, that says when it runs.
+
+    Whatever keeps torch.compile from capturing runs the model's own code instead, without a word.
+
+    Args:
+        run: the graph.
+        prefix: path of the module that was captured, empty for the whole model.
+    """
+
+    def call(*inputs: Any) -> Any:
+        found = _RUN.get()
+        if found is not None:
+            found.append(prefix)
+        return run(*inputs)
+
+    return call

@@ -53,7 +53,7 @@ class Gate:
         with ExitStack() as put:
             if result is not None and vars(result).get("forward") is self.forward:
                 put.enter_context(swapped(result, "forward", self.own))
-            put.callback(setattr, self, "running", False)
+            put.callback(setattr, self, "running", self.running)  # a call within a call
             self.running = True
             yield
 

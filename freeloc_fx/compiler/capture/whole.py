@@ -60,8 +60,11 @@ def call_whole(marks: Marks, compiled: Callable[..., Any], *args: Any, **kwargs:
             with marks.on():
                 return _unwrapped(compiled, *args, **kwargs)
         except dynamo_errors("NO_SINGLE_GRAPH") + dynamo_errors("CANNOT_STAMP") + (StampError,) as why:
-            marks.active = False
-            log.info("each block is traced: %s", _reason(why))
+            reason = _reason(why)
+        output = _unwrapped(compiled, *args, **kwargs)
+        marks.active = False  # only now: what this call failed for may be the call's own
+        log.info("each block is traced: %s", reason)
+        return output
     return _unwrapped(compiled, *args, **kwargs)
 
 
