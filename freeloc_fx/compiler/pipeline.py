@@ -66,7 +66,8 @@ def check_names(names: Collection[str]) -> frozenset[str]:
         ValueError: no pass has one of them, or a string was given for a collection of them.
     """
     known = [name_of(one) for one in PASSES]
-    wrong = [names] if isinstance(names, str) else sorted(set(names) - set(known))
+    given = [names] if isinstance(names, str) or not isinstance(names, Collection) else list(names)
+    wrong = given if given == [names] else [name for name in given if name not in known]
     if wrong:
         raise ValueError(f"disable_passes: expected names out of {', '.join(known)}, found {wrong}")
     return frozenset(names)

@@ -92,6 +92,7 @@ def transform(
         A model of the same class.
 
     Raises:
+        TypeError: `model`, `profile` or `verify` is of another type.
         TransformError: the model is already transformed or compiled.
         ProfileError: no profile fits, or it names layers that this model does not have.
         PlanError: the profile is for another model.
@@ -114,6 +115,8 @@ def transform(
     check_forward(model)
     check_one_clip(model)
     op.choose(attention, torch.device("cpu"))
+    if not isinstance(verify, bool):
+        raise TypeError(f"verify: expected True or False, found {verify!r}")
     disabled = check_names(disable_passes)
     chosen = choose_profile(model, profile)
     check_mode(backend, chosen)

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from freeloc_fx.compat import torch_library
+from freeloc_fx.files import write_text
 
 from .spans import Spans
 
@@ -78,7 +79,7 @@ def _run(command: list[str]) -> str:
 
 
 def build() -> Path:
-    """Compile the kernel if it is not in the cache.
+    """Compile the kernel if it is not in the cache, or if what is there is not what was built.
 
     Returns:
         The shared library.
@@ -99,7 +100,8 @@ def build() -> Path:
     digest = hashlib.sha256("\0".join([*sources.values(), target, *flags]).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / "freeloc_fx"
     library = folder / f"long_attention_{digest}.so"
-    if library.exists():
+    proof = library.with_suffix(".sha256")  # a library that was cut short loads, and ends the process when it is used
+    if _whole(library, proof):
         return library
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -107,8 +109,17 @@ def build() -> Path:
             (Path(scratch) / name).write_text(text)
         made = Path(scratch) / library.name
         _run([compiler, *flags, str(Path(scratch) / "tile_kernel.cpp"), "-o", str(made)])
+        write_text(proof, hashlib.sha256(made.read_bytes()).hexdigest())
         os.replace(made, library)  # whole or not at all, whoever else builds it
     return library
+
+
+def _whole(library: Path, proof: Path) -> bool:
+    """Whether a library is what its build wrote."""
+    try:
+        return hashlib.sha256(library.read_bytes()).hexdigest() == proof.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 @lru_cache(1)
