@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -75,6 +75,27 @@ def dynamo_switched_off() -> str:
     if stance in ("force_eager", "eager_on_recompile"):
         return f"torch.compiler.set_stance({stance!r})"
     return ""
+
+
+# torch: FlexAttention. Seen in 2.13.0.
+
+
+@contextmanager
+def flex_as_it_is() -> Iterator[None]:
+    """Context: `flex_attention` outside of a compiler runs its operator directly, not by way of Dynamo, and warns no
+    more that it holds all scores. Where a version of torch lacks the switch it goes by way of Dynamo."""
+    from torch.nn.attention import flex_attention as module
+
+    name = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    before = getattr(module, name, None)
+    if before is None:
+        yield
+        return
+    setattr(module, name, True)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 # torch: compilers. Seen in 2.13.0.
@@ -181,6 +202,18 @@ def copy_source(old: fx.Node, new: fx.Node) -> None:
     """Let a copied placeholder keep what Dynamo wrote on it: without it compiling fails with KeyError 'grapharg'."""
     if hasattr(old, "_dynamo_source"):
         new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
+
+
+def give_source(node: fx.Node) -> None:
+    """Let compilers take an added placeholder for one of Dynamo's: those without a source fail as copied ones do."""
+    from torch._dynamo.source import ConstantSource
+
+    node._dynamo_source = ConstantSource(source_name=node.name)  # type: ignore[attr-defined]
+
+
+def assert_on_device(condition: torch.Tensor, message: str) -> None:
+    """Fail, now or where the device gets there, unless a bool tensor without axes is true. A compiler can trace it."""
+    torch._assert_async(condition, message)
 
 
 def is_region_call(node: fx.Node) -> bool:

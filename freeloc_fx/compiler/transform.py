@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from freeloc_fx.attention import op
 from freeloc_fx.compat import ADAPTERS, compiled_call, dynamo_errors, plain_call, unwrapped
 from freeloc_fx.compiler.capture.attach import HOOKED, Model, attach, check_mode
 from freeloc_fx.compiler.capture.blocks import BlockByBlock
@@ -28,7 +27,7 @@ from freeloc_fx.planning.profile import Profile
 
 from .backend import Backend, PlanReady
 from .inner import compiler
-from .pipeline import check_names
+from .pipeline import Rewriting, check_names
 from .runner import PassRun
 
 __all__ = ["choose_profile", "passes_run", "plan", "plans", "rehearse", "restore", "transform"]
@@ -67,7 +66,7 @@ def transform(
     profile: Profile | str | Path | None = None,
     *,
     backend: str | Callable[..., Any] | Mapping[str, Any] = "inductor",
-    attention: str = "auto",
+    attention: str | Mapping[str, Any] = "auto",
     verify: bool = False,
     disable_passes: Collection[str] = (),
 ) -> Model:
@@ -81,8 +80,11 @@ def transform(
         profile: a Profile, a shipped profile's name, a path; default `Profile.for_model(model)`.
         backend: any torch.compile backend by name or as a callable, a mapping of torch.compile's "backend", "mode" and
             "options", or "eager" to run the rewritten graph as it is.
-        attention: how long attention runs: "auto" (flex on CUDA, tiles elsewhere), "flex", "tiles" (one C++ kernel on
-            CPU, else as "calls"), "calls" (SDPA calls on views), "reference" (literal and slow, for checking).
+        attention: how long attention runs: "auto" (flex on CUDA, tiles elsewhere), "flex" (rotary and FlexAttention
+            nodes in the graph, for CUDA), "tiles" (one C++ kernel on CPU, else as "calls"), "calls" (SDPA calls on
+            views), "reference" (literal and slow, for checking). Choices about FlexAttention as a mapping:
+            {"flex": {"kernel_options": ..., "block": ..., "heads": ...}}, see
+            `freeloc_fx.attention.flex.options.FlexOptions`.
         verify: after each pass also propagate shapes and dtypes again; check each long attention against the reference
             on sampled frames the first time it runs with a shape and dtype.
         disable_passes: for debugging: names of passes that do not run, out of `freeloc_fx.compiler.pipeline.PASSES`.
@@ -111,7 +113,7 @@ def transform(
             "transform the uncompiled model and choose its backend here"
         )
     check_one_clip(model)
-    op.choose(attention, torch.device("cpu"))
+    Rewriting.read(attention)
     disabled = check_names(disable_passes)
     chosen = choose_profile(model, profile)
     check_mode(backend, chosen)
