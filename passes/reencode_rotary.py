@@ -26,8 +26,10 @@ import torch.nn.functional as F
 
 from freeloc_fx.attention.flex import rotary, valid
 from freeloc_fx.attention.flex.attend import operand, wanted
+from freeloc_fx.attention.flex.backends import check_backend
 from freeloc_fx.attention.flex.options import FlexOptions
 from freeloc_fx.attention.flex.site import Site, check_site, describe_site
+from freeloc_fx.compat import STACK
 from freeloc_fx.graph.calls import arguments
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.records import AttentionSite, Operands, sites, write_operands
@@ -60,8 +62,12 @@ def reencode_rotary(graph: fx.Graph, capture: Capture, *, plan: Plan, options: F
         assert site.rope is not None and site.grid is not None
         spec = AttentionSpec(planned.strategy, site.grid, site.rope)
         check_site(site.path, spec, site.query_shape, capture.device)
+        before = node.prev
         with graph.inserting_before(node):
             write_operands(node, _operands(graph, node, site, spec, tables, options))
+        while (before := before.next) is not node:  # what is new counts as made in the attention's own module
+            if STACK in node.meta:
+                before.meta[STACK] = node.meta[STACK]
         count += 1
     return count
 
@@ -86,8 +92,14 @@ def _operands(
     for which, x in whole.items():
         if value_of(x) is None or value_of(x).dtype != dtype:
             whole[which] = graph.call_method("to", (x, dtype))
+    check_backend(options, tables.device, dtype, site.query_shape[3])
     made = describe_site(
-        spec, site.query_shape, dtype, scale=site.scale, padded=mask is not None and bool(spec.grid.text), options=options
+        spec,
+        site.query_shape,
+        dtype,
+        scale=site.scale,
+        padded=mask is not None and bool(spec.grid.text),
+        options=options,
     )
     visible = None
     if mask is not None and spec.grid.text:

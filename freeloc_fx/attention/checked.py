@@ -1,6 +1,6 @@
 """The operator behind `verify=True` in graphs whose attention is nodes: compares their result, and hands it on.
 
-    freeloc_fx.checked_attention(out, q, k, v, "vrpr+tsa@81x30x52#3f2a...", "flex", s, valid)
+freeloc_fx.checked_attention(out, q, k, v, "vrpr+tsa@81x30x52#3f2a...", "flex", s, valid)
 """
 
 from __future__ import annotations

@@ -24,9 +24,10 @@ from freeloc_fx.planning.profile import Profile
 from . import pipeline
 from .capture.facts import facts
 from .inner import Compiler
+from .listing import Listing, block_lines, block_of
 from .repeat import Artefacts, compile_repeated
 from .runner import PassRun, Runner
-from .stages import Stages
+from .stages import Stages, check_compiler
 
 __all__ = ["Backend", "PlanReady", "blank"]
 
@@ -76,6 +77,7 @@ class Backend:
     Attributes:
         plans: one for each captured graph.
         passes: the passes that ran over each captured graph.
+        listings: gets the first rewritten block of each captured graph as text, where it is a list.
         prefix: path of the module that it captures, "" for the whole model; a part may hold no site at all.
         artefacts: compiled pieces.
         how: what the rewriting passes need, among it what the graphs name.
@@ -101,6 +103,7 @@ class Backend:
         self.disabled = disabled
         self.prefix = ""
         self.plans: list[Plan] = []
+        self.listings: list[Listing] | None = None
         self.passes: list[list[PassRun]] = []
         self.artefacts, self.checked = Artefacts(), Checked()
         self.how = pipeline.Rewriting.read(attention, verify)
@@ -175,7 +178,12 @@ class Backend:
     def _rewrite(self, runner: Runner, plan: Plan, root: fx.GraphModule) -> list[tuple[Runner, Plan, fx.GraphModule]]:
         """The rewritten graph, or one for each stage where strategies that differ by stage are nodes of the graph."""
         if self.how.lowering(runner.capture.device) != "flex" or len(plan.stage_starts) == 1:
+            site = next(site for site in plan.sites if not site.strategy.changes_nothing)
+            block = block_of(runner.capture, site.path)
+            before = [] if self.listings is None else block_lines(runner.graph, block)
             pipeline.rewrite(runner, plan, self.how, root)
+            if self.listings is not None:
+                self.listings.append(Listing(block, before, block_lines(runner.graph, block)))
             return [(runner, plan, root)]
         made = []
         for start in plan.stage_starts:
@@ -196,6 +204,7 @@ class Backend:
         tables, wrap = with_tables(runner.graph, runner.capture.device, follows)
         if self.inner is None:
             return wrap(rewritten.forward)
+        check_compiler(runner.graph, runner.capture.device, is_inductor(self.inner))
         if not is_inductor(self.inner):
             return wrap(self.inner(rewritten, [*inputs, *tables]))  # somebody's own backend sees the graph as it is
         # Blocks of one kind are one compiled piece for all strategies. A module captured alone is a block already.

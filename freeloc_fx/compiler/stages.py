@@ -12,9 +12,35 @@ from collections.abc import Callable, Sequence
 from threading import RLock
 from typing import Any
 
-from freeloc_fx.attention.running import running
+import torch
+import torch.fx as fx
 
-__all__ = ["Stages"]
+from freeloc_fx.attention.flex import merge
+from freeloc_fx.attention.running import running
+from freeloc_fx.errors import CaptureError
+from freeloc_fx.graph.records import record
+
+__all__ = ["Stages", "check_compiler"]
+
+
+def check_compiler(graph: fx.Graph, device: torch.device, inductor: bool) -> None:
+    """Refuse a graph that its compiler cannot take.
+
+    Args:
+        graph: rewritten.
+        device: where its attention runs.
+        inductor: whether Inductor compiles it.
+
+    Raises:
+        CaptureError: Inductor, on CPU, and FlexAttention calls whose results merge.
+    """
+    merging = any(node.target is merge.OPERATOR for node in graph.nodes)
+    if inductor and device.type == "cpu" and merging:
+        paths = [site.path for node in graph.nodes if (site := record(node)) is not None and site.kind == "video"]
+        raise CaptureError(
+            f"attention='flex' on CPU: site {paths[0]} merges FlexAttention calls by their log-sum-exp, which "
+            "Inductor cannot return on CPU; use attention='tiles', or backend='aot_eager' or 'eager'"
+        )
 
 
 class Stages:

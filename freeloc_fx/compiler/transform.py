@@ -27,6 +27,7 @@ from freeloc_fx.planning.profile import Profile
 
 from .backend import Backend, PlanReady
 from .inner import compiler
+from .listing import Listing
 from .pipeline import Rewriting, check_names
 from .runner import PassRun
 
@@ -222,7 +223,8 @@ def rehearse(
     height: int,
     width: int,
     inputs: Mapping[str, Any] | None = None,
-    attention: str = "auto",
+    attention: str | Mapping[str, Any] = "auto",
+    listings: list[Listing] | None = None,
 ) -> tuple[Plan, list[list[PassRun]]]:
     """`plan`, and how the passes got there: the graph is captured and rewritten, nothing is compiled or run.
 
@@ -233,7 +235,8 @@ def rehearse(
         height: as of `plan`.
         width: as of `plan`.
         inputs: as of `plan`.
-        attention: "auto" or a lowering's name.
+        attention: as of `transform`.
+        listings: gets the first rewritten block of each captured graph as text; None where nobody wants it.
 
     Returns:
         The plan, and for each captured graph the passes that ran over it, in order.
@@ -252,6 +255,7 @@ def rehearse(
     copied = copy.copy(model)
     chosen = choose_profile(model, profile)
     made = Backend(chosen, layer_table(model), None, attention, plan_only=True, model=copied)
+    made.listings = listings
     arguments = example_inputs(model, frames, height, width, inputs)
     known = facts_of(model, arguments)
     blocks = [(path, model.get_submodule(path)) for path in made.layers]

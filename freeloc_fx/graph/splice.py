@@ -85,8 +85,7 @@ def _captured(
 ) -> Captured:
     # Dynamo looks at shapes only: one element each, however large the tensors are.
     blanks = {
-        key: torch.empty((), dtype=dtype, device=device).expand(shape)
-        for key, (shape, dtype, device) in inputs.items()
+        key: torch.empty((), dtype=dtype, device=device).expand(shape) for key, (shape, dtype, device) in inputs.items()
     }
     names = {id(blank): key for key, blank in blanks.items()}
     modules: list[fx.GraphModule] = []

@@ -16,6 +16,7 @@ from freeloc_fx.compat import flex_as_it_is
 from freeloc_fx.method.spec import AttentionSpec
 
 from .attend import attend
+from .backends import check_backend
 from .options import FlexOptions
 from .rotary import vrpr_rotary
 from .site import SiteForm, describe_site
@@ -60,6 +61,7 @@ def flex(
     if spec.strategy.stages:
         spec = spec.at(step)
     padded = key_mask is not None and spec.grid.text > 0
+    check_backend(options or FlexOptions(), q.device, q.dtype, q.shape[-1])
     site = describe_site(spec, tuple(q.shape), q.dtype, scale=scale, padded=padded, options=options)
     tables = dict(site_tables(site, step, q.device))
     if padded:
@@ -80,9 +82,7 @@ _compiled = Cache(16)
 
 
 def _compile(form: SiteForm, backend: str) -> Callable[..., torch.Tensor]:
-    def call(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return _run(form, q, k, v, tables)
 
     call.__code__ = call.__code__.replace()  # Dynamo counts what it compiles by code object
@@ -99,9 +99,7 @@ def _run(
 class _Turned:
     """Tables, and q, k and v by the names of `attend.operand`, turned when they are read and not kept."""
 
-    def __init__(
-        self, form: SiteForm, whole: Mapping[str, torch.Tensor], tables: Mapping[str, torch.Tensor]
-    ) -> None:
+    def __init__(self, form: SiteForm, whole: Mapping[str, torch.Tensor], tables: Mapping[str, torch.Tensor]) -> None:
         self.form, self.whole, self.tables = form, whole, tables
 
     def __getitem__(self, name: str) -> torch.Tensor:

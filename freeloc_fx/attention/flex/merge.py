@@ -1,6 +1,6 @@
 """The operator that adds parts of a softmax in rewritten graphs: pointwise, float32, taken apart by a compiler.
 
-    freeloc_fx.merge_attention(out, lse, total, norm)
+freeloc_fx.merge_attention(out, lse, total, norm)
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def _composed(
     work = torch.promote_types(x.dtype, cos.dtype)
     here, there = x.to(work), x.index_select(-1, partner).to(work)
     cos, sin = (t.index_select(-2, segment).transpose(0, 1) for t in (cos, sin))  # (heads or 1, versions, tokens, dim)
-    return (here[:, :, None] * cos + there[:, :, None] * sin).to(x.dtype)
+    return (here[:, :, None] * cos + there[:, :, None] * sin).to(x.dtype).contiguous()
 
 
 def _eager(
@@ -70,7 +70,6 @@ def vrpr_rotary(
     """
     result: torch.Tensor = OPERATOR(x, cos, sin, segment, partner)
     return result
-
 
 
 def partners(layout: RopeLayout) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The operator that reads a model's key-padding mask in rewritten graphs.
 
-    freeloc_fx.visible_keys(mask, batch, tokens, text_first, video)
+freeloc_fx.visible_keys(mask, batch, tokens, text_first, video)
 """
 
 from __future__ import annotations
