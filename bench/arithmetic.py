@@ -14,12 +14,12 @@ the frame. A call that computes A token pairs (what is masked inside a computed 
 - a merge of x rows by log-sum-exp: reads a part, reads and writes the running sum: h x (2 d + 8 d + 12) bytes.
 
 dense: one call, A = S^2. Working memory: nothing beside q, k, v and the output.
-flex: at most three calls for VRPR, with the blocks of their block masks (128), text among them. Rows count once for each
-  version of the queries. Rotations: each version of q and k of a call, one read of q for all versions. A merge for each
-  version. Working memory: of the largest call of a group of heads, as `working_parts` counts it; launches are calls,
-  rotations and merges, where a compiler makes one kernel of each.
-flex, a call a band: how it was before: a call for each residue class of the query frames, all keys turned anew for each,
-  text as three dense calls.
+flex: at most three calls for VRPR, with the blocks of their block masks (128), text among them. Rows count once for
+  each version of the queries. Rotations: each version of q and k of a call, one read of q for all versions. A merge
+  for each version. Working memory: of the largest call of a group of heads, as `working_parts` counts it; launches are
+  calls, rotations and merges, where a compiler makes one kernel of each. Calls and launches are of all groups of heads.
+flex, a call a band: how it was before: a call for each residue class of the query frames, all keys turned anew for
+  each, text as three dense calls.
 calls: the families, columns and chunks of its cuts. Working memory: `parts` of a group of heads, as the cuts
   promise. Rotations: each call's rows, and keys once a band that turns them (an upper bound: the keys that do not move
   are not written again). A merge for each call.
@@ -289,14 +289,16 @@ def measure(model: str, size: tuple[int, int], extension: int, strategy: str) ->
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| model | frame | length | strategy | way | calls | launches | PFLOP | of dense | GB least | GB streamed | GB working |",
+        "| model | frame | length | strategy | way | calls | launches | PFLOP | of dense | GB least | GB streamed "
+        "| GB working |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         lines.append(
             f"| {r['model']} | {r['height']}x{r['width']} | {r['extension']}x | {r['strategy']} | {r['way']} "
-            f"| {r['calls']} | {r['launches'] or ''} | {r['flops'] / 1e15:.4f} | {r['flops_of_dense']:.3f} | {r['least_bytes'] / 1e9:.2f} "
-            f"| {r['streamed_bytes'] / 1e9:.1f} | {r['working_memory_bytes'] / 1e9:.2f} |"
+            f"| {r['calls']} | {r['launches'] or ''} | {r['flops'] / 1e15:.4f} | {r['flops_of_dense']:.3f} "
+            f"| {r['least_bytes'] / 1e9:.2f} | {r['streamed_bytes'] / 1e9:.1f} "
+            f"| {r['working_memory_bytes'] / 1e9:.2f} |"
         )
     return "\n".join(lines)
 

@@ -7,8 +7,8 @@ In order of worth, each measurement written to DIR/cuda.json and DIR/cuda.md whe
 --minutes:
 
 (a) every lowering against the reference, float32 and bfloat16, all strategies, small grids;
-(b) attention alone, bfloat16, 12 heads of 128, 1560 tokens a frame, 21, 41, 81 and 201 latent frames: torch's best dense
-    SDPA, TSA, VRPR, VRPR+TSA: milliseconds, share of the dense time, peak memory;
+(b) attention alone, bfloat16, 12 heads of 128, 1560 tokens a frame, 21, 41, 81 and 201 latent frames: torch's best
+    dense SDPA, TSA, VRPR, VRPR+TSA: milliseconds, share of the dense time, peak memory;
 (c) a denoising step of Wan 2.1 1.3B with random weights, 832x480, 321 and 801 frames: direct (Inductor, dense) beside
     the shipped profile, first call and steady, peak memory;
 (d) tiny-wan from prompt to frames.

@@ -5,7 +5,7 @@
 
 It is opaque to the compiler on purpose: a graph with forty long attentions compiles as quickly as without, and each
 lowering compiles what it needs once for all layers and denoising steps. With `flex` a rewrite puts nodes there instead
-(`passes/reencode_rotary.py`, `passes/tiered_sparse_attention.py`); here it is those nodes run one by one, for comparison.
+(`passes/reencode_rotary.py`, `passes/tiered_sparse_attention.py`); here it is those nodes by themselves, to compare.
 """
 
 from __future__ import annotations

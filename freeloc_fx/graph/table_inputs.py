@@ -87,7 +87,8 @@ class TableInputs:
                 node = self.graph.placeholder(label)
             node.meta[KEY] = table
             give_source(node)
-            node.meta["example_value"] = table.value(0, self.device).to("meta")
+            value = table.value(0, self.device)
+            node.meta["example_value"] = value.new_empty(()).expand(value.shape)  # not the table, which would be kept
             self._known[table] = self._last = node
         return node
 

@@ -1,4 +1,4 @@
-"""Passes that make attention of nodes: what stands in the graph for every strategy, and that it computes the reference."""
+"""Passes that make attention of nodes: what stands in the graph for every strategy, and what it computes."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def _call(form: SiteForm, member: int, number: int, group: int, values: Values) 
     v = values[operand("v", group, None)]
     mask = _mask(form, call, f"{member}.{number}", v.shape[1] if call.versions > 1 else 1, values)
     score = _score(values, member) if call.decayed else None
-    options = dict(form.kernel_options)
+    options: Any = dict(form.kernel_options)
     q, k, v = _operands(call, values[operand("q", group, call.query)], values[operand("k", group, call.key)], v)
     if not made.merges:
         return flex_attention(q, k, v, score_mod=score, block_mask=mask, scale=made.scale, kernel_options=options)

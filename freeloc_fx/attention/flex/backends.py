@@ -1,13 +1,14 @@
 """Which of FlexAttention's kernels may be asked for: `kernel_options={"BACKEND": ...}`.
 
 The results of several calls merge by their log-sum-exp, so a kernel that returns a wrong one is wrong in silence:
-torch's FLASH kernels (FA4) were off by ln 2 before torch 2.13. They are allowed from that version on, and only where one
-small call agrees with the plain formula on the device at hand.
+torch's FLASH kernels (FA4) were off by ln 2 before torch 2.13. They are allowed from that version on, and only where
+one small call agrees with the plain formula on the device at hand.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
@@ -75,7 +76,7 @@ def log_sum_exp_error(options: FlexOptions, device: torch.device, dtype: torch.d
     q, k, v = (torch.randn(1, 2, 256, head_dim, generator=random).to(device, dtype) for _ in range(3))
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor | None:
-        given = dict(options.kernel_options)
+        given: Any = dict(options.kernel_options)
         return flex_attention(q, k, v, kernel_options=given, return_aux=AuxRequest(lse=True))[1].lse
 
     call.__code__ = call.__code__.replace()  # Dynamo counts what it compiles by code object
@@ -83,4 +84,5 @@ def log_sum_exp_error(options: FlexOptions, device: torch.device, dtype: torch.d
         run = torch.compile(call, backend="inductor" if device.type == "cuda" else "aot_eager", dynamic=False)
         found = run(q, k, v)
         expected = (q.double() @ k.double().transpose(-1, -2) / math.sqrt(head_dim)).logsumexp(-1)
+    assert found is not None
     return float((found.double() - expected).abs().max())

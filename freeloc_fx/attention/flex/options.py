@@ -57,7 +57,7 @@ class FlexOptions:
         heads = given.get("heads")
         if heads is not None and not _whole(heads):
             raise ValueError(f"attention.flex.heads: expected a positive integer, found {heads!r}")
-        return cls(tuple(sorted(options.items())), tuple(sides) if isinstance(block, list) else block, heads)
+        return cls(tuple(sorted(options.items())), tuple(block) if isinstance(block, list) else block, heads)
 
 
 _KEYS = ("kernel_options", "block", "heads")

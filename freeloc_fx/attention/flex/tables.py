@@ -13,7 +13,6 @@ import torch
 from freeloc_fx.attention.cache import Cache
 from freeloc_fx.method.spec import AttentionSpec
 
-
 from .block_mask import block_states, ordered
 from .calls import FlexCall, call_levels, member_specs
 from .rotary import partners, rotary_tables
