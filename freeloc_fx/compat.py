@@ -204,9 +204,16 @@ def copy_source(old: fx.Node, new: fx.Node) -> None:
         new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
 
 
-def give_source(node: fx.Node) -> None:
-    """Let compilers take an added placeholder for one of Dynamo's: those without a source fail as copied ones do."""
+def give_source(node: fx.Node, value: torch.Tensor) -> None:
+    """Let compilers take an added placeholder for one of Dynamo's: those without a source fail as copied ones do.
+
+    Args:
+        node: the placeholder.
+        value: looks like what it will be given; only its shape and dtype are kept.
+    """
     from torch._dynamo.source import ConstantSource
+
+    node.meta["example_value"] = value.new_empty(()).expand(value.shape)
 
     node._dynamo_source = ConstantSource(source_name=node.name)  # type: ignore[attr-defined]
 

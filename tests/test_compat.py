@@ -206,7 +206,8 @@ def test_copy_source(graph: torch.fx.Graph) -> None:
 
 def test_give_source(graph: torch.fx.Graph) -> None:
     node = graph.placeholder("table")
-    compat.give_source(node)
+    compat.give_source(node, torch.ones(2, 3))
+    assert compat.example_value(node).shape == (2, 3)
     there(compat.source_name(node) == "table", "torch._dynamo.source.ConstantSource(source_name=...)")
 
 

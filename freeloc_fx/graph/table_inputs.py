@@ -86,9 +86,7 @@ class TableInputs:
             with self.graph.inserting_before(first) if self._last is None else self.graph.inserting_after(self._last):
                 node = self.graph.placeholder(label)
             node.meta[KEY] = table
-            give_source(node)
-            value = table.value(0, self.device)
-            node.meta["example_value"] = value.new_empty(()).expand(value.shape)  # not the table, which would be kept
+            give_source(node, table.value(0, self.device))
             self._known[table] = self._last = node
         return node
 
