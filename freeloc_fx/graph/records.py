@@ -115,7 +115,12 @@ class Operands:
 
 
 def write_operands(node: fx.Node, made: Operands) -> None:
-    """Say what an attention call is to read instead of its own q, k and v."""
+    """Say what an attention call is to read instead of its own q, k and v.
+
+    Args:
+        node: the call.
+        made: what it is to read.
+    """
     node.meta[OPERANDS] = made
 
 
@@ -146,7 +151,12 @@ class Piece:
 
 
 def write_piece(node: fx.Node, piece: Piece) -> None:
-    """Say to which piece a node belongs."""
+    """Say to which piece a node belongs.
+
+    Args:
+        node: a computing node.
+        piece: the piece.
+    """
     node.meta[PIECE] = piece
 
 

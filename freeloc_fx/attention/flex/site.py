@@ -55,7 +55,12 @@ class CallForm:
 
 @dataclass(frozen=True)
 class MemberForm:
-    """One strategy: its calls, merged by log-sum-exp, and the factor on q k."""
+    """One strategy.
+
+    Args:
+        calls: whose results merge by log-sum-exp.
+        scale: factor on q k.
+    """
 
     calls: tuple[CallForm, ...]
     scale: float
