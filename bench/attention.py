@@ -18,7 +18,6 @@ import itertools
 import json
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -161,7 +160,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--add", action="store_true", help="keep the rows of other grids and lengths in the results")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", message="attention='flex' with strategy")
     rows = json.loads((RESULTS / "attention.json").read_text())["rows"] if args.add else []
     about = {key: environment()[key] for key in ("cpu", "threads", "command", "date")}
     for grid, extension in itertools.product(map(int, args.grids.split(",")), map(int, args.extensions.split(","))):

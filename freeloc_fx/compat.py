@@ -77,6 +77,27 @@ def dynamo_switched_off() -> str:
     return ""
 
 
+# torch: FlexAttention. Seen in 2.13.0.
+
+
+@contextmanager
+def flex_as_it_is() -> Iterator[None]:
+    """Context: `flex_attention` outside of a compiler runs its operator directly, not by way of Dynamo, and warns no
+    more that it holds all scores. Where a version of torch lacks the switch it goes by way of Dynamo."""
+    from torch.nn.attention import flex_attention as module
+
+    name = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    before = getattr(module, name, None)
+    if before is None:
+        yield
+        return
+    setattr(module, name, True)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
 # torch: compilers. Seen in 2.13.0.
 
 
@@ -195,6 +216,25 @@ def copy_source(old: fx.Node, new: fx.Node) -> None:
     """Let a copied placeholder keep what Dynamo wrote on it: without it compiling fails with KeyError 'grapharg'."""
     if hasattr(old, "_dynamo_source"):
         new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
+
+
+def give_source(node: fx.Node, value: torch.Tensor) -> None:
+    """Let compilers take an added placeholder for one of Dynamo's: those without a source fail as copied ones do.
+
+    Args:
+        node: the placeholder.
+        value: looks like what it will be given; only its shape and dtype are kept.
+    """
+    from torch._dynamo.source import ConstantSource
+
+    node.meta["example_value"] = value.new_empty(()).expand(value.shape)
+
+    node._dynamo_source = ConstantSource(source_name=node.name)  # type: ignore[attr-defined]
+
+
+def assert_on_device(condition: torch.Tensor, message: str) -> None:
+    """Fail, now or where the device gets there, unless a bool tensor without axes is true. A compiler can trace it."""
+    torch._assert_async(condition, message)
 
 
 def is_region_call(node: fx.Node) -> bool:

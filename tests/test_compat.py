@@ -222,6 +222,30 @@ def test_copy_source(graph: torch.fx.Graph) -> None:
     )
 
 
+def test_give_source(graph: torch.fx.Graph) -> None:
+    node = graph.placeholder("table")
+    compat.give_source(node, torch.ones(2, 3))
+    assert compat.example_value(node).shape == (2, 3)
+    there(compat.source_name(node) == "table", "torch._dynamo.source.ConstantSource(source_name=...)")
+
+
+def test_assert_on_device() -> None:
+    there(hasattr(torch, "_assert_async"), "torch._assert_async")
+    compat.assert_on_device(torch.tensor(True), "fine")
+    with pytest.raises(RuntimeError, match="said so"):
+        compat.assert_on_device(torch.tensor(False), "said so")
+
+
+def test_flex_as_it_is() -> None:
+    from torch.nn.attention import flex_attention as module
+
+    name = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    there(getattr(module, name, None) is False, f"torch.nn.attention.flex_attention.{name}")
+    with compat.flex_as_it_is():
+        assert getattr(module, name) is True
+    assert getattr(module, name) is False
+
+
 def test_is_region_call() -> None:
     there(hasattr(torch.ops.higher_order, "invoke_subgraph"), "torch.ops.higher_order.invoke_subgraph")
     region = torch.fx.Graph()

@@ -91,7 +91,7 @@ class BlockByBlock:
         """
         made = [plan for index in sorted(new) for plan in new[index]]
         ever = [plan for _, part in self.blocks for plan in part.plans]
-        if not any(plan.sites for plan in made) and any(plan.sites for plan in ever):
+        if not any(plan.sites for plan in made) and any(plan.sites for plan in (*ever, *self.backend.plans)):
             return None
         merged = merge(made)
         if all(part.plans for _, part in self.blocks):
