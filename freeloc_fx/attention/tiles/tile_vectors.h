@@ -9,7 +9,7 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int W = 16, DEEP = 14;  // lanes of a vector; rows of a register block
+constexpr int W = 16, DEEP = 14;  // lanes of a vector; rows of a register block of a whole tile
 #elif defined(__AVX__)
 constexpr int W = 8, DEEP = 6;
 #elif defined(__aarch64__)
@@ -17,7 +17,6 @@ constexpr int W = 4, DEEP = 5;
 #else
 constexpr int W = 4, DEEP = 2;
 #endif
-constexpr int R = 16, N = R / W;   // query rows of a tile, vectors that hold them
 
 typedef float Vec __attribute__((vector_size(W * sizeof(float))));
 typedef int32_t Int __attribute__((vector_size(W * sizeof(int32_t))));
@@ -40,8 +39,10 @@ inline Vec exp2(Vec x) {
   return (Vec)((Int)p + ((Int)whole << 23));
 }
 
+// Everywhere R is the query rows of a tile, R / W the vectors that hold them.
+
 // Scores of M keys for V vectors of query rows: c[m, :] = sum over k of a[m * dim + k] * b[k, :], rows of R floats.
-template <int M, int V>
+template <int R, int M, int V>
 [[gnu::noinline]] void scores_of(const float* a, int64_t dim, const float* b, float* c) {
   Vec sum[M][V] = {};
   for (int64_t k = 0; k < dim; ++k) {
@@ -55,7 +56,7 @@ template <int M, int V>
 }
 
 // M channels of weighted values: c[m, :] += sum over k of a[at[k] + m] * b[k, :].
-template <int M, int V>
+template <int R, int M, int V>
 [[gnu::noinline]] void values_of(const float* a, const int32_t* at, int64_t keys, const float* b, float* c) {
   Vec sum[M][V];
   for (int m = 0; m < M; ++m)
@@ -88,19 +89,20 @@ void blocked(int rows, const Body& body) {
   }
 }
 
-template <int V>
+template <int R, int V>
 void score(int keys, const float* a, int64_t dim, const float* b, float* c) {
-  blocked<DEEP * N / V>(keys, [&](auto m, int first) { scores_of<m, V>(a + first * dim, dim, b, c + first * R); });
+  blocked<DEEP * (R / W) / V>(keys, [&](auto m, int first) { scores_of<R, m, V>(a + first * dim, dim, b, c + first * R); });
 }
 
-template <int V>
+template <int R, int V>
 void weigh(int dim, const float* a, const int32_t* at, int64_t keys, const float* b, float* c) {
-  blocked<DEEP * N / V>(dim, [&](auto m, int first) { values_of<m, V>(a + first, at, keys, b, c + first * R); });
+  blocked<DEEP * (R / W) / V>(dim, [&](auto m, int first) { values_of<R, m, V>(a + first, at, keys, b, c + first * R); });
 }
 
 // Scores of M diagonals: c[m, r] = sum over k of b[k, r] * a[m][k * stride + r].
-template <int M>
+template <int R, int M>
 [[gnu::noinline]] void diagonal_scores(const float* const* a, int64_t stride, const float* b, int64_t dim, float* c) {
+  constexpr int N = R / W;
   Vec sum[M][N] = {};
   for (int64_t k = 0; k < dim; ++k)
     for (int n = 0; n < N; ++n) {
@@ -112,8 +114,9 @@ template <int M>
 }
 
 // Values weighted along M diagonals: c[k, r] += sum over m of b[m, r] * a[m][k * stride + r].
-template <int M>
+template <int R, int M>
 [[gnu::noinline]] void diagonal_values(const float* const* a, int64_t stride, const float* b, int64_t dim, float* c) {
+  constexpr int N = R / W;
   Vec row[M][N];
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) row[m][n] = load(b + m * R + n * W);
