@@ -120,7 +120,7 @@ struct Layout {
       int64_t pairs = 0, held = 0;
       for (int64_t l = 0; l < a.frame; ++l) pairs += __builtin_popcount(seen(a, t, l));
       for (const Diagonal& diagonal : found) held += __builtin_popcount(diagonal.bits);
-      narrow = narrow && pairs == held && 3 * int64_t(found.size()) <= 2 * slots;
+      narrow = narrow && pairs == held && (W == 16 ? 5 : 3) * int64_t(found.size()) <= 2 * slots;
       diagonals.push_back(found);
     }
     if (!narrow) diagonals.clear();
