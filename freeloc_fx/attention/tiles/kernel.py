@@ -30,7 +30,7 @@ _TIMEOUT = 300
 """Seconds that the compiler may take."""
 
 
-_SOURCES = ("tile_kernel.cpp", "tile_floats.h", "tile_halves.h", "tile_layout.h", "tile_vectors.h")
+_SOURCES = ("tile_kernel.cpp", *(f"tile_{name}.h" for name in ("floats", "halves", "layout", "products", "vectors")))
 
 
 class _Tensor(ctypes.Structure):

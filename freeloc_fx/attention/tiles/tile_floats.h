@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -35,13 +36,19 @@ class Worker {
  public:
   using Plan = Layout<R>;
 
+  static int64_t padded(const LongAttention& a) { return (a.dim + PANEL - 1) / PANEL * PANEL; }
+
+  // Floats from one key's values to the next: an odd number of cache lines, lest those of a chunk share few sets.
+  static int64_t spaced(const LongAttention& a) { return (a.dim + 15) / 32 * 32 + 16; }
+
   static int64_t floats(const LongAttention& a, const Plan& layout) {
-    return layout.most * 3 * a.dim * R + 2 * KEYS * a.dim + (layout.diagonals.empty() ? 0 : 2 * WIDE * a.dim) + a.dim;
+    return layout.most * 3 * a.dim * R + KEYS * (spaced(a) + padded(a)) + (layout.diagonals.empty() ? 0 : 2 * WIDE * a.dim) +
+           KEYS * a.dim;
   }
 
   Worker(const LongAttention& a, const Plan& layout, float* scratch) : a(a), layout(layout), tiles(layout.tiles) {
     const auto take = [&](int64_t floats) { return std::exchange(scratch, scratch + floats); };
-    keys = take(KEYS * a.dim), values = take(KEYS * a.dim), line = take(a.dim);
+    keys = take(KEYS * padded(a)), values = take(KEYS * spaced(a)), lines = take(KEYS * a.dim);
     if (!layout.diagonals.empty()) {
       keys_across = take(WIDE * a.dim), values_across = take(WIDE * a.dim);
       std::fill(keys_across, scratch, 0.0f);  // what is read beyond a frame is hidden, but must be numbers
@@ -74,7 +81,8 @@ class Worker {
   const LongAttention& a;
   const Plan& layout;
   const std::vector<Tile>& tiles;
-  float *keys, *values, *line, *keys_across = nullptr, *values_across = nullptr;  // a chunk by token, and by channel
+  float *keys, *values, *lines;  // a chunk: keys in panels of channels, values by token; rows that were read
+  float *keys_across = nullptr, *values_across = nullptr;  // by channel
   std::vector<State> states;
   std::vector<int64_t> offset, packed;  // of each stretch of the chunk
   std::vector<Placed> placed;
@@ -85,8 +93,8 @@ class Worker {
   void begin(State& s, const Tile& tile, int64_t b, int64_t h) {
     std::fill(s.query, s.query + a.dim * R, 0.0f);
     for (int64_t r = 0; r < tile.rows; ++r) {
-      read(a, a.q, b, h, a.start[tile.span] + tile.row + r, 1, line);
-      for (int64_t c = 0; c < a.dim; ++c) s.query[c * R + r] = line[c] * a.scale;
+      read(a, a.q, b, h, a.start[tile.span] + tile.row + r, 1, lines);
+      for (int64_t c = 0; c < a.dim; ++c) s.query[c * R + r] = lines[c] * a.scale;
     }
     std::copy(s.query, s.query + a.dim * R, s.turned);
     std::fill(s.total, s.total + a.dim * R, 0.0f);
@@ -99,8 +107,16 @@ class Worker {
   bool pack(const std::vector<Stretch>& chunk, int64_t b, int64_t h, int64_t first, int64_t last) {
     const int64_t count = pack_runs(a, tiles, chunk, b, first, last, offset, packed,
                                     [&](int64_t token, int64_t keys_of, int64_t place) {
-      read(a, a.k, b, h, token, keys_of, keys + place * a.dim);
-      read(a, a.v, b, h, token, keys_of, values + place * a.dim);
+      read(a, a.k, b, h, token, keys_of, lines);
+      for (int64_t l = 0; l < keys_of; ++l) {
+        const float* line = lines + l * a.dim;
+        float* to = keys + (place + l) * PANEL;
+        int64_t c = 0;
+        for (; c + PANEL <= a.dim; c += PANEL) std::memcpy(to + c * KEYS, line + c, PANEL * sizeof(float));
+        for (; c < a.dim; ++c) to[c / PANEL * PANEL * KEYS + c % PANEL] = line[c];
+      }
+      read(a, a.v, b, h, token, keys_of, lines);
+      for (int64_t l = 0; l < keys_of; ++l) std::copy_n(lines + l * a.dim, a.dim, values + (place + l) * spaced(a));
     });
     for (size_t i = 0; i < chunk.size() && keys_across; ++i) {
       bool striped = false;
@@ -108,8 +124,8 @@ class Worker {
       if (!striped) continue;
       for (int64_t c = 0; c < a.dim; ++c)
         for (int64_t l = offset[i]; l < offset[i] + packed[i]; ++l) {
-          keys_across[c * WIDE + MARGIN + l] = keys[l * a.dim + c];
-          values_across[c * WIDE + MARGIN + l] = values[l * a.dim + c];
+          keys_across[c * WIDE + MARGIN + l] = keys[c / PANEL * PANEL * KEYS + l * PANEL + c % PANEL];
+          values_across[c * WIDE + MARGIN + l] = values[l * spaced(a) + c];
         }
     }
     return count > 0;
@@ -137,9 +153,9 @@ class Worker {
   // Score packed keys [key, key + count) for vectors [n, n + V), from slot `place` on.
   template <int V>
   void fill(const float* query, int64_t key, int64_t count, int64_t place, int n) {
-    score<R, V>(int(count), keys + key * a.dim, a.dim, query + n * W, scores + place * R + n * W);
+    score<R, V>(int(count), keys + key * PANEL, KEYS * PANEL, a.dim, query + n * W, scores + place * R + n * W);
     for (int v = n; v < n + V; ++v)
-      for (int64_t l = 0; l < count; ++l) at[v][place + l] = int32_t((key + l) * a.dim);
+      for (int64_t l = 0; l < count; ++l) at[v][place + l] = int32_t((key + l) * spaced(a));
   }
 
   // Hide a slot from the rows of vector n whose bit is not set.
@@ -227,8 +243,13 @@ class Worker {
     Vec most[N], sum[N];
     bool grown = false;
     for (int n = 0; n < N; ++n) {
-      Vec top = load(&scores[n * W]);
-      for (int64_t l = 1; l < used; ++l) top = larger(top, load(&scores[l * R + n * W]));
+      Vec tops[4];  // one alone would wait for itself
+      for (int i = 0; i < 4; ++i) tops[i] = load(&scores[n * W]);
+      int64_t l = 0;
+      for (; l + 4 <= used; l += 4)
+        for (int i = 0; i < 4; ++i) tops[i] = larger(load(&scores[(l + i) * R + n * W]), tops[i]);
+      for (; l < used; ++l) tops[0] = larger(load(&scores[l * R + n * W]), tops[0]);
+      const Vec top = larger(larger(tops[0], tops[1]), larger(tops[2], tops[3]));
       const Vec old = load(s.most + n * W);
       most[n] = larger(top, old);
       const Vec keep = exp2(old - most[n]);

@@ -12,7 +12,7 @@
 namespace {
 
 constexpr int KEYS = 128, GROUP = 32;      // keys of a chunk, most tiles that share it
-constexpr int64_t STATE = 48 << 10;        // floats of a group's tiles that stay in cache beside a chunk
+constexpr int64_t STATE = (W == 16 ? 128 : 48) << 10;  // floats of a group's tiles that stay in cache beside a chunk
 constexpr float LOW = -1e30f, HIDDEN = -3e38f;  // maximum of nothing; below it, so that a hidden key never counts
 enum Level : int8_t { NONE = 0, STRIPE = 1, FULL = 2 };
 

@@ -41,15 +41,22 @@ inline Vec exp2(Vec x) {
 
 // Everywhere R is the query rows of a tile, R / W the vectors that hold them.
 
-// Scores of M keys for V vectors of query rows: c[m, :] = sum over k of a[m * dim + k] * b[k, :], rows of R floats.
+constexpr int PANEL = 8;  // channels of a key that lie side by side
+
+// Scores of M keys for V vectors of query rows: c[m, :] = sum over k of key m's channel k times b[k, :], rows of R floats.
+// Keys lie in panels of `stride` floats, so that all of a block's are near one address: 14 addresses are no registers.
 template <int R, int M, int V>
-[[gnu::noinline]] void scores_of(const float* a, int64_t dim, const float* b, float* c) {
+[[gnu::noinline]] void scores_of(const float* a, int64_t stride, int64_t dim, const float* b, float* c) {
   Vec sum[M][V] = {};
-  for (int64_t k = 0; k < dim; ++k) {
-    Vec row[V];
-    for (int v = 0; v < V; ++v) row[v] = load(b + k * R + v * W);
-    for (int m = 0; m < M; ++m)
-      for (int v = 0; v < V; ++v) sum[m][v] += splat(a[m * dim + k]) * row[v];
+  for (int64_t first = 0; first < dim; first += PANEL, a += stride) {
+    const int64_t last = first + PANEL < dim ? first + PANEL : dim;
+    const float* x = a;
+    for (int64_t k = first; k < last; ++k, ++x, b += R) {
+      Vec row[V];
+      for (int v = 0; v < V; ++v) row[v] = load(b + v * W);
+      for (int m = 0; m < M; ++m)
+        for (int v = 0; v < V; ++v) sum[m][v] += splat(x[m * PANEL]) * row[v];
+    }
   }
   for (int m = 0; m < M; ++m)
     for (int v = 0; v < V; ++v) store(c + m * R + v * W, sum[m][v]);
@@ -89,14 +96,20 @@ void blocked(int rows, const Body& body) {
   }
 }
 
+// Rows of a register block for V vectors; beyond 14 nothing is gained.
 template <int R, int V>
-void score(int keys, const float* a, int64_t dim, const float* b, float* c) {
-  blocked<DEEP * (R / W) / V>(keys, [&](auto m, int first) { scores_of<R, m, V>(a + first * dim, dim, b, c + first * R); });
+constexpr int block = DEEP * (R / W) / V > 14 ? 14 : DEEP * (R / W) / V;
+
+template <int R, int V>
+void score(int keys, const float* a, int64_t stride, int64_t dim, const float* b, float* c) {
+  blocked<block<R, V>>(keys, [&](auto m, int first) {
+    scores_of<R, m, V>(a + first * PANEL, stride, dim, b, c + first * R);
+  });
 }
 
 template <int R, int V>
 void weigh(int dim, const float* a, const int32_t* at, int64_t keys, const float* b, float* c) {
-  blocked<DEEP * (R / W) / V>(dim, [&](auto m, int first) { values_of<R, m, V>(a + first, at, keys, b, c + first * R); });
+  blocked<block<R, V>>(dim, [&](auto m, int first) { values_of<R, m, V>(a + first, at, keys, b, c + first * R); });
 }
 
 // Scores of M diagonals: c[m, r] = sum over k of b[k, r] * a[m][k * stride + r].
