@@ -16,7 +16,8 @@ namespace {
 struct Placed { int64_t key, place; };
 
 // Tokens [token, token + count) of one head, as rows of `dim` floats.
-inline void read(const LongAttention& a, const Tensor& t, int64_t b, int64_t h, int64_t token, int64_t count, float* to) {
+inline void read(const LongAttention& a, const Tensor& t, int64_t b, int64_t h, int64_t token, int64_t count,
+                 float* to) {
   const int64_t at = b * t.batch + h * t.head + token * t.token;
   for (int64_t l = 0; l < count; ++l, to += a.dim) {
     if (!a.half) {
@@ -36,19 +37,20 @@ class Worker {
  public:
   using Plan = Layout<R>;
 
-  static int64_t padded(const LongAttention& a) { return (a.dim + PANEL - 1) / PANEL * PANEL; }
+  static constexpr int PITCH = KEYS * PANEL + 16;  // floats of a panel; a power of two would share few sets of a cache
+  static int64_t panels(const LongAttention& a) { return (a.dim + PANEL - 1) / PANEL * PITCH; }
 
   // Floats from one key's values to the next: an odd number of cache lines, lest those of a chunk share few sets.
   static int64_t spaced(const LongAttention& a) { return (a.dim + 15) / 32 * 32 + 16; }
 
   static int64_t floats(const LongAttention& a, const Plan& layout) {
-    return layout.most * 3 * a.dim * R + KEYS * (spaced(a) + padded(a)) + (layout.diagonals.empty() ? 0 : 2 * WIDE * a.dim) +
-           KEYS * a.dim;
+    const int64_t across = layout.diagonals.empty() ? 0 : 2 * WIDE * a.dim;
+    return layout.most * 3 * a.dim * R + panels(a) + KEYS * (spaced(a) + a.dim) + across;
   }
 
   Worker(const LongAttention& a, const Plan& layout, float* scratch) : a(a), layout(layout), tiles(layout.tiles) {
     const auto take = [&](int64_t floats) { return std::exchange(scratch, scratch + floats); };
-    keys = take(KEYS * padded(a)), values = take(KEYS * spaced(a)), lines = take(KEYS * a.dim);
+    keys = take(panels(a)), values = take(KEYS * spaced(a)), lines = take(KEYS * a.dim);
     if (!layout.diagonals.empty()) {
       keys_across = take(WIDE * a.dim), values_across = take(WIDE * a.dim);
       std::fill(keys_across, scratch, 0.0f);  // what is read beyond a frame is hidden, but must be numbers
@@ -108,12 +110,14 @@ class Worker {
     const int64_t count = pack_runs(a, tiles, chunk, b, first, last, offset, packed,
                                     [&](int64_t token, int64_t keys_of, int64_t place) {
       read(a, a.k, b, h, token, keys_of, lines);
-      for (int64_t l = 0; l < keys_of; ++l) {
-        const float* line = lines + l * a.dim;
-        float* to = keys + (place + l) * PANEL;
-        int64_t c = 0;
-        for (; c + PANEL <= a.dim; c += PANEL) std::memcpy(to + c * KEYS, line + c, PANEL * sizeof(float));
-        for (; c < a.dim; ++c) to[c / PANEL * PANEL * KEYS + c % PANEL] = line[c];
+      for (int64_t c = 0; c < a.dim; c += PANEL) {
+        const float* from = lines + c;
+        float* to = keys + c / PANEL * PITCH + place * PANEL;
+        const int64_t count_of = std::min<int64_t>(PANEL, a.dim - c);
+        if (count_of == PANEL)
+          for (int64_t l = 0; l < keys_of; ++l) std::memcpy(to + l * PANEL, from + l * a.dim, PANEL * sizeof(float));
+        else
+          for (int64_t l = 0; l < keys_of; ++l) std::copy_n(from + l * a.dim, count_of, to + l * PANEL);
       }
       read(a, a.v, b, h, token, keys_of, lines);
       for (int64_t l = 0; l < keys_of; ++l) std::copy_n(lines + l * a.dim, a.dim, values + (place + l) * spaced(a));
@@ -124,7 +128,7 @@ class Worker {
       if (!striped) continue;
       for (int64_t c = 0; c < a.dim; ++c)
         for (int64_t l = offset[i]; l < offset[i] + packed[i]; ++l) {
-          keys_across[c * WIDE + MARGIN + l] = keys[c / PANEL * PANEL * KEYS + l * PANEL + c % PANEL];
+          keys_across[c * WIDE + MARGIN + l] = keys[c / PANEL * PITCH + l * PANEL + c % PANEL];
           values_across[c * WIDE + MARGIN + l] = values[l * spaced(a) + c];
         }
     }
@@ -153,7 +157,7 @@ class Worker {
   // Score packed keys [key, key + count) for vectors [n, n + V), from slot `place` on.
   template <int V>
   void fill(const float* query, int64_t key, int64_t count, int64_t place, int n) {
-    score<R, V>(int(count), keys + key * PANEL, KEYS * PANEL, a.dim, query + n * W, scores + place * R + n * W);
+    score<R, V>(int(count), keys + key * PANEL, PITCH, a.dim, query + n * W, scores + place * R + n * W);
     for (int v = n; v < n + V; ++v)
       for (int64_t l = 0; l < count; ++l) at[v][place + l] = int32_t((key + l) * spaced(a));
   }
@@ -181,7 +185,7 @@ class Worker {
   // `body` for some diagonals at a time, with where each begins in `x`.
   template <class Body>
   void along(const std::vector<Diagonal>& all, const float* x, int64_t key, const Body& body) const {
-    blocked<DEEP>(int(all.size()), [&](auto m, int first) {
+    blocked<ALONG>(int(all.size()), [&](auto m, int first) {
       const float* from[m];
       for (int i = 0; i < m; ++i) from[i] = x + MARGIN + key + all[first + i].offset;
       body(m, from, first);

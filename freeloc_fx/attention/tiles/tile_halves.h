@@ -1,7 +1,7 @@
 // The kernel in bfloat16, on processors that multiply bfloat16: AMX's tiles, or AVX-512's dot products of pairs.
 //
-// Work is cut as in tile_floats.h, and rows lie in vector lanes as there. Products are of bfloat16 with float32 sums, as
-// in torch's own attention: scores are keys (as they are in memory) times turned queries, the result is values (by
+// Work is cut as in tile_floats.h, and rows lie in vector lanes as there. Products are of bfloat16 with float32 sums,
+// as in torch's own attention: scores are keys (as they are in memory) times turned queries, the result is values (by
 // channel) times weights. The right factor lies as both instructions want it: pairs of channels, or of keys, side by
 // side in each lane. What a product costs hardly matters here; what a softmax costs does, so a stripe is a range of
 // keys with a mask, never a set of diagonals.
@@ -49,6 +49,16 @@ class HalfWorker {
     }
     std::sort(touched.begin(), touched.end());
     touched.erase(std::unique(touched.begin(), touched.end()), touched.end());
+    for (size_t strip = 0; strip < layout.strips.size(); strip += 2) {
+      std::vector<Range> both = layout.strips[strip], joined;
+      both.insert(both.end(), layout.strips[strip + 1].begin(), layout.strips[strip + 1].end());
+      std::sort(both.begin(), both.end(), [](const Range& x, const Range& y) { return x.low < y.low; });
+      for (const Range& each : both) {
+        if (joined.empty() || each.low - joined.back().high >= GAP) joined.push_back(each);
+        else joined.back().high = std::max(joined.back().high, each.high);
+      }
+      ranges.push_back(joined);
+    }
   }
 
   // Tiles [first, last) of one head of one sample.
@@ -56,14 +66,7 @@ class HalfWorker {
     for (int64_t t = first; t < last; ++t) begin(states[t - first], tiles[t], b, h);
     for (const std::vector<Stretch>& chunk : layout.chunks) {
       if (!pack(chunk, b, h, first, last)) continue;
-      for (int64_t t = first; t < last; ++t) {
-        State& s = states[t - first];
-        bool striped = false;
-        for (const Stretch& each : chunk) striped |= a.level[tiles[t].span * a.spans + each.span] == STRIPE;
-        if (!striped) attend(s, tiles[t], chunk, h, 0, s.sides);
-        else  // the sides see other keys
-          for (int side = 0; side < s.sides; ++side) attend(s, tiles[t], chunk, h, side, 1);
-      }
+      for (int64_t t = first; t < last; ++t) attend(states[t - first], tiles[t], chunk, h);
     }
     for (int64_t t = first; t < last; ++t)
       for (int64_t r = 0; r < tiles[t].rows; ++r)
@@ -79,7 +82,8 @@ class HalfWorker {
     int sides;
     int32_t turn;                   // what `aside` holds
   };
-  struct Segment { int64_t key, place, count; };  // packed keys [key, key + count), scored from slot `place` on
+  // Packed keys [key, key + count), scored from slot `place` on; a side sees some of [low, high) of them, and no other.
+  struct Segment { int64_t key, place, count, low[2], high[2]; };
 
   const LongAttention& a;
   const Plan& layout;
@@ -93,6 +97,7 @@ class HalfWorker {
   std::vector<State> states;
   std::vector<int64_t> offset, packed;   // of each stretch of the chunk
   std::vector<Segment> segments;
+  std::vector<std::vector<Range>> ranges;  // what each tile of a frame sees under STRIPE; those that are close are one
   alignas(64) float scores[2][SLOTS * 16];
   alignas(64) uint32_t weights[2][SLOTS / 2 * 16];
 
@@ -176,85 +181,104 @@ class HalfWorker {
     return s.aside;
   }
 
-  // `sides` sides of a tile, from `side` on, against a chunk.
-  void attend(State& s, const Tile& tile, const std::vector<Stretch>& chunk, int64_t h, int side, int sides) {
+  void attend(State& s, const Tile& tile, const std::vector<Stretch>& chunk, int64_t h) {
     segments.clear();
     for (size_t i = 0; i < chunk.size(); ++i) {
       const int64_t pair = tile.span * a.spans + chunk[i].span;
       if (a.level[pair] == NONE || !packed[i]) continue;
-      const uint32_t* query = turn(s, a.phase[pair], h) + side * dim * 8;
+      const uint32_t* query = turn(s, a.phase[pair], h);
       const float decay = a.decay ? a.decay[pair] : 1.0f;
       if (a.level[pair] == FULL) {
-        cover(query, offset[i], packed[i], nullptr, decay, sides);
+        cover(query, offset[i], packed[i], s.sides);
+        if (decay != 1)
+          for (int n = 0; n < s.sides; ++n) mask(n, packed[i], 0, packed[i], nullptr, decay);
         continue;
       }
-      const int64_t strip = 2 * (tile.row / 32) + side;
-      const uint16_t* bits = a.bits + strip * a.frame;
-      int64_t low = 0, high = 0;  // ranges that are close are one
-      for (const Range& seen : layout.strips[strip]) {
-        const int64_t from = std::max(chunk[i].low, seen.low), to = std::min(chunk[i].high, seen.high);
-        if (from >= to) continue;
-        if (high && from - high >= GAP) {
-          cover(query, offset[i] + low - chunk[i].low, high - low, bits + low, decay, sides);
-          high = 0;
+      const int64_t strip = tile.row / 16;
+      for (const Range& range : ranges[tile.row / 32]) {
+        const int64_t low = std::max(chunk[i].low, range.low), high = std::min(chunk[i].high, range.high);
+        if (low >= high) continue;
+        cover(query, offset[i] + low - chunk[i].low, high - low, s.sides);
+        for (int n = 0; n < s.sides; ++n) {
+          const std::vector<Range>& seen = layout.strips[strip + n];
+          const int64_t from = seen.empty() ? high : std::max(low, seen.front().low);
+          const int64_t to = seen.empty() ? high : std::min(high, seen.back().high);
+          mask(n, high - low, from - low, to - low, a.bits + (strip + n) * a.frame + low, decay);
         }
-        if (!high) low = from;
-        high = to;
       }
-      if (high) cover(query, offset[i] + low - chunk[i].low, high - low, bits + low, decay, sides);
     }
     if (segments.empty()) return;
-    for (int n = 0; n < sides; ++n) soften(s, side + n, n);
+    for (int n = 0; n < s.sides; ++n) soften(s, n);
     for (const Segment& each : segments)
-      product(amx, sides, int(a.dim), across + each.key, ACROSS, weights[0] + each.place * 8, SLOTS * 8,
-              whole(each.count, STEP) / 2, s.total + side * dim * 16, dim * 16, true);
+      product(amx, s.sides, int(a.dim), across + each.key, ACROSS, weights[0] + each.place * 8, SLOTS * 8,
+              whole(each.count, STEP) / 2, s.total, dim * 16, true);
   }
 
-  // Score packed keys [key, key + count), which follow those scored before; `bits` say which rows see each of them.
-  void cover(const uint32_t* query, int64_t key, int64_t count, const uint16_t* bits, float decay, int sides) {
+  // Score packed keys [key, key + count), which follow those scored before.
+  void cover(const uint32_t* query, int64_t key, int64_t count, int sides) {
     if (segments.empty() || key - segments.back().key - segments.back().count >= GAP) {
       const int64_t place = segments.empty() ? 0 : segments.back().place + whole(segments.back().count, STEP);
-      segments.push_back({key, place, 0});
+      segments.push_back({key, place, 0, {SLOTS, SLOTS}, {0, 0}});
     }
     Segment& last = segments.back();
     for (; last.key + last.count < key; ++last.count)
       for (int n = 0; n < sides; ++n) hide(n, last.place + last.count);
-    const int64_t at = (last.place + last.count) * 16;
+    product(amx, sides, int(count), keys + key * dim, dim, query, dim * 8, dim / 2,
+            scores[0] + (last.place + last.count) * 16, SLOTS * 16, false);
+    for (int n = 0; n < sides; ++n) {
+      last.low[n] = std::min(last.low[n], last.count);
+      last.high[n] = last.count + count;
+    }
     last.count += count;
-    product(amx, sides, int(count), keys + key * dim, dim, query, dim * 8, dim / 2, scores[0] + at, SLOTS * 16, false);
-    if (!bits && decay == 1) return;
+  }
+
+  // Of the `count` keys scored last a side sees some of [from, to): `bits` say which rows see which, null for all.
+  void mask(int n, int64_t count, int64_t from, int64_t to, const uint16_t* bits, float decay) {
+    Segment& last = segments.back();
+    const int64_t begin = last.count - count;
+    from = std::min(from, count), to = std::max(from, to);
+    // Slots outside of what a side sees are not softened; between two parts of it they are hidden.
+    if (last.low[n] == begin) last.low[n] += from;
+    else
+      for (int64_t l = 0; l < from; ++l) hide(n, last.place + begin + l);
+    for (int64_t l = to; l < count; ++l) hide(n, last.place + begin + l);
+    last.high[n] = begin + to;
     const __m512 hidden = _mm512_set1_ps(HIDDEN), factor = _mm512_set1_ps(decay);
-    for (int n = 0; n < sides; ++n)
-      for (int64_t l = 0; l < count; ++l) {
-        float* to = scores[n] + at + l * 16;
-        __m512 x = _mm512_load_ps(to);
-        x = _mm512_mask_mul_ps(x, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), x, factor);
-        _mm512_store_ps(to, bits ? _mm512_mask_mov_ps(hidden, bits[l], x) : x);
-      }
+    for (int64_t l = from; l < to; ++l) {
+      float* x = scores[n] + (last.place + begin + l) * 16;
+      __m512 y = _mm512_load_ps(x);
+      y = _mm512_mask_mul_ps(y, _mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_GT_OQ), y, factor);
+      _mm512_store_ps(x, bits ? _mm512_mask_mov_ps(hidden, bits[l], y) : y);
+    }
   }
 
   void hide(int n, int64_t place) { _mm512_store_ps(scores[n] + place * 16, _mm512_set1_ps(HIDDEN)); }
 
-  // Turn the n-th scores into weights, for the running softmax of a side.
-  void soften(State& s, int side, int n) {
+  // Turn a side's scores into weights, for its running softmax.
+  void soften(State& s, int n) {
     const __m512 scale = _mm512_set1_ps(a.scale < 0 ? -a.scale : a.scale);
     __m512 top[4], sum[4];
     for (int i = 0; i < 4; ++i) top[i] = _mm512_set1_ps(HIDDEN), sum[i] = _mm512_setzero_ps();
-    for (const Segment& each : segments) {
-      for (int64_t l = each.count; l < whole(each.count, 4); ++l) hide(n, each.place + l);
-      const float* x = scores[n] + each.place * 16;
-      for (int64_t l = 0; l < each.count; l += 4, x += 64)
+    for (Segment& each : segments) {  // four at a time
+      each.low[n] = std::min(each.low[n], each.high[n]) / 4 * 4;
+      for (; each.high[n] % 4; ++each.high[n])
+        if (each.high[n] >= each.count) hide(n, each.place + each.high[n]);
+      const float* x = scores[n] + (each.place + each.low[n]) * 16;
+      for (int64_t l = each.low[n]; l < each.high[n]; l += 4, x += 64)
         for (int i = 0; i < 4; ++i) top[i] = _mm512_max_ps(_mm512_load_ps(x + i * 16), top[i]);
     }
-    const __m512 found = _mm512_mul_ps(_mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3])), scale);
+    const __m512 highest = _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3]));
+    const __m512 found = _mm512_mul_ps(highest, scale);
     // A maximum that is outdone by little still serves: 2^8 is no risk, and most chunks then need no new scale.
-    const __m512 old = _mm512_loadu_ps(s.most + side * 16), before = _mm512_loadu_ps(s.sum + side * 16);
+    const __m512 old = _mm512_loadu_ps(s.most + n * 16), before = _mm512_loadu_ps(s.sum + n * 16);
     const __mmask16 grown = _mm512_cmp_ps_mask(found, _mm512_add_ps(old, _mm512_set1_ps(8.0f)), _CMP_GT_OQ);
     const __m512 most = _mm512_mask_mov_ps(old, grown, found);
     for (const Segment& each : segments) {
-      const float* x = scores[n] + each.place * 16;
+      const float* x = scores[n] + (each.place + each.low[n]) * 16;
       uint32_t* to = weights[n] + each.place * 8;
-      for (int64_t l = 0; l < each.count; l += 4, x += 64, to += 32) {
+      int64_t l = 0;
+      for (; l < each.low[n]; l += 2, to += 16) _mm512_store_si512(to, _mm512_setzero_si512());
+      for (; l < each.high[n]; l += 4, x += 64, to += 32) {
         __m512 p[4];
         for (int i = 0; i < 4; ++i) {
           p[i] = short_exp2(_mm512_fmsub_ps(_mm512_load_ps(x + i * 16), scale, most));
@@ -263,20 +287,19 @@ class HalfWorker {
         _mm512_store_si512(to, paired(p[0], p[1]));
         _mm512_store_si512(to + 16, paired(p[2], p[3]));
       }
-      for (int64_t l = whole(each.count, 4); l < whole(each.count, STEP); l += 2, to += 16)
-        _mm512_store_si512(to, _mm512_setzero_si512());
+      for (; l < whole(each.count, STEP); l += 2, to += 16) _mm512_store_si512(to, _mm512_setzero_si512());
     }
     __m512 total = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
     if (grown) {
       const __m512 keep = short_exp2(_mm512_sub_ps(old, most));
       total = _mm512_fmadd_ps(before, keep, total);
-      float* x = s.total + side * dim * 16;
+      float* x = s.total + n * dim * 16;
       for (int64_t c = 0; c < dim; ++c, x += 16) _mm512_store_ps(x, _mm512_mul_ps(_mm512_load_ps(x), keep));
-      _mm512_storeu_ps(s.most + side * 16, most);
+      _mm512_storeu_ps(s.most + n * 16, most);
     } else {
       total = _mm512_add_ps(before, total);
     }
-    _mm512_storeu_ps(s.sum + side * 16, total);
+    _mm512_storeu_ps(s.sum + n * 16, total);
   }
 };
 

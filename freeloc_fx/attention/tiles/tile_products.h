@@ -50,16 +50,20 @@ inline __m512 short_exp2(__m512 x) {
 // Transpose 16 x 16 numbers of 32 bits.
 inline void transpose(__m512i* r) {
   __m512i t[16];
-  for (int i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
   for (int i = 0; i < 16; i += 4)
     for (int j = 0; j < 2; ++j) {
       r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
       r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
     }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88), t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
+  for (int i = 0; i < 16; i += 8)
+    for (int j = i; j < i + 4; ++j) {
+      t[j] = _mm512_shuffle_i32x4(r[j], r[j + 4], 0x88);
+      t[j + 4] = _mm512_shuffle_i32x4(r[j], r[j + 4], 0xdd);
+    }
   for (int i = 0; i < 8; ++i) {
     r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
     r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
@@ -109,8 +113,8 @@ class Configured {
   const bool on;
 };
 
-// `dots` of 16 M rows, 16 pairs at a time; rows of c that are not asked for must be there. The intrinsics want literals,
-// and GCC's loads do not say that they read memory.
+// `dots` of 16 M rows, 16 pairs at a time; rows of c that are not asked for must be there. The intrinsics want
+// literals, and GCC's loads do not say that they read memory.
 template <int M>
 [[gnu::noinline]] void tiled(const uint16_t* a, int64_t stride, const uint32_t* b, int64_t pairs, float* c, bool add) {
   __asm__ volatile("" : : : "memory");
@@ -198,8 +202,8 @@ struct Configured { explicit Configured(bool) {} };
 #endif
 
 // c (rows, 16) = or += a (rows, 2 pairs) b (pairs, 16) for one or two of b and c; rows may be rounded up to 16.
-inline void product([[maybe_unused]] bool amx, int sides, int rows, const uint16_t* a, int64_t stride, const uint32_t* b,
-                    int64_t across_b, int64_t pairs, float* c, int64_t across_c, bool add) {
+inline void product([[maybe_unused]] bool amx, int sides, int rows, const uint16_t* a, int64_t stride,
+                    const uint32_t* b, int64_t across_b, int64_t pairs, float* c, int64_t across_c, bool add) {
 #if defined(FREELOC_AMX)
   if (amx && sides == 2)
     return blocked<2>((rows + 15) / 16, [&](auto m, int first) {

@@ -39,19 +39,21 @@ inline Vec exp2(Vec x) {
   return (Vec)((Int)p + ((Int)whole << 23));
 }
 
-// Everywhere R is the query rows of a tile, R / W the vectors that hold them.
+// Everywhere R (or `rows`) is the query rows of a tile, R / W the vectors that hold them.
 
+constexpr int ALONG = DEEP < 6 ? DEEP : 6;  // diagonals of a register block
 constexpr int PANEL = 8;  // channels of a key that lie side by side
 
-// Scores of M keys for V vectors of query rows: c[m, :] = sum over k of key m's channel k times b[k, :], rows of R floats.
+// Scores of M keys for V vectors of query rows: c[m, :] = sum over k of key m's channel k times b[k, :], in `rows` floats.
 // Keys lie in panels of `stride` floats, so that all of a block's are near one address: 14 addresses are no registers.
-template <int R, int M, int V>
-[[gnu::noinline]] void scores_of(const float* a, int64_t stride, int64_t dim, const float* b, float* c) {
+template <int M, int V>
+[[gnu::noinline]] void scores_of(const float* a, int64_t stride, int64_t dim, const float* b, float* c,
+                               int64_t rows) {
   Vec sum[M][V] = {};
   for (int64_t first = 0; first < dim; first += PANEL, a += stride) {
     const int64_t last = first + PANEL < dim ? first + PANEL : dim;
     const float* x = a;
-    for (int64_t k = first; k < last; ++k, ++x, b += R) {
+    for (int64_t k = first; k < last; ++k, ++x, b += rows) {
       Vec row[V];
       for (int v = 0; v < V; ++v) row[v] = load(b + v * W);
       for (int m = 0; m < M; ++m)
@@ -59,24 +61,25 @@ template <int R, int M, int V>
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int v = 0; v < V; ++v) store(c + m * R + v * W, sum[m][v]);
+    for (int v = 0; v < V; ++v) store(c + m * rows + v * W, sum[m][v]);
 }
 
 // M channels of weighted values: c[m, :] += sum over k of a[at[k] + m] * b[k, :].
-template <int R, int M, int V>
-[[gnu::noinline]] void values_of(const float* a, const int32_t* at, int64_t keys, const float* b, float* c) {
+template <int M, int V>
+[[gnu::noinline]] void values_of(const float* a, const int32_t* at, int64_t keys, const float* b, float* c,
+                               int64_t rows) {
   Vec sum[M][V];
   for (int m = 0; m < M; ++m)
-    for (int v = 0; v < V; ++v) sum[m][v] = load(c + m * R + v * W);
+    for (int v = 0; v < V; ++v) sum[m][v] = load(c + m * rows + v * W);
   for (int64_t k = 0; k < keys; ++k) {
     const float* x = a + at[k];
     Vec row[V];
-    for (int v = 0; v < V; ++v) row[v] = load(b + k * R + v * W);
+    for (int v = 0; v < V; ++v) row[v] = load(b + k * rows + v * W);
     for (int m = 0; m < M; ++m)
       for (int v = 0; v < V; ++v) sum[m][v] += splat(x[m]) * row[v];
   }
   for (int m = 0; m < M; ++m)
-    for (int v = 0; v < V; ++v) store(c + m * R + v * W, sum[m][v]);
+    for (int v = 0; v < V; ++v) store(c + m * rows + v * W, sum[m][v]);
 }
 
 template <int M, class Body>
@@ -103,13 +106,13 @@ constexpr int block = DEEP * (R / W) / V > 14 ? 14 : DEEP * (R / W) / V;
 template <int R, int V>
 void score(int keys, const float* a, int64_t stride, int64_t dim, const float* b, float* c) {
   blocked<block<R, V>>(keys, [&](auto m, int first) {
-    scores_of<R, m, V>(a + first * PANEL, stride, dim, b, c + first * R);
+    scores_of<m, V>(a + first * PANEL, stride, dim, b, c + first * R, R);
   });
 }
 
 template <int R, int V>
 void weigh(int dim, const float* a, const int32_t* at, int64_t keys, const float* b, float* c) {
-  blocked<block<R, V>>(dim, [&](auto m, int first) { values_of<R, m, V>(a + first, at, keys, b, c + first * R); });
+  blocked<block<R, V>>(dim, [&](auto m, int first) { values_of<m, V>(a + first, at, keys, b, c + first * R, R); });
 }
 
 // Scores of M diagonals: c[m, r] = sum over k of b[k, r] * a[m][k * stride + r].
