@@ -43,6 +43,8 @@ extern "C" struct LongAttention {
   int64_t threads;
   void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel of torch's OpenMP; null without
   float* scratch;         // as many floats as `freeloc_long_attention` says when this is null
+  double seconds;         // after which no more work is begun
+  int64_t next;           // what is to be done next; 0 at first, written
 };
 
 namespace {

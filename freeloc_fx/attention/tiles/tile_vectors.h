@@ -44,7 +44,7 @@ inline Vec exp2(Vec x) {
 constexpr int ALONG = DEEP < 6 ? DEEP : 6;  // diagonals of a register block
 constexpr int PANEL = 8;  // channels of a key that lie side by side
 
-// Scores of M keys for V vectors of query rows: c[m, :] = sum over k of key m's channel k times b[k, :], in `rows` floats.
+// Scores of M keys for V vectors of query rows: c[m, :] = sum over k of a[m, k] * b[k, :], in `rows` floats.
 // Keys lie in panels of `stride` floats, so that all of a block's are near one address: 14 addresses are no registers.
 template <int M, int V>
 [[gnu::noinline]] void scores_of(const float* a, int64_t stride, int64_t dim, const float* b, float* c,
@@ -88,7 +88,7 @@ void pick(int size, int first, const Body& body) {
   if constexpr (M > 1) pick<M - 1>(size, first, body);
 }
 
-// `body` with a compile-time count, over `rows` rows in blocks of nearly equal size (a small block waits for its own sums).
+// `body` with a compile-time count, over `rows` rows in blocks of nearly equal size (a small one waits for its sums).
 template <int MOST, class Body>
 void blocked(int rows, const Body& body) {
   const int blocks = (rows + MOST - 1) / MOST;
