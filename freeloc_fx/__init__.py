@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib as _importlib
+import sys as _sys
+from importlib.util import find_spec as _find_spec
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +14,21 @@ _checkout = _Path(__file__).resolve().parent.parent
 if (_checkout / "passes").is_dir() and (_checkout / "pyproject.toml").is_file():
     __path__.append(str(_checkout))
 
-from . import compat as _compat  # noqa: E402
-from .compiler.transform import plan, plans, restore, transform  # noqa: E402
-from .errors import FreelocError  # noqa: E402
 from .files import installed_version as _installed_version  # noqa: E402
-from .planning.plan import Plan  # noqa: E402
-from .planning.profile import Profile  # noqa: E402
-from .probing import probe  # noqa: E402
 
 if TYPE_CHECKING:
     from .attention.running import denoising_step
+    from .compiler.transform import plan, plans, restore, transform
+    from .errors import FreelocError
     from .generation.enabling import disable, enable, is_transformed, plan_for
     from .generation.noise import freenoise
     from .generation.windows import context_windows
     from .method.catalogue import strategies
     from .method.positions import VRPR
     from .method.visibility import TSA
+    from .planning.plan import Plan
+    from .planning.profile import Profile
+    from .probing import probe
 
 __all__ = [
     "TSA",
@@ -51,24 +52,60 @@ __all__ = [
     "transform",
 ]
 
-# Names that are imported when they are first asked for, and where they are.
+# Names that are imported when they are first asked for, and where they are: torch takes seconds, in which Ctrl-C on the
+# command line already has to be answered.
 _LATER = {
     "TSA": "method.visibility",
     "VRPR": "method.positions",
+    "FreelocError": "errors",
+    "Plan": "planning.plan",
+    "Profile": "planning.profile",
     "context_windows": "generation.windows",
     "denoising_step": "attention.running",
     "disable": "generation.enabling",
     "enable": "generation.enabling",
     "freenoise": "generation.noise",
     "is_transformed": "generation.enabling",
+    "plan": "compiler.transform",
     "plan_for": "generation.enabling",
+    "plans": "compiler.transform",
+    "probe": "probing",
+    "restore": "compiler.transform",
     "strategies": "method.catalogue",
+    "transform": "compiler.transform",
 }
+_ROOMS = ("attention", "compat", "compiler", "graph", "method", "passes", "planning", "probing")
 
 
 __version__ = _installed_version()
 
-_compat.keep_old_names(__name__)
+
+class _OldNames:
+    """Asked after Python's own finders: a module that is not here may have moved, which `compat` knows."""
+
+    @classmethod
+    def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:
+        """Answer the import system's question to every finder.
+
+        Args:
+            fullname: of the module that is imported.
+            path: not needed.
+            target: not needed.
+
+        Returns:
+            A spec that leads to the module of the new name, or None.
+        """
+        if not fullname.startswith(f"{__name__}."):
+            return None
+        compat = _importlib.import_module(f"{__name__}.compat")
+        if cls in _sys.meta_path:  # another thread may have been here
+            _sys.meta_path.remove(cls)
+        compat.keep_old_names(__name__)  # asked first from now on
+        return _find_spec(fullname)
+
+
+if not any(getattr(finder, "__qualname__", "") == _OldNames.__qualname__ for finder in _sys.meta_path):
+    _sys.meta_path.append(_OldNames)
 
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of this package
@@ -78,7 +115,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of this pack
             value = getattr(_importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
             globals()[name] = value
             return value
-        if name in _compat.MOVED:
+        known = () if name.startswith("_") else (*_ROOMS, *_importlib.import_module(f"{__name__}.compat").MOVED)
+        if name in known:
             return _importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -215,6 +215,38 @@ def fake_mode() -> AbstractContextManager[Any]:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+
+
+@contextmanager
+def without_default_cpu() -> Iterator[None]:
+    """Context: `torch.set_default_device("cpu")` and `with torch.device("cpu")` are not in force.
+
+    They say what holds anyway, by a mode under which Dynamo cannot trace much, such as `Tensor.unflatten`. Seen in
+    torch 2.13.0 (`torch.utils._device.DeviceContext`, and the stack of function modes in `torch.overrides`).
+    """
+    from torch import overrides
+    from torch.utils._device import DeviceContext
+
+    found = list(overrides._get_current_function_mode_stack())
+    kept = [mode for mode in found if not (isinstance(mode, DeviceContext) and mode.device == torch.device("cpu"))]
+    if len(kept) == len(found):
+        yield
+        return
+    _modes(found, kept)
+    try:
+        yield
+    finally:
+        _modes(kept, found)
+
+
+def _modes(before: Sequence[Any], after: Sequence[Any]) -> None:
+    """Put other function modes in force."""
+    from torch import overrides
+
+    for _ in before:
+        overrides._pop_mode()
+    for mode in after:
+        overrides._push_mode(mode)
 
 
 # diffusers 0.42.1 and accelerate 1.14: hooks. Both replace a module's forward and keep the one before.

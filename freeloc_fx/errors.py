@@ -44,7 +44,7 @@ class CaptureError(FreelocError, RuntimeError):
     """The captured graph lacks what a strategy needs (attention sites, temporal RoPE, a token grid)."""
 
 
-class PlanError(FreelocError, ValueError):
+class PlanError(ProfileError):
     """Profile and model do not fit together."""
 
 

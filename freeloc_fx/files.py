@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,19 +21,61 @@ try:
 except ImportError:  # Windows has no such locks; one process may still keep a journal
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["DamagedFileError", "Journal", "installed_version", "read_json", "replacing", "save_figure", "write_text"]
+__all__ = [
+    "DamagedFileError",
+    "Journal",
+    "WriteError",
+    "installed_version",
+    "plain_label",
+    "read_json",
+    "replacing",
+    "save_figure",
+    "write_bytes",
+    "write_text",
+]
 
 
 class DamagedFileError(FreelocError, ValueError):
     """A file does not hold the JSON that was written to it; the message names the file and the line."""
 
 
+class WriteError(FreelocError, OSError):
+    """A file could not be written whole, so nothing was put in the place of what was there before."""
+
+
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC), None}
+"""What the system says of a write that it could not finish; an encoder of somebody else's need not pass it on."""
+
+
+def _not_written(path: Path, error: OSError, kept: bool) -> WriteError:
+    """The error of a file that could not be written whole, with what the user can do.
+
+    Args:
+        path: the file.
+        error: what was raised.
+        kept: whether a file of that name was there and still is.
+    """
+    try:
+        free = f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MB are free in {path.parent}"
+    except OSError:
+        free = f"{path.parent} does not say how much is free"
+    why = error.strerror or str(error) or "no reason given"
+    made = WriteError(
+        f"{path}: expected to write the whole file, found: {why}; {free}: "
+        "make room, raise the limit of file sizes (ulimit -f), or choose another folder"
+        + ("; the file that was there is as it was" if kept else "")
+    )
+    made.errno = error.errno
+    return made
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Let the caller write a file under a temporary name, which takes the place of `path` once all went well.
 
-    The temporary file lies in the same folder, so that the renaming is atomic. It is removed whatever happens,
-    Ctrl-C included.
+    The temporary file lies in the same folder, so that the renaming is atomic, and is on the disk before that. It is
+    removed whatever happens, Ctrl-C included. A caller whose encoder may fail without saying so checks the temporary
+    file before the context ends.
 
     Args:
         path: the file to make or to replace.
@@ -40,19 +84,28 @@ def replacing(path: Path) -> Iterator[Path]:
         The temporary name, with the suffix of `path`.
 
     Raises:
+        WriteError: the disk is full, or the caller found a file that is not whole; what was there is untouched.
         OSError: the folder is not there or cannot be written to.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # some file systems say only now that there was no room
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner may read
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise _not_written(path, error, os.path.exists(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,12 +116,26 @@ def write_text(path: Path, text: str) -> None:
         text: its content, written as UTF-8.
 
     Raises:
+        WriteError: see `replacing`.
         OSError: see `replacing`.
     """
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all; it is on the disk when this returns.
+
+    Args:
+        path: the file to make or to replace.
+        data: its content.
+
+    Raises:
+        WriteError: see `replacing`.
+        OSError: see `replacing`.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def save_figure(figure: Any, path: Path, **options: Any) -> None:
@@ -80,10 +147,23 @@ def save_figure(figure: Any, path: Path, **options: Any) -> None:
         **options: of `Figure.savefig`.
 
     Raises:
+        WriteError: see `replacing`.
         OSError: see `replacing`.
     """
     with replacing(path) as temporary:
         figure.savefig(temporary, **options)
+
+
+def plain_label(text: str) -> str:
+    """Write a text from outside for matplotlib, which reads what stands between two dollar signs as a formula.
+
+    Args:
+        text: the name of a profile, say.
+
+    Returns:
+        The text for a label or a title, which shows it as it is.
+    """
+    return text.replace("$", r"\$")
 
 
 def read_json(path: Path) -> Any:
@@ -103,6 +183,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DamagedFileError(f"{path}, line {error.lineno}: expected JSON, found a damaged file ({error})") from None
+    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8, thousands of brackets or digits
+        raise DamagedFileError(f"{path}: expected JSON, found a damaged file ({error})") from None
 
 
 def installed_version() -> str:
@@ -161,9 +243,18 @@ class Journal:
         Raises:
             ValueError: the row holds NaN or infinity.
             DamagedFileError: as on opening; nothing is written then.
-            OSError: the line could not be written whole.
+            WriteError: the line could not be written whole; what was written of it is cut off by the next one.
         """
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        try:
+            return self._append(line)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise _not_written(self.path, error, kept=False) from error
+
+    def _append(self, line: bytes) -> dict[str, Any]:
+        """`add`, of a line."""
         with self.path.open("a+b", buffering=0) as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)  # released with the file
@@ -174,8 +265,8 @@ class Journal:
             if whole < len(data):
                 os.ftruncate(file.fileno(), whole)
             written = os.write(file.fileno(), line)
-            if written != len(line):
-                raise OSError(f"{self.path}: {written} of {len(line)} bytes were written; is the disk full?")
+            if written != len(line):  # a full disk takes what there is room for, and refuses the next write only
+                raise OSError(errno.ENOSPC, f"{written} of {len(line)} bytes were written")
             os.fsync(file.fileno())
         self.rows = rows
         return rows[-1]
@@ -211,8 +302,11 @@ class Journal:
         rows = []
         for number, line in enumerate(data.splitlines(), 1):
             try:
-                rows.append(json.loads(line))
-            except ValueError as error:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("no object")
+                rows.append(row)
+            except (ValueError, RecursionError) as error:
                 raise DamagedFileError(f"{self.path}, line {number}: expected JSON, found {line[:60]!r}") from error
         return rows
 

@@ -63,8 +63,9 @@ def find_key_mask(graph: fx.Graph, capture: Capture) -> int:
 
 def _per_key(view: nx.DiGraph, mask: fx.Node, batch: int, tokens: int) -> fx.Node | None:
     """The mask itself, or the closest ancestor that is per key and determines what valid queries see."""
-    if masks.is_per_key(shape_of(mask), batch, tokens):
-        return mask
+    shape = shape_of(mask)
+    if masks.is_per_key(shape, batch, tokens) and (len(shape or ()) == 4 or (shape or ())[:-1] in ((), (1,), (1, 1))):
+        return mask  # of fewer axes the attention itself takes the first for heads or queries
     for node in reversed(ancestors(view, [mask])):
         value = value_of(node)
         if (

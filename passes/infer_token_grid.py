@@ -52,7 +52,7 @@ def infer_token_grid(graph: fx.Graph, capture: Capture) -> int:
             _, rows, columns = capture.call.grid
             write(node, grid=replace(grid, height=rows, width=columns))
         checked += 1
-    return checked - _other_streams(graph)
+    return checked - _other_streams(graph) - _second_copies(graph)
 
 
 def _is_image(grid: TokenGrid, shapes: Shapes, call: CallFacts) -> bool:
@@ -85,6 +85,22 @@ def _contradiction(site: AttentionSite, grid: TokenGrid, shapes: Shapes, call: C
         )
         return f"RoPE implies {grid.frames} latent frames, {found} no such axis"
     return ""
+
+
+def _second_copies(graph: fx.Graph) -> int:
+    """Demote sites whose unturned tokens are as many as the clip's, where others' are fewer: what stands there is no
+    text but the clip once more, as an encoder has made it; returns how many."""
+    found = [(node, site.grid) for node, site in sites(graph) if site.kind == "video" and site.grid is not None]
+    fewest = min((grid.text for _, grid in found), default=0)
+    copies = [(node, grid) for node, grid in found if grid.text == grid.video > fewest]
+    for node, grid in copies:
+        write(
+            node,
+            kind="other",
+            reason=f"{grid.text} tokens that are not turned stand beside the clip's {grid.video}, where other layers "
+            f"have {fewest}: the clip once more rather than text",
+        )
+    return len(copies)
 
 
 def _other_streams(graph: fx.Graph) -> int:

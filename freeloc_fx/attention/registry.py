@@ -25,7 +25,7 @@ class _Entry:
     def __init__(self, spec: AttentionSpec, key: str) -> None:
         self.spec, self.key = spec, key
         self.index = next(_COUNT)
-        self.number = torch.tensor(self.index)
+        self.number = torch.tensor(self.index, device="cpu")
 
 
 _COUNT = itertools.count()

@@ -44,8 +44,8 @@ def valid_keys(key_mask: torch.Tensor | None, batch: int, grid: TokenGrid) -> to
     """Which text keys a model's key-padding mask lets count.
 
     Args:
-        key_mask: broadcastable to (batch, 1, 1, sequence); bool (True = visible), or additive with 0 and -inf (or the
-            dtype's lowest value, or anything from -1e4 down). None for no mask.
+        key_mask: (batch or 1, 1, 1, sequence), the axes of 1 and then the first may be missing; bool (True = visible),
+            or additive with 0 and -inf (or the dtype's lowest value, or anything from -1e4 down). None for no mask.
         batch: samples.
         grid: the clip's.
 
@@ -57,7 +57,8 @@ def valid_keys(key_mask: torch.Tensor | None, batch: int, grid: TokenGrid) -> to
     """
     if key_mask is None:
         return None
-    shape = (1,) * (4 - key_mask.ndim) + tuple(key_mask.shape)
+    given = tuple(key_mask.shape)
+    shape = (1, 1, 1, *given) if len(given) == 1 else (*given[:1], *(1,) * (4 - len(given)), *given[1:])
     fits = len(shape) == 4 and shape[1] == shape[2] == 1 and shape[0] in (1, batch) and shape[3] in (1, grid.sequence)
     if not fits:
         raise CaptureError(

@@ -13,6 +13,7 @@ from .compare import compare
 from .evaluate import evaluate_videos
 from .generate import generate
 from .inspect import inspect
+from .latents import decode
 from .probe import probe
 from .profiles import profiles
 from .report import report
@@ -43,6 +44,9 @@ def _root(
 
 
 app.command()(generate)
+
+
+app.command()(decode)
 
 
 app.command()(compare)

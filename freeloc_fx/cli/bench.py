@@ -15,6 +15,7 @@ from rich.table import Table
 from freeloc_fx.attention import op
 from freeloc_fx.attention.registry import Specs
 from freeloc_fx.evaluation.cost import count_blocks, make_spec, mask_cost, peak_bytes
+from freeloc_fx.generation.video import check_output
 from freeloc_fx.method.build import parse
 
 from .common import UsageError, exits, out, write_json
@@ -43,6 +44,8 @@ def bench(
 ) -> None:
     """Measure long attention here: time against dense attention, block masks, memory."""
     with exits(debug):
+        if json is not None:
+            check_output(json, None)
         wanted = list(questions or QUESTIONS)
         for name in wanted:
             if name not in QUESTIONS:

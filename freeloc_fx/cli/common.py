@@ -16,6 +16,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from freeloc_fx.errors import FreelocError
 from freeloc_fx.files import write_text
@@ -121,7 +122,7 @@ def exits(debug: bool = False, interrupted: Callable[[], str] = lambda: "nothing
 
     Args:
         debug: print the traceback too.
-        interrupted: what is on disk after Ctrl-C.
+        interrupted: what is on disk after Ctrl-C or a failure.
     """
     code = 1
     try:
@@ -141,6 +142,8 @@ def exits(debug: bool = False, interrupted: Callable[[], str] = lambda: "nothing
         message = f"error: {type(error).__name__}: {str(error).strip() or 'no message'}"
         if not debug:
             message = "\n".join([message.splitlines()[0], "(--debug shows where)"])
+    if code == 1 and (there := interrupted()) != "nothing written":
+        message += f"\n{there}"
     if debug:
         traceback.print_exc()
     err.print(message, markup=False, highlight=False, soft_wrap=True)
@@ -197,6 +200,7 @@ class Job:
         seed: int,
         on_step: Callable[[int, int], None],
         latents: torch.Tensor | None = None,
+        on_latents: Callable[[library.Latents], None] | None = None,
     ) -> library.Video:
         """Generate one video.
 
@@ -206,6 +210,7 @@ class Job:
             seed: of the initial noise.
             on_step: called as on_step(done, total) after each denoising step.
             latents: initial noise; None for the pipeline's own.
+            on_latents: called with the denoised latents before they are decoded.
 
         Returns:
             The video.
@@ -222,6 +227,7 @@ class Job:
             negative_prompt=self.negative_prompt,
             on_step=on_step,
             latents=latents,
+            on_latents=on_latents,
         )
 
 
@@ -270,7 +276,7 @@ def prepare(
     facts = library.Facts.read(model)
     if loaded is not None or any(name != "direct" for name in strategies):
         loaded = library.choose_profile(facts.transformer, loaded)
-    usual = library.defaults(model=model)
+    usual = library.defaults(facts)
     height, width = height or usual.height, width or usual.width
     latent = library.check_request(facts, frames, height, width)
     if device == "auto":
@@ -307,7 +313,7 @@ def load(job: Job, transformer_only: bool = False) -> Any:
     Returns:
         The pipeline.
     """
-    with err.status(f"loading {job.model}"):
+    with err.status(Text(f"loading {job.model}")):
         return library.load_pipeline(job.model, dtype=job.dtype, device=job.device, transformer_only=transformer_only)
 
 
@@ -385,7 +391,9 @@ def write_json(path: Path | None, data: Any) -> None:
         OSError: the file cannot be written.
     """
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # of a file name that is no text
     if path is None:
         sys.stdout.write(text)
+        sys.stdout.flush()
         return
     write_text(path, text)

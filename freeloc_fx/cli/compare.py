@@ -14,12 +14,13 @@ import typer
 from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.files import installed_version
 from freeloc_fx.generation import pipelines as library
-from freeloc_fx.generation.video import SHEETS, check_output, comparison_sheet, side_by_side, write_video
+from freeloc_fx.generation.video import SHEETS, check_folder, check_output, comparison_sheet, side_by_side, write_video
 
 from . import common
 from .common import Job, UsageError, exits, load, out, prepare, progress, scorable, warn, without_nan, write_json
 from .finished import FinishedVideo, FinishedVideos
-from .generate import describe, score_table
+from .latents import SUFFIX, kept
+from .writing import describe, score_table, settings_of
 
 __all__ = ["compare"]
 
@@ -60,14 +61,15 @@ def compare(
     folder = output.with_suffix(".parts")
 
     def left() -> str:
-        kept = len(list(folder.glob("*.json"))) if folder.is_dir() else 0
-        words = "1 finished video is" if kept == 1 else f"{kept} finished videos are"
-        return f"{words} in {folder}, the same command goes on" if kept else "nothing written"
+        count = len(list(folder.glob("*.npy")))
+        words = "1 finished video is" if count == 1 else f"{count} finished videos are"
+        return f"{words} in {folder}, the same command goes on" if count else "nothing written"
 
     with exits(debug, left):
         check_output(output)
         sheet = check_output(output.with_suffix(".png"), SHEETS)
         report = check_output(output.with_suffix(".json"), (".json",))
+        check_folder(folder)
         names = _names(strategies)
         numbers = _seeds(seeds)
         job = prepare(
@@ -78,10 +80,11 @@ def compare(
         if model in library.EMBEDDED and reason:
             warn(f"no scores: {reason}")
         finished = FinishedVideos(folder, job, prompt)
-        _make(finished, job, prompt, names, numbers)
+        _make(finished, job, prompt, names, numbers, fps)
         found = {name: [_entry(finished, name, seed, prompt, reason) for seed in numbers] for name in names}
         means = {name: _mean([run["scores"] for run in runs]) for name, runs in found.items()} if reason is None else {}
         videos = {name: _kept(finished, name, numbers[0]).frames for name in names}
+        write_video(output, side_by_side(videos, common.enlargement(job.height, 192)), fps)
         comparison_sheet(
             sheet,
             videos,
@@ -89,10 +92,12 @@ def compare(
             scores={name: values["composite"] for name, values in means.items()},
         )
         write_json(report, _report(job, prompt, numbers, found, means))
-        write_video(output, side_by_side(videos, common.enlargement(job.height, 192)), fps)
         del videos
-        if not keep_parts:
-            finished.remove()
+        if keep_parts:
+            finished.keep()
+        elif others := finished.remove():  # only now: all that was made of them is whole
+            words = "1 finished video of other settings was" if others == 1 else f"{others} of other settings were"
+            out.print(f"{words} removed from {folder}", highlight=False, soft_wrap=True)
         for name, runs in found.items():
             out.print(f"{name}: {runs[0]['summary']}, {runs[0]['seconds']:.0f} s", highlight=False, soft_wrap=True)
         if means:
@@ -114,7 +119,7 @@ def _seeds(text: str) -> list[int]:
     return list(dict.fromkeys(int(item) for item in items))
 
 
-def _make(finished: FinishedVideos, job: Job, prompt: str, names: list[str], seeds: list[int]) -> None:
+def _make(finished: FinishedVideos, job: Job, prompt: str, names: list[str], seeds: list[int], fps: float) -> None:
     """Generate what is not there yet; the pipeline is loaded only if something is missing."""
     missing = [(name, seed) for name in names for seed in seeds if finished.get(name, seed) is None]
     done = len(names) * len(seeds) - len(missing)
@@ -137,11 +142,31 @@ def _make(finished: FinishedVideos, job: Job, prompt: str, names: list[str], see
                 bar.update(task, completed=index * total + done, description=words)
 
             bar.update(task, description=label)
-            video = job.run(pipe, prompt, seed, on_step)
-            summary = describe(video.plan, name, job.latent[0])
-            plan = video.plan.to_dict() if video.plan is not None else None
-            finished.put(name, seed, video, {"seconds": video.seconds, "summary": summary, "plan": plan})
+            latents = finished.latents(name, seed)
+            if (video := _decoded(pipe, latents)) is not None:
+                finished.put(name, seed, *video)
+                latents.unlink(missing_ok=True)
+                continue
+            settings = settings_of(job, prompt, name, seed, fps)
+            single = latents.with_name(latents.name.removesuffix(SUFFIX) + ".mp4")
+            with kept(single, settings, name, job, latents) as keep:
+                made = job.run(pipe, prompt, seed, on_step, on_latents=keep)
+                summary = describe(made.plan, name, job.latent[0])
+                plan = made.plan.to_dict() if made.plan is not None else None
+                finished.put(name, seed, made, {"seconds": made.seconds, "summary": summary, "plan": plan})
         bar.update(task, description="done")
+
+
+def _decoded(pipe: Any, latents: Path) -> tuple[library.Video, dict[str, Any]] | None:
+    """The video of latents that an earlier run left, and its facts; None where there are none, or damaged ones."""
+    if not latents.is_file():
+        return None
+    try:
+        found = library.Latents.load(latents)
+    except library.LatentsError:
+        return None  # denoised again, and replaced
+    video = library.decode_latents(pipe, found)
+    return video, {"seconds": video.seconds, "summary": found.facts.get("summary", ""), "plan": found.facts.get("plan")}
 
 
 def _kept(finished: FinishedVideos, name: str, seed: int) -> FinishedVideo:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -18,7 +17,7 @@ from freeloc_fx.generation.video import check_output
 
 from . import common
 from .common import err, exits, out, warn, without_nan, write_json
-from .generate import number, score_table
+from .writing import number, score_table
 
 __all__ = ["evaluate_videos"]
 
@@ -85,11 +84,12 @@ def evaluate_videos(
         results = read_vbench(vbench) if vbench is not None else None
         models = _models(subject_model, background_model, imaging, device)
         rows = []
-        bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=err, transient=True)
+        words = TextColumn("{task.description}", markup=False)
+        bar = Progress(words, BarColumn(), MofNCompleteColumn(), console=err, transient=True)
         with bar:
             task = bar.add_task("", total=len(videos))
             for path in videos:
-                bar.update(task, description=escape(path.name))
+                bar.update(task, description=path.name)
                 row = evaluate(path, prompt=prompt, fps=fps, models=models, period=period, segments=segments)
                 rows.append(row if results is None else with_vbench(row, results))
                 bar.advance(task)
@@ -181,6 +181,6 @@ def _say(text: str) -> None:
 
 
 def _short(name: str, most: int = 14) -> str:
-    """The file's name for a table's cell; a bracket in it is no markup."""
+    """The file's name for a table's cell."""
     stem = Path(name).name
-    return escape(stem if len(stem) <= most else stem[: most - 1] + "…")
+    return stem if len(stem) <= most else stem[: most - 1] + "…"

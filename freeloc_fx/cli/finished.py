@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from freeloc_fx.errors import FreelocError
-from freeloc_fx.files import installed_version, replacing
+from freeloc_fx.files import DamagedFileError, installed_version, read_json, replacing
 from freeloc_fx.generation import pipelines as library
 
 from .common import Job, write_json
+from .latents import SUFFIX
 
 __all__ = ["FinishedVideo", "FinishedVideos"]
+
+
+_PART = re.compile(r"\.?(?P<key>[\w.+-]+-\d+-[0-9a-f]{16})(-\w+)?\.(json|npy|latents\.safetensors)")
+"""Names of parts: those of `FinishedVideos.key`, and what a killed process left half written."""
+
+
+_KEPT = "kept.json"
 
 
 @dataclass(frozen=True)
@@ -85,17 +93,24 @@ class FinishedVideos:
         facts = self.folder / f"{key}.json"
         if not facts.is_file():
             return None
+        frames = self._frames(self.folder / f"{key}.npy")
         try:
-            video = FinishedVideo(
-                np.load(self.folder / f"{key}.npy", mmap_mode="r"), json.loads(facts.read_text("utf-8"))
-            )
-        except (OSError, ValueError):
+            known = read_json(facts)
+        except (OSError, DamagedFileError):
             return None  # made again, and replaced
-        expected = (self.job.frames, self.job.height, self.job.width, 3)
-        if video.frames.shape != expected or video.frames.dtype != np.uint8:
+        if frames is None or not isinstance(known, dict):
             return None
         self._used.add(key)
-        return video
+        return FinishedVideo(frames, known)
+
+    def _frames(self, path: Path) -> np.ndarray | None:
+        """A video's frames; None where they are not whole."""
+        try:
+            frames: np.ndarray = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return None
+        expected = (self.job.frames, self.job.height, self.job.width, 3)
+        return frames if frames.shape == expected and frames.dtype == np.uint8 else None
 
     def put(self, strategy: str, seed: int, video: library.Video, facts: dict[str, Any]) -> FinishedVideo:
         """Keep a finished video.
@@ -110,7 +125,7 @@ class FinishedVideos:
             The video as it is read back.
 
         Raises:
-            FreelocError: it cannot be read back.
+            WriteError: it could not be written whole.
             OSError: the folder cannot be written to.
         """
         key = self.key(strategy, seed)
@@ -118,19 +133,61 @@ class FinishedVideos:
         frames = (np.clip(video.frames, 0, 1) * 255).round().astype(np.uint8)
         with replacing(self.folder / f"{key}.npy") as temporary:
             np.save(temporary, frames)
+            if self._frames(temporary) is None:  # numpy passes over what fails when it closes the file
+                raise OSError("the frames cannot be read back")
         write_json(self.folder / f"{key}.json", facts)
         kept = self.get(strategy, seed)
-        if kept is None:
-            raise FreelocError(f"{self.folder / key}.npy was written but cannot be read back; is the disk full?")
+        assert kept is not None
         return kept
 
-    def remove(self) -> None:
-        """Delete what this comparison used, and the folder if nothing else is in it."""
-        for key in self._used:
-            for suffix in (".json", ".npy"):
-                (self.folder / f"{key}{suffix}").unlink(missing_ok=True)
+    def latents(self, strategy: str, seed: int) -> Path:
+        """Say where the denoised latents of a video are kept until it is finished.
+
+        Args:
+            strategy: as of `key`.
+            seed: as of `key`.
+
+        Returns:
+            The file; its folder is there.
+
+        Raises:
+            OSError: the folder cannot be made.
+        """
+        self.folder.mkdir(exist_ok=True)
+        return self.folder / f"{self.key(strategy, seed)}{SUFFIX}"
+
+    def keep(self) -> None:
+        """Keep what this comparison used, whatever other settings the folder is used for later.
+
+        Raises:
+            WriteError: the list of what is kept could not be written whole.
+            OSError: the folder cannot be written to.
+        """
+        write_json(self.folder / _KEPT, sorted(self._kept() | self._used))
+
+    def remove(self) -> int:
+        """Delete what this comparison used, and what an interrupted one of other settings left: nobody looks for it.
+
+        The folder goes too if nothing else is in it.
+
+        Returns:
+            How many videos of other settings there were.
+        """
+        kept = self._kept() - self._used
+        parts = [file for file in self.folder.glob("*") if (m := _PART.fullmatch(file.name)) and m["key"] not in kept]
+        others = {file.stem for file in parts if file.suffix == ".npy"} - self._used
+        for file in parts:
+            file.unlink(missing_ok=True)
+        if not kept:
+            (self.folder / _KEPT).unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+        return len(others)
+
+    def _kept(self) -> set[str]:
+        """Videos that somebody wanted kept."""
+        path = self.folder / _KEPT
+        return set(read_json(path)) if path.is_file() else set()
 
 
 def _weights(model: str) -> list[Any]:

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich import box
-from rich.table import Table
 
-from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.noise import default_stride, for_pipeline
-from freeloc_fx.generation.video import SHEETS, check_output, contact_sheet, write_video
+from freeloc_fx.generation.video import SHEETS, check_output
 from freeloc_fx.generation.windows import context_windows
-from freeloc_fx.planning.plan import Plan
 
 from . import common
-from .common import UsageError, exits, load, out, prepare, progress, scorable, warn, write_json
+from .common import UsageError, exits, load, prepare, progress, scorable, warn
+from .latents import kept
+from .writing import describe, settings_of, write
 
-__all__ = ["generate", "score_table"]
-
-
-SHOWN = {
-    "composite": "score",
-    "presence": "found",
-    "shape_accuracy": "shape",
-    "area": "area",
-    "sharpness": "sharp",
-    "motion": "motion",
-    "speed": "speed",
-    "psnr": "psnr",
-    "loop": "loop",
-}
-"""Field of `metrics.GroundTruthScore` -> heading; short, so that the table fits 80 columns."""
+__all__ = ["generate"]
 
 
 def generate(
@@ -73,13 +56,14 @@ def generate(
 ) -> None:
     """Generate one video, with a contact sheet (PNG) of its frames and what made it (JSON) beside it.
 
-    An embedded model prints how well the video shows what the prompt asks for, where the prompt is in its grammar.
+    An embedded model prints how well the video shows what the prompt asks for, where the prompt is in its grammar. What
+    fails once denoising is done keeps the latents beside the output; freeloc decode makes the video of them.
     """
     written: list[Path] = []
     with exits(debug, lambda: f"wrote {written[0]} before that" if written else "nothing written"):
         check_output(output)
-        sheet = check_output(output.with_suffix(".png"), SHEETS)
-        report = check_output(output.with_suffix(".json"), (".json",))
+        check_output(output.with_suffix(".png"), SHEETS)
+        check_output(output.with_suffix(".json"), (".json",))
         if windows and strategy not in (None, "direct"):
             raise UsageError(f"--windows: a window has the trained length, so --strategy {strategy} would do nothing")
         strategy = "direct" if windows else strategy
@@ -103,86 +87,18 @@ def generate(
         latents = None
         if noise == "freenoise":
             latents = for_pipeline(pipe, job.frames, job.height, job.width, trained, seed=seed)
-        with progress() as bar:
-            task = bar.add_task("denoising", total=job.steps)
+        settings = settings_of(job, prompt, strategy, seed, fps, noise=noise, windows=windows)
+        with kept(output, settings, strategy, job) as keep:
+            with progress() as bar:
+                task = bar.add_task("denoising", total=job.steps)
 
-            def on_step(done: int, total: int) -> None:
-                bar.update(task, completed=done, description="denoising" if done < total else "decoding")
+                def on_step(done: int, total: int) -> None:
+                    bar.update(task, completed=done, description="denoising" if done < total else "decoding")
 
-            video = job.run(pipe, prompt, seed, on_step, latents)
-            bar.update(task, description="done")
-        write_video(output, video.frames, fps, common.enlargement(job.height, 256))
-        written.append(output)
-        contact_sheet(sheet, video.frames, scale=common.enlargement(job.height, 128), fps=fps)
-        written.append(sheet)
-        settings = {
-            "prompt": prompt, "negative_prompt": negative_prompt, "model": model, "strategy": strategy or "profile",
-            "seed": seed, "steps": job.steps, "guidance": job.guidance, "frames": job.frames, "height": job.height,
-            "width": job.width, "fps": fps, "noise": noise, "windows": windows,
-        }  # fmt: skip
-        plan = None if video.plan is None else video.plan.to_dict()
-        write_json(report, {"settings": settings, "seconds": video.seconds, "plan": plan})
-        written.append(report)
-        out.print(describe(video.plan, strategy, job.latent[0]), highlight=False, markup=False, soft_wrap=True)
-        if reason is None:
-            out.print(score_table({strategy or "profile": score(video.frames, prompt).as_dict()}))
-        out.print(
-            f"{output}, {sheet} and {report}: {job.frames} frames of {job.width}x{job.height}, {video.seconds:.0f} s",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-def describe(plan: Plan | None, strategy: str | None, latent_frames: int) -> str:
-    """Say in one line what ran.
-
-    Args:
-        plan: of the transformed model; None for the untouched one.
-        strategy: its name; None for the profile's.
-        latent_frames: of the video.
-
-    Returns:
-        The line.
-    """
-    if plan is None:
-        return f"Strategy direct: the untouched model over {latent_frames} latent frames"
-    head = str(plan).splitlines()[0]
-    if not plan.rewritten:
-        return f"{head}: within the trained length, the untouched model ran"
-    kept = sum(site.kept for site in plan.sites) / len(plan.sites)
-    return f"{head}; strategy {strategy or 'profile'}, {kept:.1%} of token pairs kept"
-
-
-def score_table(scores: dict[str, dict[str, Any]]) -> Table:
-    """Make a table of the scores of `metrics.GroundTruthScore` that say most.
-
-    Args:
-        scores: strategy -> field -> value.
-
-    Returns:
-        The table, a row for each strategy.
-    """
-    title = "Scores against the prompt (1 is right; loop: 0 is; psnr in dB)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("strategy", no_wrap=True)
-    for heading in SHOWN.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    for strategy, values in scores.items():
-        table.add_row(strategy, *(number(values.get(name)) for name in SHOWN))
-    return table
-
-
-def number(value: float | None, signed: bool = False) -> str:
-    """Write one figure for a table.
-
-    Args:
-        value: None or NaN where nothing was measurable.
-        signed: with a plus sign.
-
-    Returns:
-        The text, "-" where nothing was measurable.
-    """
-    if value is None or math.isnan(value):
-        return "-"
-    text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
-    return f"+{text}" if signed and value >= 0 else text
+                video = job.run(pipe, prompt, seed, on_step, latents, keep)
+                bar.update(task, description="done")
+            plan = None if video.plan is None else video.plan.to_dict()
+            content = {"settings": settings, "seconds": video.seconds, "plan": plan}
+            summary = describe(video.plan, strategy, job.latent[0])
+            shown = prompt if reason is None else None
+            write(output, video, fps, content, summary, strategy or "profile", shown, written)

@@ -14,7 +14,7 @@ from rich.table import Table
 from freeloc_fx.compiler.runner import PassRun
 from freeloc_fx.compiler.transform import rehearse
 from freeloc_fx.generation import pipelines as library
-from freeloc_fx.generation.video import check_output
+from freeloc_fx.generation.video import check_folder, check_output
 from freeloc_fx.generation.without_weights import without_weights
 from freeloc_fx.planning.plan import Plan, PlannedSite
 from freeloc_fx.planning.profile import Profile
@@ -60,8 +60,8 @@ def inspect(
         to_screen = json_file == Path("-")
         if json_file is not None and not to_screen:
             check_output(json_file, (".json",))
-        if pictures is not None and pictures.exists() and not pictures.is_dir():
-            raise common.UsageError(f"--pictures {pictures} is a file; expected a folder")
+        if pictures is not None:
+            check_folder(pictures)
         if model.endswith(".json") or re.fullmatch(r"[A-Z]\w*Model", model):
             name, plan, runs = _from_configuration(model, profile, strategy, latent, trained_frames)
             title = f"{name}: {plan.grid.frames} frames of tokens, from its configuration"

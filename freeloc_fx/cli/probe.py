@@ -14,7 +14,7 @@ from rich.table import Table
 from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.evaluation.metrics.visionreward import VisionReward
 from freeloc_fx.generation import pipelines as library
-from freeloc_fx.generation.video import check_output
+from freeloc_fx.generation.video import SHEETS, check_folder, check_output
 from freeloc_fx.planning.profile import Profile
 from freeloc_fx.probing import for_length, measured_lengths
 from freeloc_fx.probing import probe as run_probe
@@ -98,8 +98,14 @@ def probe(
     writes a plot of the sensitivities.
     """
     folder = journal if journal is not None else output.with_suffix(".journal")
-    with exits(debug, lambda: f"finished units are in {folder}, the same command goes on"):
+
+    def left() -> str:
+        return f"finished units are in {folder}, the same command goes on" if folder.is_dir() else "nothing written"
+
+    with exits(debug, left):
         check_output(output, (".json",))
+        picture = check_output(output.with_suffix(".png"), SHEETS)
+        check_folder(folder)
         facts = library.Facts.read(model)
         if trained is None:
             trained = Profile.for_model(facts.transformer).trained_frames
@@ -136,7 +142,6 @@ def probe(
             )
         profile = replace(profile, name=output.stem)
         profile.save(output)
-        picture = output.with_suffix(".png")
         draw(profile, picture)
         for count in measured_lengths(profile):
             out.print(f"at {count} latent frames:", highlight=False)

@@ -25,7 +25,8 @@ def compiler(backend: str | Callable[..., Any] | Mapping[str, Any]) -> Compiler 
         A callable (graph module, inputs) -> callable, or None.
 
     Raises:
-        ValueError: an unknown name or keyword; the message lists what there is.
+        ValueError: an unknown name, keyword, mode or option, or something else in place of them; the message lists what
+            there is.
     """
     options: dict[str, Any] = (
         {"backend": backend} if not isinstance(backend, Mapping) else {"backend": "inductor", **backend}
@@ -33,11 +34,20 @@ def compiler(backend: str | Callable[..., Any] | Mapping[str, Any]) -> Compiler 
     unknown = options.keys() - {"backend", "mode", "options"}
     if unknown:
         raise ValueError(f"backend: expected the keys 'backend', 'mode', 'options', found {sorted(unknown)}")
-    name = options["backend"]
+    name, mode, own = options["backend"], options.get("mode"), options.get("options")
+    if not isinstance(name, str) and not callable(name):
+        raise ValueError(
+            f"backend: expected a name, a callable or a mapping of torch.compile's options, found {name!r}"
+        )
     if name == "eager":
         return None
-    if callable(name) and not options.get("mode") and not options.get("options"):
+    if callable(name) and not mode and not own:
         return name  # type: ignore[no-any-return]
     if isinstance(name, str) and name not in backend_names(all_of_them=True):
         raise ValueError(f"backend: expected 'eager' or one of {backend_names()}, found {name!r}")
-    return torch_compiler(name, options.get("mode"), options.get("options"))
+    if own is not None and not isinstance(own, Mapping):
+        raise ValueError(f"backend: expected a mapping of options, found {own!r}")
+    try:
+        return torch_compiler(name, mode, own)
+    except (RuntimeError, TypeError, AttributeError) as error:  # torch checks modes and options here
+        raise ValueError(f"backend: {error}") from error

@@ -66,7 +66,8 @@ def check_names(names: Collection[str]) -> frozenset[str]:
         ValueError: no pass has one of them, or a string was given for a collection of them.
     """
     known = [name_of(one) for one in PASSES]
-    wrong = [names] if isinstance(names, str) else sorted(set(names) - set(known))
+    given = [names] if isinstance(names, str) or not isinstance(names, Collection) else list(names)
+    wrong = given if given == [names] else [name for name in given if name not in known]
     if wrong:
         raise ValueError(f"disable_passes: expected names out of {', '.join(known)}, found {wrong}")
     return frozenset(names)
@@ -119,9 +120,15 @@ def analyse(runner: Runner, root: torch.nn.Module, model: torch.nn.Module | None
         CaptureError: the graph is the whole model and holds no attention that can be planned.
         VerificationError: a pass left the graph inconsistent.
     """
-    runner.run(analysis_passes(root, model, profile))
-    plan = make_plan([site for _, site in sites(runner.graph)], profile, partial=bool(runner.capture.prefix))
+    # What the model computes under autocast is in its graph; tables that it keeps out of autocast are made here alone.
+    with torch.autocast(runner.capture.device.type, enabled=False):
+        runner.run(analysis_passes(root, model, profile))
+    found = [site for _, site in sites(runner.graph)]
+    capture = runner.capture
+    plan = make_plan(found, profile, partial=bool(capture.prefix), layers=len(capture.layers))
     log.info("%s", plan)
+    for note in plan.notes:
+        log.warning("%s", note)
     return plan
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from freeloc_fx.compiler.capture.hooks import check_blocks, without_caches
 from freeloc_fx.compiler.capture.state import State, lock_of, state_of
 from freeloc_fx.compiler.capture.trace_once import Marks
 from freeloc_fx.compiler.capture.whole import call_whole, capture_settings
-from freeloc_fx.errors import CaptureError, TransformError
+from freeloc_fx.errors import CaptureError, FreelocError, TransformError
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.plan import Plan
 from freeloc_fx.planning.profile import Profile
@@ -91,6 +92,7 @@ def transform(
         A model of the same class.
 
     Raises:
+        TypeError: `model`, `profile` or `verify` is of another type.
         TransformError: the model is already transformed or compiled.
         ProfileError: no profile fits, or it names layers that this model does not have.
         PlanError: the profile is for another model.
@@ -113,6 +115,8 @@ def transform(
     check_forward(model)
     check_one_clip(model)
     op.choose(attention, torch.device("cpu"))
+    if not isinstance(verify, bool):
+        raise TypeError(f"verify: expected True or False, found {verify!r}")
     disabled = check_names(disable_passes)
     chosen = choose_profile(model, profile)
     check_mode(backend, chosen)
@@ -213,6 +217,22 @@ def plan(
     return rehearse(model, profile, frames=frames, height=height, width=width, inputs=inputs)[0]
 
 
+@contextmanager
+def _explained(model: nn.Module, size: tuple[int, int, int]) -> Iterator[None]:
+    """Context: what a model's own code raises on example inputs is said to be that."""
+    try:
+        yield
+    except (FreelocError, PlanReady):
+        raise
+    except Exception as error:
+        frames, height, width = size
+        raise CaptureError(
+            f"{type(model).__name__}: its forward failed on example inputs of {frames} x {height} x {width} latents "
+            f"with {type(error).__name__}: {error}; expected a size that the model takes, of whole "
+            "patches, or arguments for its forward in plan(..., inputs={...})"
+        ) from error
+
+
 def rehearse(
     model: nn.Module,
     profile: Profile | str | Path | None = None,
@@ -256,7 +276,14 @@ def rehearse(
     blocks = [(path, model.get_submodule(path)) for path in made.layers]
     with lock_of(model):  # a running call has put compiled calls of its own on the blocks
         check_blocks(blocks)
-    with lock_of(model), without_caches(model), torch.no_grad(), capture_settings(made), calling(known):
+    with (
+        lock_of(model),
+        without_caches(model),
+        torch.no_grad(),
+        capture_settings(made),
+        calling(known),
+        _explained(model, (frames, height, width)),
+    ):
         try:
             if check_blocks(blocks):
                 _, found = BlockByBlock(model, made, HOOKED).run(**arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ from typing import Any
 
 from . import tiny_joint, tiny_wan
 
-__all__ = ["EMBEDDED", "TINY_JOINT", "TINY_WAN", "Defaults", "Embedded", "embedded"]
+__all__ = ["EMBEDDED", "TINY_JOINT", "TINY_WAN", "Defaults", "Embedded", "embedded", "embedded_by_parts"]
 
 
 TINY_WAN, TINY_JOINT = "tiny-wan", "tiny-joint"
@@ -106,3 +108,39 @@ def embedded(model: str | os.PathLike[str]) -> Embedded | None:
         if Path(name) == Path(str(found.package.__file__)).parent / "model":
             return found
     return None
+
+
+def embedded_by_parts(transformer: Mapping[str, Any], vae: Mapping[str, Any] | None) -> Embedded | None:
+    """Find the embedded model that a transformer and a VAE are of, wherever they were loaded from.
+
+    Args:
+        transformer: its configuration, with "_class_name".
+        vae: its configuration, with "_class_name"; None where the pipeline has none.
+
+    Returns:
+        The model; None where they are of another, or of no one.
+    """
+    for name in EMBEDDED:
+        parts = {"transformer": transformer} | ({} if vae is None else {"vae": vae})
+        if all(_same(_config(name, part), config) for part, config in parts.items()):
+            return EMBEDDED[name]
+    return None
+
+
+@functools.cache
+def _config(name: str, part: str) -> Mapping[str, Any]:
+    """The configuration of a part of an embedded model; empty where the file is missing."""
+    found = EMBEDDED[name]
+    package = found.shared.get(part, found.package)
+    path = Path(str(package.__file__)).parent / "model" / part / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _same(expected: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is the expected one: the class, and every setting that a file of it has."""
+    names = {key for key in expected if not key.startswith("_")} | {"_class_name"}
+    return bool(expected) and all(_plain(config.get(key)) == _plain(expected.get(key)) for key in names)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

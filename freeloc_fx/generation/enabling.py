@@ -26,6 +26,7 @@ from freeloc_fx.planning.profile import Profile
 from .components import check_pipeline, first_transformer, transformers_of
 from .hints import check_transformers, check_unit
 from .request import check_request, choose_profile
+from .watching import unwatch, watch
 
 __all__ = ["apply", "disable", "enable", "is_transformed", "plan_for"]
 
@@ -44,7 +45,9 @@ def enable(
     Every transformer of the pipeline (`transformer`, and `transformer_2` where there is one, as in Wan 2.2) is replaced
     by what `transform` makes of it. Nothing is captured or compiled until the first call. The same call again changes
     nothing and compiles nothing again; with another profile, strategy or setting, what was there before is taken off
-    first. If anything fails, the pipeline is as it was.
+    first. If anything fails, the pipeline is as it was. After a call of the pipeline that never called a transformed
+    model, a warning names the model; for that the pipeline becomes an instance of a subclass of its class until
+    `disable`.
 
     Args:
         pipe: a diffusers pipeline.
@@ -87,6 +90,7 @@ def enable(
         for name, model in present.items()
     }
     _put(pipe, made)
+    watch(pipe)
     check_unit(pipe, used)
     return used
 
@@ -103,6 +107,7 @@ def disable(pipe: Any) -> None:
     if isinstance(pipe, nn.Module) and not transformers_of(pipe):
         check_pipeline(pipe)
     _put(pipe, {name: _original(model) for name, model in transformers_of(pipe).items()})
+    unwatch(pipe)
 
 
 def apply(

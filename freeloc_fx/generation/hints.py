@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from freeloc_fx.compat import compiled_call
 from freeloc_fx.compiler.capture.conventions import config_of
-from freeloc_fx.compiler.capture.state import state_of
+from freeloc_fx.compiler.capture.state import State, state_of
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.profile import Profile
 
 from .components import first_transformer, transformers_of
 from .request import Facts
 
-__all__ = ["check_transformers", "check_unit", "unit_hint", "usual_frames"]
+__all__ = ["call_counts", "check_transformers", "check_unit", "checking_calls", "unit_hint", "usual_frames"]
 
 log = logging.getLogger("freeloc_fx")
 
@@ -90,14 +93,22 @@ def usual_frames(pipe: Any) -> int | None:
 def check_unit(pipe: Any, profile: Profile, num_frames: int | None = None) -> None:
     """Warn, once for a pipeline and request, if a profile's trained length seems to be given in video frames.
 
+    The transformed models look for the same in their own calls, and leave it to the pipeline once it has spoken; so
+    does the pipeline where a model has.
+
     Args:
         pipe: a diffusers pipeline.
         profile: the one that is used.
         num_frames: video frames that are asked for; None: none yet.
     """
     message = unit_hint(profile, Facts.of(pipe).temporal, usual_frames(pipe), num_frames)
-    if message is not None:
+    if message is None:
+        return
+    checks = [state.units for state in map(state_of, transformers_of(pipe).values()) if state is not None]
+    if not any(check.spoke for check in checks):
         _warn(pipe, message)
+    for check in checks:
+        check.quiet = True
 
 
 def check_transformers(pipe: Any) -> None:
@@ -114,6 +125,46 @@ def check_transformers(pipe: Any) -> None:
             f"{type(pipe).__name__}: {changed} is transformed and {untouched} is not, so some denoising steps run "
             "without the profile; freeloc_fx.enable(pipe, ...) transforms both",
         )
+
+
+@contextmanager
+def checking_calls(pipe: Any) -> Iterator[None]:
+    """Warn, once for a pipeline, if a generation ran within the context and called no transformed model.
+
+    A pipeline that runs a model's blocks itself gets the untouched blocks, and nothing else would say so. Where one of
+    two transformed models was called, the other had no step of its own.
+
+    Args:
+        pipe: a diffusers pipeline.
+    """
+    before = call_counts(pipe)
+    yield
+    after = call_counts(pipe)
+    if not before or before.keys() != after.keys() or any(after[state] != calls for state, calls in before.items()):
+        return
+    names = [name for name, model in transformers_of(pipe).items() if state_of(model) in before]
+    kind, profile = type(next(iter(before)).original).__name__, next(iter(before)).backend.profile.name
+    _warn(
+        pipe,
+        f"{type(pipe).__name__}: {' and '.join(names)} ({kind}) was never called in this generation, although it is "
+        f"transformed by profile {profile!r}: nothing was rewritten, the video is what the untouched model makes. "
+        f"Expected the pipeline to call {names[0]}(hidden_states, ...); one that runs the model's blocks itself has "
+        "to call the model in their place, or that loop has to become the forward of a module given to transform",
+    )
+
+
+def call_counts(pipe: Any) -> dict[State, int]:
+    """Count the calls of a pipeline's transformed models.
+
+    Args:
+        pipe: a diffusers pipeline.
+
+    Returns:
+        Calls so far of each; a model whose calls somebody passes over for now is left out.
+    """
+    models = transformers_of(pipe).values()
+    states = (state_of(model) for model in models if compiled_call(model) is not None)
+    return {state: state.calls for state in states if state is not None}
 
 
 def _warn(pipe: Any, message: str) -> None:

@@ -18,9 +18,10 @@ from freeloc_fx.errors import ModelError
 from .components import TRANSFORMERS
 from .embedded import EMBEDDED, TINY_WAN, Defaults
 from .enabling import apply, disable, enable, is_transformed, plan_for
+from .latents import Latents, LatentsError
 from .loading import load_pipeline
 from .request import Facts, check_request, choose_profile, defaults, resolve_model
-from .running import Video, generate
+from .running import Video, decode_latents, generate
 
 __all__ = [
     "EMBEDDED",
@@ -28,11 +29,14 @@ __all__ = [
     "TRANSFORMERS",
     "Defaults",
     "Facts",
+    "Latents",
+    "LatentsError",
     "ModelError",
     "Video",
     "apply",
     "check_request",
     "choose_profile",
+    "decode_latents",
     "defaults",
     "disable",
     "enable",

@@ -15,10 +15,11 @@ from torch import nn
 from freeloc_fx.compiler import transform
 from freeloc_fx.compiler.capture.conventions import check_limits, patches
 from freeloc_fx.errors import LengthError, ModelError
+from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.profile import Profile
 
 from .components import first_transformer
-from .embedded import EMBEDDED, TINY_WAN, Defaults, embedded
+from .embedded import EMBEDDED, TINY_WAN, Defaults, embedded, embedded_by_parts
 
 __all__ = ["EMBEDDED", "TINY_WAN", "Defaults", "Facts", "check_request", "choose_profile", "defaults", "resolve_model"]
 
@@ -36,11 +37,15 @@ class Facts:
         transformer: the model, or a stand-in with its class name and `.config` but no weights.
         temporal: video frames that one latent frame stands for (the first one stands for a single frame).
         spatial: pixels of a side that one latent stands for.
+        vae: configuration of the VAE; None where there is none.
+        pipeline: class name of the pipeline; None where it is not known.
     """
 
     transformer: nn.Module
     temporal: int
     spatial: int
+    vae: Mapping[str, Any] | None = None
+    pipeline: str | None = None
 
     @classmethod
     def of(cls, pipe: Any) -> Facts:
@@ -60,7 +65,9 @@ class Facts:
             next((int(getattr(pipe, name)) for name in names if getattr(pipe, name, None)), usual)
             for names, usual in ((_TEMPORAL, 4), (_SPATIAL, 8))
         )
-        return cls(first_transformer(pipe), temporal, spatial)
+        vae = getattr(pipe, "vae", None)
+        known = None if vae is None else {"_class_name": type(vae).__name__, **getattr(vae, "config", {})}
+        return cls(first_transformer(pipe), temporal, spatial, known, type(pipe).__name__)
 
     @classmethod
     def read(cls, model: str = TINY_WAN, **options: Any) -> Facts:
@@ -86,7 +93,8 @@ class Facts:
         stand_in.config = config
         temporal = vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio") or 4
         spatial = vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio") or 8
-        return cls(stand_in, int(temporal), int(spatial))
+        index = _read_config(source, None, options)
+        return cls(stand_in, int(temporal), int(spatial), vae, index.get("_class_name"))
 
     @property
     def multiple(self) -> tuple[int, int]:
@@ -124,42 +132,80 @@ def resolve_model(model: str | os.PathLike[str]) -> str:
     return name
 
 
-def _read_config(source: str, part: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of one part of a pipeline."""
+def _read_config(source: str, part: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of one part of a pipeline, or the index of its parts."""
     from diffusers.configuration_utils import ConfigMixin
 
     class Reader(ConfigMixin):
-        config_name = "config.json"  # type: ignore[assignment]
+        config_name = "config.json" if part else "model_index.json"  # type: ignore[assignment]
 
     try:
         return dict(Reader.load_config(source, subfolder=part, **options))  # type: ignore[arg-type]
     except (OSError, ValueError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model {source!r}: the configuration of its {part} cannot be read: {why}") from error
+        what = f"the configuration of its {part}" if part else "model_index.json"
+        raise ModelError(f"model {source!r}: {what} cannot be read: {why}") from error
 
 
 def defaults(pipe: Any | None = None, model: str | os.PathLike[str] | None = None) -> Defaults:
     """Give size, steps and guidance for a request that names none.
 
-    An embedded model's are its own (64x64, 20 steps, guidance 3), any other pipeline's what its call defaults to (Wan:
-    480x832, 50, 5).
+    They follow the transformer and the VAE, not where these were loaded from: those of an embedded model are its own
+    (64x64, 20 steps, guidance 3), any other pipeline's what its call defaults to (Wan: 480x832, 50, 5), or the size of
+    the transformer's own samples where the call says none.
 
     Args:
-        pipe: a loaded pipeline, or None.
-        model: the model's name where it is not loaded; None: the name that the pipeline carries.
+        pipe: a loaded pipeline, or `Facts`, or None.
+        model: the model's name where it is not loaded. A hub id tells nothing without its files, which `Facts.read`
+            reads.
 
     Returns:
         The defaults; Wan's where neither argument tells.
+
+    Raises:
+        TypeError: `pipe` is a model.
+        TransformError: the pipeline has no transformer.
+        ModelError: the model's folder holds no video pipeline.
     """
-    name = os.fspath(model) if model is not None else str(getattr(pipe, "name_or_path", ""))
-    ours = embedded(name)
+    if pipe is None and model is not None:
+        ours = embedded(model)
+        if ours is not None:
+            return ours.defaults
+        pipe = Facts.read(os.fspath(model)) if Path(model).expanduser().is_dir() else None
+    height, width, steps, guidance = 480, 832, 50, 5.0
+    if pipe is None:
+        return Defaults(height, width, steps, guidance)
+    facts = pipe if isinstance(pipe, Facts) else Facts.of(pipe)
+    config: Any = getattr(facts.transformer, "config", {})
+    known = {"_class_name": type(facts.transformer).__name__, **dict(config)}
+    ours = embedded_by_parts(known, facts.vae)
     if ours is not None:
         return ours.defaults
-    known = inspect.signature(pipe.__call__).parameters if pipe is not None else {}
-    fallback = {"height": 480, "width": 832, "num_inference_steps": 50, "guidance_scale": 5.0}
-    found = {key: known[key].default if key in known else value for key, value in fallback.items()}
-    values = [found[key] if isinstance(found[key], (int, float)) else value for key, value in fallback.items()]
-    return Defaults(int(values[0]), int(values[1]), int(values[2]), float(values[3]))
+    named = _call_defaults(facts.pipeline) if pipe is facts else inspect.signature(pipe.__call__).parameters
+    own = {"height": config.get("sample_height"), "width": config.get("sample_width")}
+    sizes = {side: value * facts.spatial for side, value in own.items() if is_whole(value, 1)}
+
+    def usual(name: str, fallback: float) -> float:
+        value = named[name].default if name in named else None
+        for found in (value, getattr(pipe, f"default_{name}", None), sizes.get(name)):
+            if isinstance(found, (int, float)) and not isinstance(found, bool):
+                return found
+        return fallback
+
+    return Defaults(
+        int(usual("height", height)),
+        int(usual("width", width)),
+        int(usual("num_inference_steps", steps)),
+        float(usual("guidance_scale", guidance)),
+    )
+
+
+def _call_defaults(pipeline: str | None) -> Mapping[str, inspect.Parameter]:
+    """Parameters of the call of one of diffusers' pipelines; empty for any other."""
+    import diffusers
+
+    found = getattr(diffusers, pipeline, None) if pipeline else None
+    return inspect.signature(found.__call__).parameters if isinstance(found, type) else {}
 
 
 def check_request(pipe: Any, frames: int, height: int, width: int, *, argument: str = "frames") -> tuple[int, int, int]:

@@ -1,26 +1,33 @@
-"""Run a pipeline from a prompt to a finished clip."""
+"""Run a pipeline from a prompt to a finished clip, or from denoised latents to one."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from freeloc_fx.compat import COMPILED_CALL
 from freeloc_fx.compiler.capture.conventions import patches
 from freeloc_fx.compiler.capture.state import state_of
+from freeloc_fx.compiler.capture.swapped import swapped
 from freeloc_fx.errors import FreelocError
 from freeloc_fx.planning.plan import Plan
 
-from .components import transformers_of
+from .components import check_pipeline, transformers_of
 from .decoding import in_chunks
-from .hints import check_transformers, check_unit
+from .hints import call_counts, check_transformers, check_unit, checking_calls
+from .latents import Latents, LatentsError
 from .request import check_request, defaults
 
-__all__ = ["Video", "generate"]
+__all__ = ["Video", "decode_latents", "generate"]
+
+log = logging.getLogger("freeloc_fx")
 
 _TILE_FROM = 81 * 480 * 832  # pixels of a clip past which decoding is tiled: Wan 2.1's own clip still is not
 
@@ -51,15 +58,43 @@ def _tiling(pipe: Any, wanted: bool) -> Callable[[], None]:
     return vae.disable_tiling if wanted else vae.enable_tiling
 
 
-def _plan(pipe: Any, latent: tuple[int, int, int]) -> Plan | None:
-    """The plan of the first transformer for this many latent frames, if it is transformed and was called."""
+def _plan(pipe: Any, latent: tuple[int, int, int], before: Mapping[Any, int]) -> Plan | None:
+    """The plan of the first transformer that was called since, for this many latent frames."""
     for model in transformers_of(pipe).values():
         state = state_of(model)
+        if state is None or state.calls == before.get(state):
+            continue
         # The last one: with several sizes of the same length in one process, that is the one just run or equal to it.
-        for plan in reversed(state.backend.plans if state is not None else []):
+        for plan in reversed(state.backend.plans):
             if plan.grid.frames * patches(model)[0] == latent[0]:
                 return plan
     return None
+
+
+def _run(pipe: Any, settings: Mapping[str, Any], tiling: bool | None, **arguments: Any) -> tuple[np.ndarray, Any, bool]:
+    """Call a pipeline for a video of these settings.
+
+    Returns:
+        The frames, float32 in [0, 1]; latent frames that a decoder call took; whether it decoded in spatial tiles.
+
+    Raises:
+        FreelocError: the frames are not finite.
+    """
+    frames, height, width = (int(settings[name]) for name in ("frames", "height", "width"))
+    tiling = frames * height * width > _TILE_FROM if tiling is None else tiling
+    undo = _tiling(pipe, tiling)
+    try:
+        with in_chunks(getattr(pipe, "vae", None), height, width) as chunk:
+            result = pipe(num_frames=frames, height=height, width=width, output_type="np", **arguments)
+    finally:
+        undo()
+    video = np.asarray(result.frames[0], dtype=np.float32)
+    if not np.isfinite(video).all():
+        raise FreelocError(
+            f"the video holds NaN or infinity ({np.isnan(video).mean():.1%} NaN); "
+            "try float32 instead of a half-precision dtype, or less guidance"
+        )
+    return video, chunk, tiling
 
 
 def generate(
@@ -76,8 +111,12 @@ def generate(
     on_step: Callable[[int, int], None] | None = None,
     vae_tiling: bool | None = None,
     latents: torch.Tensor | None = None,
+    on_latents: Callable[[Latents], None] | None = None,
 ) -> Video:
     """Run a pipeline. The same seed gives the same initial noise whatever the device and the strategy.
+
+    What fails after the last denoising step, Ctrl-C included, costs no denoising: the exception carries the denoised
+    latents as its attribute `latents`, a `Latents`, of which `decode_latents` makes the video.
 
     Args:
         pipe: a diffusers pipeline from text to video.
@@ -93,6 +132,7 @@ def generate(
         vae_tiling: whether to decode in spatial tiles (Wan's VAE decodes a few frames at a time anyway, see
             `decoding`); None: where the clip has more pixels than 81 frames of 480x832.
         latents: initial noise in place of that of the seed, in the pipeline's own layout (`noise.for_pipeline`).
+        on_latents: called with the denoised latents before they are decoded, to keep them in a file.
 
     Returns:
         The clip, with the plan and the settings that it was made with.
@@ -100,7 +140,7 @@ def generate(
     Raises:
         LengthError: see `check_request`.
         ValueError: `steps` is below 1.
-        FreelocError: the frames are not finite.
+        FreelocError: the latents or the frames are not finite.
         Exception: others come from the pipeline as they are.
     """
     usual = defaults(pipe)
@@ -114,40 +154,7 @@ def generate(
     for state in states:
         if state is not None:
             check_unit(pipe, state.backend.profile, frames)
-    tiling = frames * height * width > _TILE_FROM if vae_tiling is None else vae_tiling
-
-    def after_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if on_step is not None:
-            on_step(step + 1, steps)
-        return tensors
-
-    undo = _tiling(pipe, tiling)
-    started = time.monotonic()
-    try:
-        with in_chunks(getattr(pipe, "vae", None), height, width) as chunk:
-            result = pipe(
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                num_frames=frames,
-                height=height,
-                width=width,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=torch.Generator("cpu").manual_seed(seed),
-                callback_on_step_end=after_step,
-                output_type="np",
-                **({} if latents is None else {"latents": latents}),
-            )
-    finally:
-        undo()
-    video = np.asarray(result.frames[0], dtype=np.float32)
-    seconds = time.monotonic() - started
-    if not np.isfinite(video).all():
-        raise FreelocError(
-            f"the video holds NaN or infinity ({np.isnan(video).mean():.1%} NaN); "
-            "try float32 instead of a half-precision dtype, or less guidance"
-        )
-    settings = {
+    settings: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "frames": frames,
@@ -156,7 +163,125 @@ def generate(
         "steps": steps,
         "guidance": guidance,
         "seed": seed,
-        "vae_tiling": tiling,
-        "vae_chunk": chunk,  # latent frames a decoder call took; None: as the VAE does itself
     }
-    return Video(video, seconds, _plan(pipe, latent), settings)
+    before = call_counts(pipe)
+    started = time.monotonic()
+    kept: list[Latents] = []
+
+    def after_step(running: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        number = getattr(running, "num_timesteps", None)
+        last = step + 1 >= (number if isinstance(number, int) else steps)
+        if last and isinstance(done := tensors.get("latents"), torch.Tensor):
+            _check_finite(done)
+            plan, seconds = _plan(pipe, latent, before), time.monotonic() - started
+            facts = {"plan": None if plan is None else plan.to_dict()}
+            tensor = done.detach().to("cpu", copy=True)
+            kept.append(Latents(tensor, type(pipe).__name__, settings, seconds, facts, plan))
+            if on_latents is not None:
+                on_latents(kept[0])
+        if on_step is not None:
+            on_step(step + 1, steps)
+        return tensors
+
+    with _carrying(kept, said=on_latents is not None), checking_calls(pipe):
+        video, chunk, tiling = _run(
+            pipe,
+            settings,
+            vae_tiling,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            callback_on_step_end=after_step,
+            **({} if latents is None else {"latents": latents}),
+        )
+    # Latent frames a decoder call took; None: as the VAE does itself.
+    settings |= {"vae_tiling": tiling, "vae_chunk": chunk}
+    return Video(video, time.monotonic() - started, _plan(pipe, latent, before), settings)
+
+
+def decode_latents(pipe: Any, latents: Latents, *, vae_tiling: bool | None = None) -> Video:
+    """Make the video of denoised latents; bitwise the one that `generate` would have made.
+
+    Every pipeline scales, unpacks and decodes latents in its own way, so it is the pipeline that runs: over one step,
+    in which the transformer is passed over and whose result is replaced by the latents.
+
+    Args:
+        pipe: a diffusers pipeline of the class that made the latents, with the same VAE; enabled or not.
+        latents: what `generate` kept, or `Latents.load` read.
+        vae_tiling: as of `generate`.
+
+    Returns:
+        The clip, with the plan of the latents where it is known; its seconds are those of denoising and of decoding.
+
+    Raises:
+        LatentsError: they are of another pipeline.
+        FreelocError: the frames are not finite.
+        Exception: others come from the pipeline as they are.
+    """
+    models = check_pipeline(pipe)
+    if type(pipe).__name__ != latents.pipeline:
+        raise LatentsError(f"latents: expected those of a {type(pipe).__name__}, found those of a {latents.pipeline}")
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    def passed_over(*args: Any, **kwargs: Any) -> Any:
+        states = args[0] if args else kwargs["hidden_states"]
+        return Transformer2DModelOutput(sample=states) if kwargs.get("return_dict", True) else (states,)
+
+    def after_step(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {**tensors, "latents": latents.tensor.to(tensors["latents"].device)}
+
+    started = time.monotonic()
+    with ExitStack() as put:
+        for model in models.values():
+            put.enter_context(swapped(model, COMPILED_CALL, None))
+            put.enter_context(swapped(model, "forward", passed_over))
+        video, chunk, tiling = _run(
+            pipe,
+            latents.settings,
+            vae_tiling,
+            prompt="",
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            callback_on_step_end=after_step,
+        )
+    settings = {**latents.settings, "vae_tiling": tiling, "vae_chunk": chunk}
+    return Video(video, latents.seconds + time.monotonic() - started, latents.plan, settings)
+
+
+def _check_finite(latents: torch.Tensor) -> None:
+    """Refuse to decode what is no video.
+
+    Raises:
+        FreelocError: the latents are not finite.
+    """
+    if not torch.isfinite(latents).all():
+        share = torch.isnan(latents).float().mean().item()
+        raise FreelocError(
+            f"the denoised latents hold NaN or infinity ({share:.1%} NaN); "
+            "try float32 instead of a half-precision dtype, or less guidance"
+        )
+
+
+@contextmanager
+def _carrying(kept: list[Latents], said: bool) -> Iterator[None]:
+    """What is raised within the context carries the latents that are kept by then.
+
+    Args:
+        kept: filled once denoising is done.
+        said: somebody else tells the user where they are.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if kept:
+            error.latents = kept[0]  # type: ignore[attr-defined]
+            if not said:
+                log.warning(
+                    "denoising was done when %s was raised: its attribute `latents` holds the result, of which "
+                    "freeloc_fx.generate.decode_latents(pipe, error.latents) makes the video, and "
+                    "error.latents.save(path) keeps it",
+                    type(error).__name__,
+                )
+        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from freeloc_fx.errors import FreelocError
 from freeloc_fx.files import replacing
 from freeloc_fx.method.checks import is_whole
+
+from .encoding import VideoError, need, write_gif, write_mp4
 
 __all__ = [
     "SHEETS",
     "VIDEOS",
     "VideoError",
+    "check_folder",
     "check_output",
     "comparison_sheet",
     "contact_sheet",
@@ -39,16 +40,12 @@ _GAP = 4  # px between the cells of a sheet
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
 
-class VideoError(FreelocError, ValueError):
-    """A video or sheet cannot be written: a suffix, folder, array or optional dependency is not what is needed."""
-
-
-def check_output(path: str | os.PathLike[str], suffixes: Sequence[str] = VIDEOS) -> Path:
+def check_output(path: str | os.PathLike[str], suffixes: Sequence[str] | None = VIDEOS) -> Path:
     """Check that a file can be written, before an hour is spent on what goes into it.
 
     Args:
         path: of the file.
-        suffixes: endings that it may have, in lower case.
+        suffixes: endings that it may have, in lower case; None: any.
 
     Returns:
         The path.
@@ -58,19 +55,44 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str] = VIDEOS)
             folder.
     """
     path = Path(path)
-    if path.suffix.lower() not in suffixes:
+    if suffixes is not None and path.suffix.lower() not in suffixes:
         raise VideoError(f"{path}: expected a file name ending in {' or '.join(suffixes)}, found {path.suffix!r}")
     if not path.parent.is_dir():
         raise VideoError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise VideoError(f"{path} is a folder; expected the name of a file")
+    _check_writable(path.parent, f"{path}: the folder {path.parent}")
+    return path
+
+
+def check_folder(path: str | os.PathLike[str]) -> Path:
+    """Check that a folder is there, or can be made, and that files can be written into it.
+
+    Args:
+        path: of the folder.
+
+    Returns:
+        The path.
+
+    Raises:
+        VideoError: it, or a part of the path to it, is a file, or cannot be written to.
+    """
+    path = Path(path)
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists() or folder.is_symlink())
+    if not there.is_dir():
+        raise VideoError(f"{path}: expected a folder, or a path at which one can be made; {there} is a file")
+    _check_writable(there, f"{path}: the folder {there}")
+    return path
+
+
+def _check_writable(folder: Path, words: str) -> None:
+    """Refuse a folder in which no file can be made."""
     try:
         # Asking the permission bits is not enough: root passes them on a read-only disk.
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise VideoError(f"{path}: the folder {path.parent} cannot be written to ({error.strerror})") from error
-    return path
+        raise VideoError(f"{words} cannot be written to ({error.strerror})") from error
 
 
 def write_video(
@@ -78,7 +100,8 @@ def write_video(
 ) -> Path:
     """Write a clip as .mp4 (H.264, yuv420p, constant quality) or .gif (256 colours a frame, loops forever).
 
-    The file appears whole or not at all: it is written beside `path` under a temporary name and then renamed.
+    The file appears whole or not at all: it is written beside `path` under a temporary name, decoded to see that it is
+    whole, and then renamed.
 
     Args:
         path: the suffix picks the format.
@@ -94,6 +117,7 @@ def write_video(
     Raises:
         VideoError: see `check_output`; also where the array, scale, fps or crf is wrong, or an optional dependency is
             missing.
+        WriteError: the video could not be written whole, for example on a full disk; what was there is untouched.
     """
     path = check_output(path)
     if not is_whole(crf, 0, 51):
@@ -103,16 +127,9 @@ def write_video(
         raise VideoError(f"fps={fps} must be above 0 and at most 240")
     with replacing(path) as temporary:
         if path.suffix.lower() == ".gif":
-            image = _need("PIL.Image")
-            images = [image.fromarray(frame) for frame in clip]
-            # Ends rounded, not durations: 16 fps is 6.25 hundredths, and a rounded 6 would run 4 % fast.
-            ends = np.maximum.accumulate(np.round(np.arange(1, len(clip) + 1) * 100 / fps)).astype(int)
-            lasts = np.maximum(np.diff(ends, prepend=0), 1) * 10
-            images[0].save(
-                temporary, "GIF", save_all=True, append_images=images[1:], duration=lasts.tolist(), loop=0, disposal=1
-            )
+            write_gif(temporary, clip, fps)
         else:
-            _write_mp4(temporary, clip, fps, crf)
+            write_mp4(temporary, clip, fps, crf)
     return path
 
 
@@ -141,6 +158,7 @@ def contact_sheet(
 
     Raises:
         VideoError: as in `write_video`.
+        WriteError: as in `write_video`.
     """
     path = check_output(path, SHEETS)
     clip = _bytes(frames)
@@ -209,6 +227,7 @@ def comparison_sheet(
 
     Raises:
         VideoError: no videos, or as in `write_video`.
+        WriteError: as in `write_video`.
     """
     path = check_output(path, SHEETS)
     if not videos or columns < 1:
@@ -243,16 +262,6 @@ _CAPTION = 18
 _TEXT = 13
 
 
-def _need(module: str) -> Any:
-    """Import a module of an optional dependency, with an error that says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise VideoError(
-            f'{module.split(".")[0]} is not installed; video output needs: pip install "freeloc_fx[cli]"'
-        ) from error
-
-
 def _bytes(frames: np.ndarray) -> np.ndarray:
     """A clip as uint8, checked."""
     frames = np.asarray(frames)
@@ -281,7 +290,7 @@ def _spread(frames: int, count: int) -> list[int]:
 
 def _font(size: int) -> Any:
     """Pillow's own font."""
-    return _need("PIL.ImageFont").load_default(size=size)
+    return need("PIL.ImageFont").load_default(size=size)
 
 
 def _width(text: str) -> int:
@@ -291,14 +300,14 @@ def _width(text: str) -> int:
 
 def _caption(text: str, width: int) -> np.ndarray:
     """Dark text centred on white, _CAPTION px high; text that is too wide is set smaller, then cut."""
-    image = _need("PIL.Image").new("RGB", (width, _CAPTION), _PAPER)
+    image = need("PIL.Image").new("RGB", (width, _CAPTION), _PAPER)
     size, font = _TEXT, _font(_TEXT)
     while font.getlength(text) > width - 2 and size > 9:
         size -= 1
         font = _font(size)
     while text and font.getlength(text) > width - 2:
         text = text[:-2] + "…" if len(text) > 2 else ""
-    draw = _need("PIL.ImageDraw").Draw(image)
+    draw = need("PIL.ImageDraw").Draw(image)
     draw.text((width / 2, _CAPTION / 2), text, fill=_INK, font=font, anchor="mm")
     return np.asarray(image)
 
@@ -321,35 +330,7 @@ def _stack(rows: list[list[np.ndarray]]) -> np.ndarray:
 
 def _save_png(path: Path, sheet: np.ndarray) -> Path:
     """Write a sheet, whole or not at all."""
-    image = _need("PIL.Image").fromarray(sheet)
+    image = need("PIL.Image").fromarray(sheet)
     with replacing(path) as temporary:
         image.save(temporary, "PNG", optimize=True)
     return path
-
-
-def _write_mp4(path: Path, clip: np.ndarray, fps: float, crf: int) -> None:
-    """Hand a clip to ffmpeg, frame by frame."""
-    ffmpeg = _need("imageio_ffmpeg")
-    height, width = clip.shape[1:3]
-    if height % 2 or width % 2:  # yuv420p stores colour for 2x2 pixels
-        clip = np.pad(clip, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    writer = ffmpeg.write_frames(
-        str(path),
-        (clip.shape[2], clip.shape[1]),
-        fps=fps,
-        codec="libx264",
-        quality=None,
-        macro_block_size=1,
-        pix_fmt_in="rgb24",
-        pix_fmt_out="yuv420p",
-        output_params=["-crf", str(crf), "-preset", "medium", "-movflags", "+faststart"],
-        ffmpeg_log_level="error",
-    )
-    try:
-        writer.send(None)
-        for frame in clip:
-            writer.send(np.ascontiguousarray(frame))
-    finally:
-        writer.close()
-    if not path.stat().st_size:  # imageio-ffmpeg does not report the encoder's exit status
-        raise VideoError("ffmpeg wrote no video; its own message is above")

@@ -14,7 +14,7 @@ SHORT = 11
 
 
 def is_per_key(shape: tuple[int, ...] | None, batch: int, tokens: int) -> bool:
-    """Tell whether a mask has one value a key: (tokens,), (batch, tokens) or (batch, 1, 1, tokens).
+    """Tell whether a mask has one value a key: (tokens,), (batch, tokens), (batch, 1, tokens), (batch, 1, 1, tokens).
 
     Args:
         shape: the mask's shape; None for no mask.
@@ -27,7 +27,7 @@ def is_per_key(shape: tuple[int, ...] | None, batch: int, tokens: int) -> bool:
     if not shape or len(shape) > 4 or shape[-1] != tokens:
         return False
     rest = shape[:-1]
-    return all(n == 1 for n in rest[1:]) and (not rest or rest[0] in (1, batch)) and len(shape) != 3
+    return all(n == 1 for n in rest[1:]) and (not rest or rest[0] in (1, batch))
 
 
 def explains(expand: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> bool:
@@ -48,9 +48,10 @@ def explains(expand: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, .
     generator = torch.Generator().manual_seed(0)
     tokens = shape[-1]
     for trial in range(4):
-        visible = torch.rand(shape, generator=generator) < (1.1 if not trial else 0.6)
+        drawn = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+        visible = drawn < (1.1 if not trial else 0.6)
         visible[..., 0] = True
-        given = visible if dtype == torch.bool else torch.zeros(shape, dtype=dtype).masked_fill(~visible, -1e4)
+        given = visible if dtype == torch.bool else torch.zeros_like(drawn, dtype=dtype).masked_fill(~visible, -1e4)
         try:
             wide = expand(given.clone())
         except Exception:  # the arguments between mean something else by that number: no explanation

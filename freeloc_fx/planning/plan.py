@@ -188,13 +188,14 @@ def _nothing_found(skipped: Sequence[tuple[str, str]]) -> CaptureError:
     return CaptureError(f"no video self-attention with temporal RoPE was found; what was found instead:\n{reasons}")
 
 
-def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool = False) -> Plan:
+def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool = False, layers: int = 0) -> Plan:
     """Decide a strategy for each video self-attention; within the trained length each stays as it is.
 
     Args:
         sites: the attention calls that were found, in execution order.
         profile: the strategies and settings.
         partial: whether the sites are of a part of the model, which may hold none that can be planned.
+        layers: how many the model has; 0 where no lists of blocks tell.
 
     Returns:
         The plan; without sites where a part holds none.
@@ -214,15 +215,38 @@ def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool
             return Plan(profile.name, profile.trained_frames, TokenGrid(1, 1, 1), (), skipped)
         raise _nothing_found(skipped)
     if not partial:
-        profile.check_layers(max(site.layer for site in video) + 1)
+        profile.check_layers(max(layers, max(site.layer for site in video) + 1))
     first = video[0].grid
     assert first is not None
     decisions = _Decisions(profile.at(first.frames))
     planned = tuple(_planned(site, decisions) for site in video)
-    plan = Plan(profile.name, profile.trained_frames, first, planned, skipped, tuple(decisions.notes))
+    notes = decisions.notes + (
+        _left_out(sites, planned) if any(not s.strategy.changes_nothing for s in planned) else []
+    )
+    plan = Plan(profile.name, profile.trained_frames, first, planned, skipped, tuple(notes))
     if not partial:
         check_landed(plan, profile)
     return plan
+
+
+def _left_out(sites: Sequence[AttentionSite], planned: Sequence[PlannedSite]) -> list[str]:
+    """Name what stays as it is beside the sites that are planned, though it works on as many tokens as the clip has."""
+    if all(site.strategy.changes_nothing for site in planned):
+        return []
+    least = min(site.grid.video for site in planned)
+    paths, layers = {site.path for site in planned}, {site.layer for site in planned}
+    large = [s for s in sites if s.path not in paths and len(s.query_shape) == 4 and s.query_shape[2] >= least]
+    others = [s for s in large if s.kind == "other" and s.query_shape[2] == s.key_shape[2]]
+    notes = [
+        f"{s.path} attends over {s.query_shape[2]} tokens, no fewer than the clip's, and stays as it is: {s.reason}"
+        for s in others
+    ]
+    bare = sorted({s.layer for s in large if s.kind == "cross"} - layers - {s.layer for s in others})
+    if bare:
+        notes.append(
+            f"the layers {bare} work on the clip's tokens without a softmax attention among them, and stay as they are"
+        )
+    return notes
 
 
 def check_landed(plan: Plan, profile: Profile) -> None:
@@ -236,11 +260,13 @@ def check_landed(plan: Plan, profile: Profile) -> None:
         PlanError: names the layers, and those in which video self-attentions lie.
     """
     chosen = profile.at(plan.grid.frames)
-    if plan.grid.frames <= profile.trained_frames or not isinstance(chosen.layers, Mapping):
+    if plan.grid.frames <= profile.trained_frames:
         return
     found = sorted({site.layer for site in plan.sites})
-    given = [layer for layer in chosen.layers if chosen.strategy_name(layer) != "direct"]
-    lost = sorted(set(given) - set(found))
+    maps = [chosen.layers, *(stage["layers"] for stage in chosen.schedule or ())]
+    named = {layer for layers in maps if isinstance(layers, Mapping) for layer in layers}
+    given = {n for n in named if {chosen.strategy_name(n), *(name for _, name in chosen.stages(n))} != {"direct"}}
+    lost = sorted(given - set(found))
     if lost:
         raise PlanError(
             f"layers.{lost[0]}: profile {profile.name!r} gives the layers {lost} a strategy, but no video "

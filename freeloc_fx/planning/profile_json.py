@@ -301,5 +301,3 @@ def write(path: Path, fields: Mapping[str, Any]) -> None:
     target = Path(os.path.realpath(path))
     with replacing(target) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

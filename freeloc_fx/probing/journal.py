@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from freeloc_fx.errors import ProfileError
-from freeloc_fx.files import read_json, write_text
+from freeloc_fx.files import DamagedFileError, read_json, write_text
 
 __all__ = ["Units"]
+
+log = logging.getLogger("freeloc_fx")
 
 
 class Units:
@@ -26,7 +29,7 @@ class Units:
 
     Raises:
         ProfileError: the folder holds the journal of another job.
-        DamagedFileError: a file of the folder is not JSON.
+        DamagedFileError: the file that says whose journal it is cannot be read; the message names it.
     """
 
     def __init__(self, folder: Path | None, job: dict[str, Any]) -> None:
@@ -37,7 +40,16 @@ class Units:
         folder.mkdir(parents=True, exist_ok=True)
         head = folder / "job.json"
         if head.exists():
-            found, wanted = read_json(head), _as_json(job)
+            wanted = _as_json(job)
+            try:
+                found = read_json(head)
+                if not isinstance(found, dict):
+                    raise DamagedFileError(f"{head}, line 1: expected JSON, found no object")
+            except DamagedFileError as error:
+                raise DamagedFileError(
+                    f"{error}; it says which probe the finished units of the folder belong to, so none of them can be "
+                    "used: delete the folder to measure anew, or use another one"
+                ) from None
             if found != wanted:
                 different = sorted(k for k in {*found, *job} if found.get(k) != wanted.get(k))
                 raise ProfileError(
@@ -60,19 +72,34 @@ class Units:
             work: makes the result, JSON data.
 
         Returns:
-            The result, always as JSON gives it back.
-
-        Raises:
-            DamagedFileError: the unit's file is not JSON.
+            The result, always as JSON gives it back. A unit whose file is damaged is worked out again.
         """
         if self.folder is None:
             if unit not in self._memory:
                 self._memory[unit] = _as_json(work())
             return self._memory[unit]
         path = self._path(unit)
-        if not path.exists():
-            write_text(path, json.dumps({"unit": unit, "result": work()}) + "\n")
-        return read_json(path)["result"]
+        try:
+            return self._finished(path, unit)
+        except FileNotFoundError:
+            pass
+        except DamagedFileError as error:
+            log.warning("%s: worked out again", error)
+        write_text(path, json.dumps({"unit": unit, "result": work()}) + "\n")
+        return self._finished(path, unit)
+
+    @staticmethod
+    def _finished(path: Path, unit: str) -> Any:
+        """The result of a unit's file.
+
+        Raises:
+            FileNotFoundError: the unit is not finished.
+            DamagedFileError: the file is not what `get` wrote.
+        """
+        found = read_json(path)
+        if not isinstance(found, dict) or found.get("unit") != unit or "result" not in found:
+            raise DamagedFileError(f"{path}: expected the result of the unit {unit!r}, found {str(found)[:60]!r}")
+        return found["result"]
 
 
 def _as_json(data: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from freeloc_fx.errors import ProfileError
-from freeloc_fx.files import save_figure
+from freeloc_fx.files import plain_label, save_figure
 from freeloc_fx.planning.profile import Profile
 
 from .result import measured_lengths
@@ -40,9 +40,10 @@ def draw(profile: Profile, path: Path) -> None:
     colours = {name: f"C{index}" for index, name in enumerate(names)}
     layers = list(found)
     figure = Figure(figsize=(max(8.0, 3.0 + 0.45 * len(layers)), 6.4), layout="constrained")
-    figure.suptitle(f"{profile.name}: sensitivity by layer, trained on {profile.trained_frames} latent frames")
+    title = f"{profile.name}: sensitivity by layer, trained on {profile.trained_frames} latent frames"
+    figure.suptitle(plain_label(title))
     provenance: Any = profile.provenance or {}
-    for axis, (field, title), threshold in zip(figure.subplots(2, 1), _NAMES.items(), thresholds(found), strict=True):
+    for axis, (field, heading), threshold in zip(figure.subplots(2, 1), _NAMES.items(), thresholds(found), strict=True):
         values = [getattr(found[layer], field) for layer in layers]
         errors = [getattr(found[layer], f"{field}_error") or 0.0 for layer in layers]
         axis.bar(layers, values, yerr=errors, capsize=3, color=[colours[profile.strategy_name(i)] for i in layers])
@@ -54,6 +55,6 @@ def draw(profile: Profile, path: Path) -> None:
             at = provenance["lengths"][str(frames)]["sensitivities"]
             points = [at[str(layer)][field] for layer in layers]
             handles += axis.plot(layers, points, ".", color=str(0.15 + 0.6 * index / len(others)), label=f"at {frames}")
-        axis.set(title=title, xlabel="layer", ylabel="sensitivity", xticks=layers)
+        axis.set(title=heading, xlabel="layer", ylabel="sensitivity", xticks=layers)
         axis.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     save_figure(figure, path, dpi=110)

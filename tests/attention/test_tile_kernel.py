@@ -85,6 +85,19 @@ def test_it_is_built_once(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "freeloc_fx") == [first.name], "scratch folders stay behind"
 
 
+def test_a_build_that_is_not_whole_is_built_again(fresh: pytest.MonkeyPatch) -> None:
+    """Cut short it would load, and end the process with a bus error when it is used."""
+    library = kernel.build()
+    data = library.read_bytes()
+    for damaged in (data[: len(data) // 2], b"", data[:-1] + b"?"):
+        library.unlink()  # as a copy of the cache would; what this process has loaded stays
+        library.write_bytes(damaged)
+        assert kernel.build() == library and len(library.read_bytes()) == len(data)
+    case = named("vrpr+tsa+temp")
+    assert distance(tiles(*case.tensors(), case.spec), reference(*case.tensors(), case.spec)) <= 1e-5
+    assert engine(CPU, torch.float32) == ("kernel", "")
+
+
 # What it is told
 
 

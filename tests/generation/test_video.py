@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -82,20 +83,18 @@ def test_interruption_leaves_what_was_there(
 
 
 def test_interruption_while_encoding(tmp_path: Path, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = 0
+    started: list[subprocess.Popen[bytes]] = []
 
-    def interrupted(frame: np.ndarray) -> np.ndarray:
-        nonlocal count
-        count += 1
-        if count == 5:
+    class Interrupted(subprocess.Popen):
+        def communicate(self, *_: object, **__: object) -> tuple[bytes, bytes]:
+            started.append(self)
             raise KeyboardInterrupt
-        return frame
 
     with monkeypatch.context() as patch:
-        patch.setattr(v.np, "ascontiguousarray", interrupted)
+        patch.setattr(subprocess, "Popen", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             v.write_video(tmp_path / "a.mp4", clip)
-    assert count == 5
+    assert len(started) == 1 and started[0].poll() is not None  # ffmpeg is gone
     assert os.listdir(tmp_path) == []
 
 

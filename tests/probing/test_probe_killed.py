@@ -19,7 +19,9 @@ import small_probe
 import torch
 from small_probe import generate, run, small
 
+from freeloc_fx.files import DamagedFileError
 from freeloc_fx.probing import run as probe_run
+from freeloc_fx.probing.journal import Units
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +145,40 @@ def test_a_real_kill_and_a_resume_give_the_identical_profile(model: Any, tmp_pat
     found = run(model, seeds=(0, 1), generate=counted, journal=tmp_path / "journal")
     assert len(made) == 4 - left
     assert found == run(model, seeds=(0, 1))
+
+
+@pytest.mark.parametrize("damage", ["", "half", "no object", "another unit", "bytes"])
+def test_a_damaged_unit_is_worked_out_again_and_named(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    units = Units(tmp_path, {"a": 1})
+    made: list[str] = []
+
+    def work(name: str) -> dict[str, Any]:
+        made.append(name)
+        return {"of": name, "why": "ä" * 30}
+
+    assert units.get("one", lambda: work("one")) == units.get("two", lambda: work("two")) | {"of": "one"}
+    file = units._path("one")
+    whole = file.read_bytes()
+    file.write_bytes(
+        {
+            "": b"",
+            "half": whole[: len(whole) // 2],
+            "no object": b"5\n",
+            "another unit": units._path("two").read_bytes(),
+            "bytes": b"\xff\xfe" + whole,
+        }[damage]
+    )
+    again = Units(tmp_path, {"a": 1})
+    assert again.get("one", lambda: work("one"))["of"] == "one" and made == ["one", "two", "one"]
+    assert file.name in caplog.text and "worked out again" in caplog.text
+    assert file.read_bytes() == whole and again.get("two", lambda: work("two"))["of"] == "two" and len(made) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe"])
+def test_a_journal_that_does_not_say_whose_it_is(tmp_path: Path, content: bytes) -> None:
+    Units(tmp_path, {"a": 1})
+    (tmp_path / "job.json").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"job\.json.*: expected JSON, found .*delete the folder"):
+        Units(tmp_path, {"a": 1})

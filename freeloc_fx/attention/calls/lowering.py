@@ -306,7 +306,7 @@ def _decayed(
     k, v = k.float(), v.float()
     less = torch.from_numpy(decay - 1).to(q.device, torch.float32)
     less = less.repeat_interleave(k.shape[2] // decay.shape[1], 1)[:, None, None]
-    out, norm = torch.empty_like(q), torch.empty(q.shape[:3], device=q.device)
+    out, norm = torch.empty_like(q), torch.empty(q.shape[:3], device=q.device, dtype=torch.float32)
     for first in range(0, q.shape[2], q.shape[3]):
         rows = slice(first, first + q.shape[3])
         scores = (q[:, :, rows].float() @ k.transpose(-1, -2)).mul_(scale)

@@ -25,7 +25,6 @@ from .loop import running_timesteps
 from .state import State, lock_of, state_of
 from .steps import StepCounter, follows_steps
 from .trace_once import Marks
-from .units import UnitCheck
 from .whole import call_whole, capture_settings
 
 __all__ = ["HOOKED", "Model", "attach", "check_forward", "check_mode"]
@@ -61,7 +60,6 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
     compiled = torch.compile(plain_call(result), backend=backend, fullgraph=True, dynamic=False)
     marks = Marks(result.get_submodule(path) for path in backend.layers)
     counter = StepCounter() if follows_steps(backend.profile) else None
-    units = UnitCheck(type(result).__name__, backend.profile)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         by_block, reason = state.by_block, ""
@@ -94,6 +92,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
         told = running()
         step = told.step if counter is None or told.told else counter.see(given, running_timesteps(result))
         with lock:
+            state.calls += 1
             before = len(backend.plans)
             blocks = ((path, result.get_submodule(path)) for path in backend.layers)
             if check_blocks(blocks) and state.by_block is None:
@@ -107,7 +106,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
                 gate.open(),
             ):
                 output = run(*args, **kwargs)
-            units.look_at(backend.plans[before:])
+            state.units.look_at(backend.plans[before:])
         return output
 
     setattr(result, COMPILED_CALL, call)

@@ -52,6 +52,8 @@ class BlockByBlock:
             ) from (why if isinstance(why, Exception) else None)
         self.leaves = Leaves((part.prefix, block) for block, part in self.blocks)
         self.thread: int | None = None
+        # Blocks that branch on a tensor of one truth value are called with the value: a graph for each.
+        self.told: set[str] = set()
         # By call: plans of blocks that were captured and not yet looked at together, since the call had failed.
         self.pending: dict[CallFacts, dict[int, list[Plan]]] = {}
 
@@ -86,7 +88,9 @@ class BlockByBlock:
         """One plan of the blocks that were captured in a call; what the profile asks of blocks must be met by them."""
         merged = merge([plan for index in sorted(new) for plan in new[index]])
         if all(part.plans for _, part in self.blocks):
-            check_landed(merge([merged, *(part.plans[-1] for _, part in self.blocks)]), self.backend.profile)
+            # A block may leave its attention out in some calls, as in skip-layer guidance.
+            ever = [plan for _, part in self.blocks for plan in part.plans]
+            check_landed(merge([merged, *ever]), self.backend.profile)
         return merged
 
     @contextmanager
@@ -120,8 +124,17 @@ class BlockByBlock:
             if threading.get_ident() != self.thread:
                 return plain(*args, **kwargs)
             before = graphs_run()
+            if path in self.told:
+                args, kwargs = _told(args, kwargs)
             try:
-                output = call(*args, **kwargs)
+                try:
+                    output = call(*args, **kwargs)
+                except dynamo_errors("NO_SINGLE_GRAPH"):
+                    if path in self.told or not _flags(args, kwargs):
+                        raise
+                    told, named = _told(args, kwargs)
+                    output = call(*told, **named)
+                    self.told.add(path)
                 check_captured(path, before)
                 return output
             except dynamo_errors("NO_SINGLE_GRAPH") as error:
@@ -135,6 +148,24 @@ class BlockByBlock:
                 raise
 
         return run
+
+
+def _flags(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether any argument is a tensor of one truth value."""
+    return any(map(_is_flag, (*args, *kwargs.values())))
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.bool and value.ndim == 0
+
+
+def _told(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with truth values in place of tensors of one, as LTX2 takes whether all samples are perturbed."""
+
+    def plain(value: Any) -> Any:
+        return bool(value) if _is_flag(value) else value
+
+    return tuple(map(plain, args)), {name: plain(value) for name, value in kwargs.items()}
 
 
 def first_line(error: Exception | str) -> str:

@@ -12,6 +12,7 @@ from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.errors import TransformError
 
 from .blocks import BlockByBlock
+from .units import UnitCheck
 
 __all__ = ["State", "lock_of", "state_of"]
 
@@ -27,12 +28,18 @@ class State:
         original: the untouched model.
         result: the transformed one.
         backend: through which its calls go.
+
+    Attributes:
+        calls: how many calls were made, for callers who want to know that the model was called at all.
+        units: notices a trained length in frames of the video.
     """
 
     def __init__(self, original: nn.Module, result: nn.Module, backend: Backend) -> None:
         self.original, self.backend = original, backend
         self.result = weakref.ref(result)
         self.by_block: BlockByBlock | None = None
+        self.calls = 0
+        self.units = UnitCheck(type(result).__name__, backend.profile)
         vars(result)[_KEY] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:

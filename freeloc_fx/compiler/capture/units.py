@@ -27,16 +27,25 @@ class UnitCheck:
     Args:
         model: class name of the model, for the message.
         profile: of the model.
+
+    Attributes:
+        quiet: whether somebody who knows more, the pipeline, has said it.
     """
 
     def __init__(self, model: str, profile: Profile) -> None:
         self.model, self.profile = model, profile
+        self.quiet = False
         self._said: set[int] = set()
+
+    @property
+    def spoke(self) -> bool:
+        """Whether it has warned."""
+        return bool(self._said)
 
     def look_at(self, plans: Sequence[Plan]) -> None:
         """Look at the plans of a call that was captured just now."""
         trained = self.profile.trained_frames
-        if self.profile.model is not None or trained <= _LONGEST_TRAINED:
+        if self.quiet or self.profile.model is not None or trained <= _LONGEST_TRAINED:
             return
         for plan in plans:
             frames = plan.grid.frames

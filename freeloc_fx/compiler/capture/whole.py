@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from freeloc_fx.compat import dynamo_errors, dynamo_settings
+from freeloc_fx.compat import dynamo_errors, dynamo_settings, without_default_cpu
 from freeloc_fx.compiler.backend import Backend, PlanReady
 from freeloc_fx.errors import FreelocError, StampError
 
@@ -23,21 +23,25 @@ RECOMPILE_LIMIT = 256
 untransformed model; here the limit is higher and passing it is an error."""
 
 
-def capture_settings(backend: Backend) -> AbstractContextManager[Any]:
-    """Dynamo's settings for a capture, as a context.
+@contextmanager
+def capture_settings(backend: Backend) -> Iterator[None]:
+    """Context: Dynamo's settings for a capture.
 
-    Enough entries for every shape (and block), an error past them, sizes that depend on data as symbols.
+    Enough entries for every shape (and block), an error past them, sizes that depend on data as symbols, and no mode in
+    the way that changes nothing.
 
     Args:
         backend: of the model; it knows how many blocks there are.
     """
     limit = RECOMPILE_LIMIT * (1 + len(backend.layers))
-    return dynamo_settings(
+    settings = dynamo_settings(
         recompile_limit=limit,
         accumulated_recompile_limit=limit,
         fail_on_recompile_limit_hit=True,
         capture_dynamic_output_shape_ops=True,
     )
+    with settings, without_default_cpu():
+        yield
 
 
 def call_whole(marks: Marks, compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -163,8 +163,8 @@ def _table(
 def _videos(results: Results, budget: list[int]) -> list[dict[str, Any]]:
     """Groups of videos that play together: one a length and clip."""
     groups: dict[tuple[int, int], list[dict[str, str]]] = {}
-    order = results.contestants()
-    for video in sorted(results.videos, key=lambda v: (v["frames"], v["seed"], order.index(v["contestant"]))):
+    order = {name: place for place, name in enumerate(results.contestants())}  # one may have a video and no row
+    for video in sorted(results.videos, key=lambda v: (v["frames"], v["seed"], order.get(v["contestant"], len(order)))):
         place = groups.setdefault((video["frames"], video["seed"]), [])
         place.append({"name": video["contestant"], "data": _embed(results.folder / video["file"], budget)})
     prompts = results.settings.get("prompts", {})

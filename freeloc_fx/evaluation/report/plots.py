@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from freeloc_fx.evaluation.metrics.clip import require
-from freeloc_fx.files import save_figure
+from freeloc_fx.files import plain_label, save_figure
 
 from .rows import COLUMNS, Results, interval
 
@@ -71,7 +71,7 @@ def lengths(results: Results, members: Sequence[str], columns: Sequence[str] = L
             if points:
                 x, mean, low, high = zip(*points, strict=True)
                 style = _style(results, name)
-                axis.plot(x, mean, marker="o", ms=3, label=name, **style)
+                axis.plot(x, mean, marker="o", ms=3, label=plain_label(name), **style)
                 ends = ([m if e is None else e for m, e in zip(mean, end, strict=True)] for end in (low, high))
                 axis.fill_between(x, *ends, color=style["color"], alpha=0.08, linewidth=0)
         best = results.mean(_REFERENCE, results.short, column)[0]
@@ -143,8 +143,8 @@ def _names(axis: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
         places[index] = min(places[index], 1 - gap * (len(places) - 1 - index))
     for place, (score, seconds, name, color) in zip(places, points, strict=True):
         axis.annotate(
-            name, (seconds, score), (1.04, place), textcoords="axes fraction", fontsize=7, va="center", color=color,
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": color, "alpha": 0.5},
+            plain_label(name), (seconds, score), (1.04, place), textcoords="axes fraction", fontsize=7, va="center",
+            color=color, arrowprops={"arrowstyle": "-", "lw": 0.5, "color": color, "alpha": 0.5},
         )  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def curves(results: Results, members: Sequence[str], columns: Sequence[str] = CU
             for name in results.contestants(frames):
                 if name in members:
                     at, values = curve(results, name, frames, column)
-                    axis.plot(at, values, label=name, **_style(results, name))
+                    axis.plot(at, values, label=plain_label(name), **_style(results, name))
             axis.set_title(f"{COLUMNS[column].label}, {frames} frames", fontsize=9)
             axis.grid(alpha=0.2)
         line[0].set_xlabel("frame")
@@ -190,7 +190,9 @@ def curve(results: Results, name: str, frames: int, column: str) -> tuple[list[f
         Middle frames of the stretches, and the mean over the videos that were measurable there; both empty without
         videos.
     """
-    found = [r["curve"] for r in results.rows if r["contestant"] == name and r["frames"] == frames and "curve" in r]
+    rows = [r for r in results.rows if r["contestant"] == name and r["frames"] == frames]
+    # A row may be partial: of an older version, or of a run that did not measure this.
+    found = [c for r in rows if (c := r.get("curve")) and len(c.get(column, ())) == len(c["at"])]
     if not found:
         return [], []
     at = found[0]["at"]

@@ -211,10 +211,17 @@ class Results:
         names = ("model", "short", "rows", "groups", "settings", "environment", "layerwise", "refused", "models")
         try:
             made = cls(**{name: data[name] for name in names}, videos=data["videos"], folder=Path(folder))
-            for row in made.rows:
-                _check_row(row)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ResultsError(f"{path}: expected the layout of bench/tables.py, found {error!r}") from error
+        except KeyError as error:
+            raise ResultsError(f"{path}: expected the layout of bench/tables.py, found no {error}") from error
+        try:
+            _check_parts(made)
+            for number, row in enumerate(made.rows):
+                _check(f"rows[{number}]", row, _ROW)
+                _check_scores(f"rows[{number}]", row)
+            for number, video in enumerate(made.videos):
+                _check(f"videos[{number}]", video, _VIDEO)
+        except ValueError as error:
+            raise ResultsError(f"{path}: expected the layout of bench/tables.py, found {error}") from error
         return made
 
     def as_dict(self) -> dict[str, Any]:
@@ -331,10 +338,53 @@ class Results:
         return len({r["seed"] for r in self.rows if r["contestant"] == contestant and r["frames"] == frames})
 
 
-def _check_row(row: Mapping[str, Any]) -> None:
-    for name, kind in (("contestant", str), ("frames", int), ("seed", int), ("captured", bool), ("scores", dict)):
-        if not isinstance(row[name], kind):
-            raise ValueError(f"row.{name}: expected {kind.__name__}, found {row[name]!r}")
+_ROW = {"contestant": str, "frames": int, "seed": int, "captured": bool, "scores": dict}
+_VIDEO = {"contestant": str, "frames": int, "seed": int, "file": str}
+
+
+def _check(place: str, value: Any, kinds: Mapping[str, type]) -> None:
+    """Refuse what lacks one of these keys, or holds something of another kind there.
+
+    Raises:
+        ValueError: names the place.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: {value!r} in place of an object")
+    for name, kind in kinds.items():
+        if name not in value:
+            raise ValueError(f"{place} without {name!r}")
+        if not isinstance(value[name], kind):
+            raise ValueError(f"{place}.{name}: {value[name]!r} in place of {kind.__name__}")
+
+
+def _check_parts(results: Results) -> None:
+    """Refuse results whose parts are of another kind.
+
+    Raises:
+        ValueError: names the part.
+    """
+    parts = vars(results)
+    kinds: dict[str, type] = {"model": str, "short": int, "rows": list, "videos": list}
+    kinds |= dict.fromkeys(("groups", "settings", "environment", "refused", "models"), dict)
+    _check("results", parts, kinds)
+    for name, members in results.groups.items():
+        if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
+            raise ValueError(f"groups.{name}: {members!r} in place of a list of names")
+    _check("settings", {"prompts": results.settings.get("prompts", {})}, {"prompts": dict})
+
+
+def _check_scores(place: str, row: Mapping[str, Any]) -> None:
+    """Refuse scores that are no numbers, or of no known column; those that are not there were not measured.
+
+    Raises:
+        ValueError: names the place.
+    """
     for name, value in row["scores"].items():
         if name not in COLUMNS or not (value is None or isinstance(value, (int, float))):
-            raise ValueError(f"row.scores.{name}: expected a number or null of a known column, found {value!r}")
+            raise ValueError(f"{place}.scores.{name}: {value!r} in place of a number or null of a known column")
+    curve = row.get("curve")
+    if curve is not None:
+        _check(f"{place}.curve", curve, {"at": list})
+        for name, values in curve.items():
+            if not isinstance(values, list) or not all(v is None or isinstance(v, (int, float)) for v in values):
+                raise ValueError(f"{place}.curve.{name}: {values!r} in place of a list of numbers or null")

@@ -118,7 +118,7 @@ def finding_words(finding: Finding) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def _head(cells: Sequence[str]) -> list[str]:

@@ -97,7 +97,7 @@ class SpectralBlend:
         # The sum over bands, telescoped: x_last + sum_b F^-1(LPF_b F(x_b - x_(b+1))). A head at a time, because a
         # spectrum is as large as its input in float32.
         for head in range(last.shape[1]):
-            spectrum = torch.zeros((), device=last.device)
+            spectrum = torch.zeros((), device=last.device, dtype=torch.float32)
             for low, lower, upper in zip(filters, outputs, outputs[1:], strict=False):
                 band = (lower[:, head].to(work) - upper[:, head]).unflatten(1, grid)
                 spectrum = torch.fft.rfftn(band, dim=(1, 2, 3)).mul_(low).add_(spectrum)

@@ -58,7 +58,8 @@ def probes(channels: int, seed: int = 0) -> torch.Tensor:
     Returns:
         float32 (PROBES, channels).
     """
-    return torch.randn(PROBES, channels, generator=torch.Generator().manual_seed(seed))
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(PROBES, channels, generator=random, dtype=torch.float32, device="cpu")
 
 
 def measure(inputs: np.ndarray, outputs: np.ndarray, tolerance: float) -> Rotations | MatchFailure:
@@ -75,20 +76,26 @@ def measure(inputs: np.ndarray, outputs: np.ndarray, tolerance: float) -> Rotati
     _, heads, tokens, dim = outputs.shape
     sample = np.unique(np.linspace(0, tokens - 1, min(tokens, 24)).astype(int))
     partner = np.full(dim, -1)
+    signs = np.ones((heads, len(sample), dim))
     for h in range(heads):
-        found = _partners(inputs[:, h].astype(np.float64), outputs[:, h, sample].astype(np.float64), tolerance)
-        if isinstance(found, MatchFailure):
-            return found
+        one = _partners(inputs[:, h].astype(np.float64), outputs[:, h, sample].astype(np.float64), tolerance)
+        if isinstance(one, MatchFailure):
+            return one
+        found, signs[h] = one
         clash = np.flatnonzero((found >= 0) & (partner >= 0) & (found != partner))
         if len(clash):
             return MatchFailure(f"channel {clash[0]} is turned with another partner in head {h} than in those before")
         partner = np.where(found >= 0, found, partner)
+    _pair_half_turns(partner, signs)
     for c in np.flatnonzero(partner >= 0).tolist():
         # A pair that turns very little shows its sine in one channel only; the other then follows it.
         if partner[partner[c]] == -1:
             partner[partner[c]] = c
         if partner[partner[c]] != c:
             return MatchFailure(f"channels {c} and {partner[c]} are not partners of each other")
+    lonely = np.flatnonzero((partner < 0) & (signs < 0).any((0, 1)))
+    if len(lonely):
+        return MatchFailure(f"channel {lonely[0]} changes its sign alone, where pairs of channels are rotated")
     first = np.array([c for c in range(dim) if partner[c] > c], dtype=int)
     second = partner[first] if len(first) else first
     if not len(first):
@@ -96,15 +103,39 @@ def measure(inputs: np.ndarray, outputs: np.ndarray, tolerance: float) -> Rotati
     return _phases(inputs, outputs, first, second, tolerance)
 
 
-def _partners(x: np.ndarray, y: np.ndarray, tolerance: float) -> np.ndarray | MatchFailure:
-    """Find the channel with which each channel of one head is turned, -1 for none.
+def _pair_half_turns(partner: np.ndarray, signs: np.ndarray) -> None:
+    """Give channels that only ever turn by half a turn a partner with the same signs; any such two do.
+
+    A half turn has no sine, so it does not show whose channels belong together, nor does it matter: a turn by whole
+    half turns is a change of sign of each.
+
+    Args:
+        partner: the partner of each channel, -1 for none; changed in place.
+        signs: (heads, tokens, head_dim), -1 where a channel is turned by half a turn, else 1.
+    """
+    waiting: dict[bytes, int] = {}
+    for c in np.flatnonzero((partner < 0) & (signs < 0).any((0, 1))).tolist():
+        pattern = signs[:, :, c].tobytes()
+        if pattern in waiting:
+            other = waiting.pop(pattern)
+            partner[c], partner[other] = other, c
+        else:
+            waiting[pattern] = c
+
+
+def _partners(x: np.ndarray, y: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray] | MatchFailure:
+    """Find the channel with which each channel of one head is turned, -1 for none, and the sign of channels without.
 
     Args:
         x: the inputs, (probes, head_dim).
         y: the outputs, (probes, tokens, head_dim).
         tolerance: as in `measure`.
+
+    Returns:
+        The partners (head_dim,), and (tokens, head_dim) of -1 where a channel is turned by half a turn, else 1.
     """
     dim = x.shape[1]
+    signs = np.ones(y.shape[1:])
     norm = np.sqrt((x**2).sum(0))
     partner = np.full(dim, -1)
     for c in range(dim):
@@ -112,7 +143,8 @@ def _partners(x: np.ndarray, y: np.ndarray, tolerance: float) -> np.ndarray | Ma
         own = x[:, c : c + 1]
         alone = own * (own * target).sum(0) / (own**2).sum()
         if np.abs(target - alone).max() <= tolerance * norm[c] * 0.02:
-            if np.abs(target - own).max() > tolerance * norm[c]:
+            signs[:, c] = np.where((own * target).sum(0) < 0, -1, 1)
+            if np.abs(target - own * signs[:, c]).max() > tolerance * norm[c]:
                 return MatchFailure(f"channel {c} is scaled, not rotated")
             continue
         # Which partner explains the channel: least squares on (own, partner), by projecting `own` out of both.
@@ -129,7 +161,7 @@ def _partners(x: np.ndarray, y: np.ndarray, tolerance: float) -> np.ndarray | Ma
                 f"(best partner {best}, error {errors[best]:.2g})"
             )
         partner[c] = best
-    return partner
+    return partner, signs
 
 
 def _phases(
@@ -237,7 +269,9 @@ def temporal(rotations: Rotations, head_dim: int, tolerance: float) -> tuple[Rop
             return _layout(rotations, head_dim, grid, steady[-1], late)
     return MatchFailure(
         "no channel pair turns steadily with the frame: the model has no temporal RoPE on this site, or its tokens are "
-        "no grid of frames (an autoregressive model with a history)"
+        "not one clip's grid of evenly spaced frames beside unturned text: keyframes, references or a first image "
+        "appended with times of their own, tokens shared out over processes, or an autoregressive model's history. "
+        "Expected the clip's tokens alone"
     )
 
 

@@ -1,0 +1,130 @@
+"""Denoised latents kept on disk until the video made of them is there, and `freeloc decode`, which makes it later."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation.latents import Latents, LatentsError
+from freeloc_fx.generation.video import SHEETS, check_output
+
+from . import common
+from .common import Job, UsageError, err, exits, load, scorable, warn
+from .writing import describe, write
+
+__all__ = ["SUFFIX", "decode", "kept"]
+
+
+SUFFIX = ".latents.safetensors"
+
+
+@contextmanager
+def kept(
+    output: Path, settings: Mapping[str, Any], strategy: str | None, job: Job, file: Path | None = None
+) -> Iterator[Callable[[Latents], None]]:
+    """Keep a generation's latents for as long as the context lasts; if it fails, they stay, and where is said.
+
+    They are written before they are decoded: a process that the system kills for its memory, which decoding a long clip
+    takes most of, says nothing.
+
+    Args:
+        output: the video that is to be made.
+        settings: of the request, kept with them.
+        strategy: its name; None for the profile's.
+        job: the checked request.
+        file: where to; None: beside the output, under a name that is free.
+
+    Yields:
+        What takes the latents, for `generate(on_latents=...)`.
+    """
+    places = [file or _free(output.parent, output.stem), _free(Path(tempfile.gettempdir()), output.stem)]
+    there: list[Path] = []
+
+    def keep(latents: Latents) -> None:
+        facts = {**latents.facts, "summary": describe(latents.plan, strategy, job.latent[0])}
+        failures = []
+        for place in places:
+            try:
+                there.append(replace(latents, settings=dict(settings), facts=facts).save(place))
+                return
+            except OSError as error:
+                failures.append(str(error))
+        warn(f"the denoised latents are not kept, so that what fails from here on loses them: {'; '.join(failures)}")
+
+    try:
+        yield keep
+    except BaseException:
+        for place in there:
+            command = f"freeloc decode {shlex.quote(str(place))} -o {shlex.quote(str(output))}"
+            err.print(f"denoising is done, its latents are in {place}: {command}", highlight=False, soft_wrap=True)
+        raise
+    for place in there:
+        place.unlink(missing_ok=True)
+
+
+def _free(folder: Path, stem: str) -> Path:
+    """A name that is not taken: what an earlier failure left there is somebody's work."""
+    number = 1
+    while (path := folder / f"{stem}{f'-{number}' if number > 1 else ''}{SUFFIX}").exists():
+        number += 1
+    return path
+
+
+def decode(
+    latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="The file that a failed run left.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A .mp4 or .gif file.")] = Path("out.mp4"),
+    model: Annotated[
+        str | None, typer.Option("--model", help="As of generate.", show_default="the one that made them")
+    ] = None,
+    tiling: Annotated[
+        bool | None,
+        typer.Option(
+            "--tiling/--no-tiling", help="Decode in spatial tiles, which takes less memory.",
+            show_default="tiles for large clips",
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=240.0, help="Frames per second of the file.", show_default="that of the run"),
+    ] = None,
+    dtype: common.DtypeOption = "auto",
+    device: common.DeviceOption = "auto",
+    debug: common.Debug = False,
+) -> None:  # fmt: skip
+    """Make the video of denoised latents, which a run that failed after denoising has left.
+
+    Writes what that run would have written; the transformer does not run again. The latents stay where they are.
+    """
+    with exits(debug):
+        check_output(output)
+        check_output(output.with_suffix(".png"), SHEETS)
+        check_output(output.with_suffix(".json"), (".json",))
+        found = Latents.load(latents)
+        settings = dict(found.settings)
+        source = model or settings.get("model")
+        if not isinstance(source, str):
+            raise UsageError(f"{latents}: it does not say which model made it; expected --model")
+        try:
+            frames, height, width = (int(settings[name]) for name in ("frames", "height", "width"))
+        except (KeyError, TypeError, ValueError):
+            raise LatentsError(
+                f"{latents}: expected the size of a video among its settings, found {settings}"
+            ) from None
+        job = common.prepare(source, None, ["direct"], frames, height, width, dtype=dtype, device=device)
+        pipe = load(job)
+        with err.status("decoding"):
+            video = library.decode_latents(pipe, found, vae_tiling=tiling)
+        rate = fps if fps is not None else float(settings.get("fps") or 16.0)
+        report = {"settings": {**settings, "fps": rate}, "seconds": video.seconds, "plan": found.facts.get("plan")}
+        prompt = str(settings.get("prompt") or "")
+        shown = prompt if scorable(job, prompt) is None else None
+        summary, strategy = str(found.facts.get("summary") or ""), str(settings.get("strategy") or "profile")
+        write(output, video, rate, report, summary, strategy, shown)

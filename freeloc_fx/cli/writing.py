@@ -1,0 +1,153 @@
+"""What `freeloc generate` and `freeloc decode` write and say of one video."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from freeloc_fx.evaluation.metrics import score
+from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation.video import contact_sheet, write_video
+from freeloc_fx.planning.plan import Plan
+
+from . import common
+from .common import Job, out, write_json
+
+__all__ = ["describe", "number", "score_table", "settings_of", "write"]
+
+
+SHOWN = {
+    "composite": "score",
+    "presence": "found",
+    "shape_accuracy": "shape",
+    "area": "area",
+    "sharpness": "sharp",
+    "motion": "motion",
+    "speed": "speed",
+    "psnr": "psnr",
+    "loop": "loop",
+}
+"""Field of `metrics.GroundTruthScore` -> heading; short, so that the table fits 80 columns."""
+
+
+def settings_of(job: Job, prompt: str, strategy: str | None, seed: int, fps: float, **others: Any) -> dict[str, Any]:
+    """Gather what made a video, as JSON data.
+
+    Args:
+        job: the checked request.
+        prompt: what is shown.
+        strategy: its name; None for the profile's.
+        seed: of the initial noise.
+        fps: frames per second of the file.
+        **others: further settings of the command.
+
+    Returns:
+        The settings.
+    """
+    return {
+        "prompt": prompt, "negative_prompt": job.negative_prompt, "model": job.model, "strategy": strategy or "profile",
+        "seed": seed, "steps": job.steps, "guidance": job.guidance, "frames": job.frames, "height": job.height,
+        "width": job.width, "fps": fps, **others,
+    }  # fmt: skip
+
+
+def write(
+    output: Path,
+    video: library.Video,
+    fps: float,
+    report: Mapping[str, Any],
+    summary: str,
+    strategy: str,
+    prompt: str | None,
+    written: list[Path] | None = None,
+) -> None:
+    """Write a video, its contact sheet and its report, and say what ran and how well it shows the prompt.
+
+    Args:
+        output: the video; the others lie beside it.
+        video: what is written.
+        fps: frames per second of the file.
+        report: JSON data.
+        summary: a line that says what ran; may be empty.
+        strategy: its name.
+        prompt: to score the video against; None where it cannot be scored.
+        written: gets each file that is there.
+
+    Raises:
+        WriteError: a file could not be written whole.
+    """
+    sheet, beside = output.with_suffix(".png"), output.with_suffix(".json")
+    done = written if written is not None else []
+    count, height, width, _ = video.frames.shape
+    write_video(output, video.frames, fps, common.enlargement(height, 256))
+    done.append(output)
+    contact_sheet(sheet, video.frames, scale=common.enlargement(height, 128), fps=fps)
+    done.append(sheet)
+    write_json(beside, dict(report))
+    done.append(beside)
+    if summary:
+        out.print(summary, highlight=False, soft_wrap=True)
+    if prompt is not None:
+        out.print(score_table({strategy: score(video.frames, prompt).as_dict()}))
+    words = f"{output}, {sheet} and {beside}: {count} frames of {width}x{height}, {video.seconds:.0f} s"
+    out.print(words, highlight=False, soft_wrap=True)
+
+
+def describe(plan: Plan | None, strategy: str | None, latent_frames: int) -> str:
+    """Say in one line what ran.
+
+    Args:
+        plan: of the transformed model; None for the untouched one.
+        strategy: its name; None for the profile's.
+        latent_frames: of the video.
+
+    Returns:
+        The line.
+    """
+    if plan is None:
+        return f"Strategy direct: the untouched model over {latent_frames} latent frames"
+    head = str(plan).splitlines()[0]
+    if not plan.rewritten:
+        return f"{head}: within the trained length, the untouched model ran"
+    kept = sum(site.kept for site in plan.sites) / len(plan.sites)
+    return f"{head}; strategy {strategy or 'profile'}, {kept:.1%} of token pairs kept"
+
+
+def score_table(scores: dict[str, dict[str, Any]]) -> Table:
+    """Make a table of the scores of `metrics.GroundTruthScore` that say most.
+
+    Args:
+        scores: strategy -> field -> value.
+
+    Returns:
+        The table, a row for each strategy.
+    """
+    title = "Scores against the prompt (1 is right; loop: 0 is; psnr in dB)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("strategy", no_wrap=True)
+    for heading in SHOWN.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for strategy, values in scores.items():
+        table.add_row(strategy, *(number(values.get(name)) for name in SHOWN))
+    return table
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """Write one figure for a table.
+
+    Args:
+        value: None or NaN where nothing was measurable.
+        signed: with a plus sign.
+
+    Returns:
+        The text, "-" where nothing was measurable.
+    """
+    if value is None or math.isnan(value):
+        return "-"
+    text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+    return f"+{text}" if signed and value >= 0 else text

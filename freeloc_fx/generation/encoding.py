@@ -1,0 +1,135 @@
+"""Encode a clip into a file, and decode the file again: an encoder that fails late need not say so.
+
+What these raise as OSError, `files.replacing` says of the file that was to be made, with what is free on its disk.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freeloc_fx.errors import FreelocError
+
+__all__ = ["VideoError", "need", "write_gif", "write_mp4"]
+
+
+class VideoError(FreelocError, ValueError):
+    """A video or sheet cannot be written: a suffix, folder, array or optional dependency is not what is needed."""
+
+
+def need(module: str) -> Any:
+    """Import a module of an optional dependency.
+
+    Args:
+        module: its dotted name.
+
+    Returns:
+        The module.
+
+    Raises:
+        VideoError: it is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise VideoError(
+            f'{module.split(".")[0]} is not installed; video output needs: pip install "freeloc_fx[cli]"'
+        ) from error
+
+
+def write_gif(path: Path, clip: np.ndarray, fps: float) -> None:
+    """Write a gif and read it back: Pillow's encoder may lose the end of a frame on a full disk without a word.
+
+    Args:
+        path: the file.
+        clip: (frames, height, width, 3) uint8.
+        fps: frames per second, rounded to 1/100 s a frame.
+
+    Raises:
+        OSError: it is not whole.
+        VideoError: Pillow is missing.
+    """
+    image = need("PIL.Image")
+    images = [image.fromarray(frame) for frame in clip]
+    # Ends rounded, not durations: 16 fps is 6.25 hundredths, and a rounded 6 would run 4 % fast.
+    ends = np.maximum.accumulate(np.round(np.arange(1, len(clip) + 1) * 100 / fps)).astype(int)
+    lasts = np.maximum(np.diff(ends, prepend=0), 1) * 10
+    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=lasts.tolist(), loop=0, disposal=1)
+    total = 0
+    try:
+        with image.open(path) as made:
+            count, size = made.n_frames, made.size
+            for index in range(count):
+                made.seek(index)
+                made.load()
+                total += made.info.get("duration", 0)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise OSError(f"the gif that was written cannot be read back ({error})") from error
+    # Pillow joins equal frames in one that lasts longer, and gives a single frame no duration.
+    wanted = int(lasts.sum()) if count > 1 else total
+    if size != clip.shape[2:0:-1] or total != wanted:
+        raise OSError(
+            f"{total} ms of {size[0]}x{size[1]} pixels of {wanted} ms of {clip.shape[2]}x{clip.shape[1]} in the gif"
+        )
+
+
+def write_mp4(path: Path, clip: np.ndarray, fps: float, crf: int) -> None:
+    """Hand a clip to ffmpeg, then decode what it wrote.
+
+    Args:
+        path: the file.
+        clip: (frames, height, width, 3) uint8.
+        fps: frames per second.
+        crf: x264's constant rate factor.
+
+    Raises:
+        OSError: ffmpeg failed, or the video is not whole; with what ffmpeg said.
+        VideoError: imageio-ffmpeg is missing.
+    """
+    ffmpeg = need("imageio_ffmpeg")
+    if clip.shape[1] % 2 or clip.shape[2] % 2:  # yuv420p stores colour for 2x2 pixels
+        clip = np.pad(clip, ((0, 0), (0, clip.shape[1] % 2), (0, clip.shape[2] % 2), (0, 0)), mode="edge")
+    count, height, width = clip.shape[:3]
+    name = os.path.abspath(path)  # a colon in a relative path would name a protocol
+    # imageio-ffmpeg's own writer passes over ffmpeg's exit status and its messages.
+    command = [ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", f"{width}x{height}", "-r", str(Fraction(fps).limit_denominator()), "-i", "-", "-an"]
+    command += ["-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-preset", "medium"]
+    done = subprocess.run(
+        [*command, "-movflags", "+faststart", name],
+        input=np.ascontiguousarray(clip).reshape(-1).data,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is ours; ffmpeg ends with its input
+        check=False,
+    )
+    said = _words(done.stderr.decode("utf-8", "replace"))
+    if done.returncode:
+        how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
+        raise OSError(f"ffmpeg ended with {how} ({said or 'without a message'})")
+    try:
+        reader = ffmpeg.read_frames(name)
+        size = tuple(next(reader)["size"])
+        reader.close()
+        found, _ = ffmpeg.count_frames_and_secs(name)
+    except (OSError, RuntimeError, StopIteration, KeyError, ValueError) as error:
+        why = said or _words(str(error).splitlines()[-1] if str(error).strip() else type(error).__name__)
+        raise OSError(f"the video cannot be decoded ({why})") from error
+    if (found, *size) != (count, width, height):
+        raise OSError(
+            f"{found} frames of {size[0]}x{size[1]} pixels of {count} of {width}x{height} in the video"
+            + (f" ({said})" if said else "")
+        )
+
+
+def _words(said: str) -> str:
+    """What ffmpeg said, in a line: without the addresses of its parts, each message once."""
+    lines = [re.sub(r"^\[[^\]]* @ 0x[0-9a-f]+\] ", "", line.strip()) for line in said.splitlines()]
+    return "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith("Last message repeated")))
