@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +78,7 @@ class Backend:
         artefacts: compiled pieces.
         specs: what the graphs name.
         checked: what was compared with the reference.
+        choices: which lowering was the quickest, where `attention` is "auto" on a CPU.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Backend:
         self.plans: list[Plan] = []
         self.passes: list[list[PassRun]] = []
         self.artefacts, self.specs, self.checked = Artefacts(), Specs(), Checked()
+        self.choices: dict[Hashable, str] = {}
 
     @property
     def model(self) -> nn.Module | None:

@@ -133,9 +133,7 @@ def test_ctrl_c_does_not_wait_for_a_long_attention(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(os.name == "nt", reason="no such signals")
 @pytest.mark.parametrize("threaded", [False, True], ids=["in the main thread", "in another"])
-def test_ctrl_c_while_it_is_built_blames_no_compiler(
-    fresh: pytest.MonkeyPatch, tmp_path: Path, threaded: bool
-) -> None:
+def test_ctrl_c_while_it_is_built_blames_no_compiler(fresh: pytest.MonkeyPatch, tmp_path: Path, threaded: bool) -> None:
     """Ctrl-C reaches the compiler too. The next attention builds as if nothing had been."""
     compiler = tmp_path / "interrupted"
     compiler.write_text("#!/bin/sh\nkill -INT $$\n")
@@ -202,6 +200,7 @@ assert good()
 
 
 OTHERS = {
+    "this one": "",
     "AVX-512 BF16 without AMX": "-mno-amx-tile -mno-amx-bf16",
     "AVX-512 without BF16": "-mno-amx-tile -mno-amx-bf16 -mno-avx512bf16",
     "AVX2": "-mno-avx512f",

@@ -242,7 +242,8 @@ def launch(
     run = load().freeloc_long_attention
     state = run(ctypes.byref(task))
     if state > 0:
-        scratch = torch.empty(state, dtype=torch.float32, device="cpu")  # by torch's allocator, which memory profilers see
+        # By torch's allocator, so that whoever measures memory sees it.
+        scratch = torch.empty(state, dtype=torch.float32, device="cpu")
         task.scratch = scratch.data_ptr()
         while (state := run(ctypes.byref(task))) > 0:  # Python raises KeyboardInterrupt here
             pass

@@ -4,7 +4,8 @@ How it works: `tile_kernel.cpp` goes through the visible pairs of latent frames 
 16 or 32 consecutive query rows of one latent frame (or of the text); it turns its own queries to their remapped distance from
 each key frame, so that no key is ever turned or stored a second time.
 
-When it is chosen: "auto" takes it everywhere but on CUDA. Where the kernel cannot be built, on other devices and for
+When it is chosen: "auto" takes it everywhere but on CUDA, unless `calls` was measured to be clearly quicker (see
+`attention.quickest`). Where the kernel cannot be built, on other devices and for
 other dtypes than float32 and bfloat16, the same attention runs as `calls`, which takes two to three times as long where
 frames are small. `engine` says which it is and why, and logs it once.
 

@@ -260,7 +260,8 @@ class HalfWorker {
     __m512 top[4], sum[4];
     for (int i = 0; i < 4; ++i) top[i] = _mm512_set1_ps(HIDDEN), sum[i] = _mm512_setzero_ps();
     for (Segment& each : segments) {  // four at a time
-      each.low[n] = std::min(each.low[n], each.high[n]) / 4 * 4;
+      each.low[n] = std::min(each.low[n], each.high[n]);
+      while (each.low[n] % 4) hide(n, each.place + --each.low[n]);
       for (; each.high[n] % 4; ++each.high[n])
         if (each.high[n] >= each.count) hide(n, each.place + each.high[n]);
       const float* x = scores[n] + (each.place + each.low[n]) * 16;
