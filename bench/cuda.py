@@ -19,6 +19,10 @@ Every figure stands beside the name of the device. The held-to limits: VRPR+TSA 
 
 from __future__ import annotations
 
+if __name__ != "__main__":
+    # NVIDIA has a package of this name, which torch tries to import, also from this folder.
+    raise ImportError("bench/cuda.py is a script, not a module")
+
 import argparse
 import json
 import sys
@@ -26,17 +30,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+# Torch is to find NVIDIA's package, not this file; what lies beside this file is found after that.
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
+sys.path[:] = [folder for folder in sys.path if Path(folder or ".").resolve() != HERE]
+sys.path.insert(0, str(HERE.parent))
 import torch  # noqa: E402
+
+sys.path.append(str(HERE))
 from common import environment  # noqa: E402
 from gpu_checks import agreement, attention, device_name, end_to_end, model_step  # noqa: E402
 
 from freeloc_fx.files import write_text  # noqa: E402
-
-# This file is called as a package of NVIDIA's is, which torch's kernels import: let them find theirs.
-sys.path[:] = [folder for folder in sys.path if Path(folder or ".").resolve() != HERE]
 
 PARTS = {"a": agreement, "b": attention, "c": model_step, "d": end_to_end}
 

@@ -26,6 +26,7 @@ from . import registry
 from .agree import check_agreement
 from .autocast import take_part_in_autocast
 from .heads import heads_at_a_time
+from .quickest import quickest
 from .reference import reference
 from .running import running
 from .text import video_span
@@ -59,13 +60,13 @@ def run(
     scale: float | None = None,
     key_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One lowering of any strategy; a mixture runs its strategies side by side and combines their video rows,
-    for as many heads at a time as keep memory below twice q, k and v.
+    """One lowering of any strategy; a mixture runs its strategies side by side and combines their video rows, for as
+    many heads at a time as keep memory below twice q, k and v.
 
     Text rows of a mixture come from its first strategy.
 
     Args:
-        name: of the lowering, out of `LOWERINGS`.
+        name: of the lowering, out of `LOWERINGS`, or "auto" for the quickest here (see `quickest`).
         q: (batch, heads, tokens, head_dim), floating point, rotated by the model's own RoPE.
         k: as q.
         v: as q.
@@ -76,6 +77,8 @@ def run(
     Returns:
         (batch, heads, tokens, head_dim) in q's dtype.
     """
+    if name == "auto":
+        name = quickest(run, q, k, v, spec, scale, key_mask)
     mixture = spec.strategy.mixture
     if mixture is None or name == "flex":  # whose graph holds a mixture's strategies side by side
         return LOWERINGS[name](q, k, v, spec, scale, key_mask)
@@ -113,17 +116,18 @@ def choose(attention: str, device: torch.device) -> str:
     """The lowering for `transform(attention=...)`.
 
     Args:
-        attention: "auto" (flex on CUDA, tiles elsewhere) or a name of `LOWERINGS`.
+        attention: "auto" or a name of `LOWERINGS`.
         device: where the attention runs.
 
     Returns:
-        A name of `LOWERINGS`.
+        A name of `LOWERINGS`, flex for "auto" on CUDA and tiles on devices that have neither kernel; or "auto" on a
+        CPU, where `run` takes the quickest of tiles and calls.
 
     Raises:
         ValueError: an unknown name.
     """
     if attention == "auto":
-        return "flex" if device.type == "cuda" else "tiles"
+        return {"cuda": "flex", "cpu": "auto"}.get(device.type, "tiles")
     if attention not in LOWERINGS:
         raise ValueError(f"attention: expected 'auto', {', '.join(map(repr, LOWERINGS))}, found {attention!r}")
     return attention
@@ -209,6 +213,8 @@ def _run(
 ) -> torch.Tensor:
     known = spec.at(running().step)
     _check_operands(q, k, v, known)
+    if lowering == "auto":
+        lowering = quickest(run, q, k, v, known, scale, key_mask)
     out = run(lowering, q, k, v, known, scale, key_mask)
     if verify:
         compare_with_reference(q, k, v, out, known, scale, key_mask, lowering)
@@ -246,7 +252,7 @@ def long_attention(
         k: as q, in shape, dtype and device.
         v: as q, in shape, dtype and device.
         spec: the key of a spec that `registry.Specs` holds.
-        lowering: a name of `LOWERINGS`; a rewrite never puts "flex" here, and a compiler cannot trace it.
+        lowering: a name of `LOWERINGS`, or "auto"; a rewrite never puts "flex" here, and a compiler cannot trace it.
         scale: factor on q k; None for 1 / sqrt(head_dim).
         key_mask: the model's key-padding mask, see `text.valid_keys`.
         verify: compare sampled frames with the reference, the first time that the running backend meets this spec with

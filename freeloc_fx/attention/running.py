@@ -1,11 +1,11 @@
-"""What long attentions know of the call in which they run: its denoising step, and what has been checked before.
+"""What long attentions know of the call in which they run: its denoising step, and what was checked before.
 
 A value of the thread (and task) that runs the model, not of the process: two generations side by side have one each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -37,11 +37,13 @@ class Running:
         step: the denoising step, counted from 0.
         told: somebody has said which step it is.
         checked: what the backend has compared already; a new one where a graph runs without its backend.
+        choices: which lowering the backend has found the quickest, see `quickest`; None where there is no backend.
     """
 
     step: int = 0
     told: bool = False
     checked: Checked = field(default_factory=Checked)
+    choices: MutableMapping[Hashable, str] | None = None
 
 
 _RUNNING: ContextVar[Running | None] = ContextVar("freeloc_fx_running", default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,6 +82,7 @@ class Backend:
         artefacts: compiled pieces.
         how: what the rewriting passes need, among it what the graphs name.
         checked: what was compared with the reference.
+        choices: which lowering was the quickest, where `attention` is "auto" on a CPU.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Backend:
         self.passes: list[list[PassRun]] = []
         self.artefacts, self.checked = Artefacts(), Checked()
         self.how = pipeline.Rewriting.read(attention, verify)
+        self.choices: dict[Hashable, str] = {}
 
     @property
     def specs(self) -> Specs:

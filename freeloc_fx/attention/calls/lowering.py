@@ -4,7 +4,8 @@ How it works: the visible pairs of a strategy are cut into a walk, columns and b
 is one call or a few calls of torch's own attention on views of the tensors, with queries or keys turned to their
 remapped distance first. Calls that serve the same queries merge by their log-sum-exp in float32.
 
-When it is chosen: never by "auto" itself. `tiles` runs it where its kernel cannot: on devices other than the CPU, for
+When it is chosen: by "auto" where it was measured to be clearly quicker than `tiles` (see `attention.quickest`), which
+a kernel of the processor's own makes rare. `tiles` runs it where its kernel cannot: on devices other than the CPU, for
 dtypes other than float32 and bfloat16, and without a C++ compiler. It needs nothing but torch.
 
 What it costs: arithmetic in proportion to the visible pairs, and about 40 microseconds a call. Memory beyond q, k, v,

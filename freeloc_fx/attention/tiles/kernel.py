@@ -1,16 +1,19 @@
 """The C++ kernel of `tiles`, built once and kept in torch's extension cache.
 
-It needs a C++ compiler at run time, as Inductor does on CPU, and nothing of torch: it compiles in two seconds. The
+It needs a C++ compiler at run time, as Inductor does on CPU, and nothing of torch: it compiles in a few seconds. The
 cache is `torch.utils.cpp_extension.get_default_build_root()`, or TORCH_EXTENSIONS_DIR; a build is named by its source
-and by what the compiler says of this processor, so that machines may share it.
+and by what the compiler says of this processor, so that machines may share it, and ends in a checksum, so that a
+damaged one is built again and not loaded.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
+import signal
 import subprocess
 import tempfile
 from functools import lru_cache
@@ -20,18 +23,28 @@ from pathlib import Path
 import torch
 
 from freeloc_fx.compat import torch_library
-from freeloc_fx.files import write_text
 
 from .spans import Spans
 
 __all__ = ["build", "launch", "load", "parallel"]
 
 
+_log = logging.getLogger(__name__)
+
+
+_HOME = os.getpid()
+"""The process that imported this. In a fork of it the threads of its OpenMP are gone: waiting for them never ends."""
+
+
+_SECONDS = 0.2
+"""For so long the kernel runs before Python looks at signals, so that Ctrl-C does not wait for a long attention."""
+
+
 _TIMEOUT = 300
 """Seconds that the compiler may take."""
 
 
-_SOURCES = ("tile_kernel.cpp", "tile_layout.h", "tile_vectors.h")
+_SOURCES = ("tile_kernel.cpp", *(f"tile_{name}.h" for name in ("floats", "halves", "layout", "products", "vectors")))
 
 
 class _Tensor(ctypes.Structure):
@@ -60,6 +73,8 @@ class _LongAttention(ctypes.Structure):
         ("threads", ctypes.c_int64),
         ("parallel", ctypes.c_void_p),
         ("scratch", ctypes.c_void_p),
+        ("seconds", ctypes.c_double),
+        ("next", ctypes.c_int64),
     ]
 
 
@@ -68,18 +83,35 @@ def _run(command: list[str]) -> str:
 
     Raises:
         OSError: it is not there, failed, or took longer than 5 minutes; with what it said.
+        KeyboardInterrupt: Ctrl-C reached it. A thread would not hear of it otherwise, and blame the compiler.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
         raise OSError(f"{command[0]}: expected to end within {_TIMEOUT} s") from None
+    if done.returncode in (-signal.SIGINT, 128 + signal.SIGINT):
+        raise KeyboardInterrupt
     if done.returncode:
         raise OSError(f"{command[0]} failed ({done.returncode}): {done.stderr.strip()[-500:]}")
     return done.stdout
 
 
-def build() -> Path:
-    """Compile the kernel if it is not in the cache, or if what is there is not what was built.
+def _sealed(content: bytes) -> bytes:
+    """A library with its checksum behind it, where no loader looks."""
+    return content + hashlib.sha256(content).digest()
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library is as it was written. Loading half of one can end the process."""
+    content = library.read_bytes()
+    return _sealed(content[:-32]) == content
+
+
+def build(*, again: bool = False) -> Path:
+    """Compile the kernel if it is not in the cache, or damaged there.
+
+    Args:
+        again: compile it in any case.
 
     Returns:
         The shared library.
@@ -100,26 +132,19 @@ def build() -> Path:
     digest = hashlib.sha256("\0".join([*sources.values(), target, *flags]).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / "freeloc_fx"
     library = folder / f"long_attention_{digest}.so"
-    proof = library.with_suffix(".sha256")  # a library that was cut short loads, and ends the process when it is used
-    if _whole(library, proof):
-        return library
+    if library.exists() and not again:
+        if _is_whole(library):
+            return library
+        _log.warning("long attention: the cached kernel %s is damaged and is built again", library)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for name, text in sources.items():
             (Path(scratch) / name).write_text(text)
         made = Path(scratch) / library.name
         _run([compiler, *flags, str(Path(scratch) / "tile_kernel.cpp"), "-o", str(made)])
-        write_text(proof, hashlib.sha256(made.read_bytes()).hexdigest())
+        made.write_bytes(_sealed(made.read_bytes()))
         os.replace(made, library)  # whole or not at all, whoever else builds it
     return library
-
-
-def _whole(library: Path, proof: Path) -> bool:
-    """Whether a library is what its build wrote."""
-    try:
-        return hashlib.sha256(library.read_bytes()).hexdigest() == proof.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False
 
 
 @lru_cache(1)
@@ -132,13 +157,17 @@ def load() -> ctypes.CDLL:
     Raises:
         OSError: as `build`.
     """
-    library = ctypes.CDLL(str(build()))
+    path = build()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:  # whole, but made for another system
+        _log.warning("long attention: the cached kernel cannot be loaded and is built again: %s", error)
+        library = ctypes.CDLL(str(build(again=True)))
     library.freeloc_long_attention.argtypes = [ctypes.POINTER(_LongAttention)]
     library.freeloc_long_attention.restype = ctypes.c_int64
     return library
 
 
-@lru_cache(1)
 def parallel() -> int | None:
     """Find GOMP_parallel in the OpenMP that torch runs on.
 
@@ -146,8 +175,13 @@ def parallel() -> int | None:
     share the processors with them.
 
     Returns:
-        Its address, None where torch's OpenMP has no function of that name (macOS).
+        Its address; None where torch's OpenMP has no function of that name (macOS), and in a forked process.
     """
+    return _gomp_parallel() if os.getpid() == _HOME else None
+
+
+@lru_cache(1)
+def _gomp_parallel() -> int | None:
     try:
         found = ctypes.CDLL(torch_library()).GOMP_parallel  # searched in what torch links to
     except (AttributeError, OSError):
@@ -178,6 +212,7 @@ def launch(
     Raises:
         MemoryError: the kernel got no memory or no threads.
         OSError: as `load`.
+        KeyboardInterrupt: Ctrl-C, at most a moment after it came.
     """
 
     def pointer(x: torch.Tensor | None) -> int | None:
@@ -201,13 +236,17 @@ def launch(
         torch.get_num_threads(),
         parallel(),
         None,
+        _SECONDS,
+        0,
     )
     run = load().freeloc_long_attention
-    floats = run(ctypes.byref(task))
-    if floats > 0:
+    state = run(ctypes.byref(task))
+    if state > 0:
         # By torch's allocator, so that whoever measures memory sees it.
-        scratch = torch.empty(floats, dtype=torch.float32, device="cpu")
+        scratch = torch.empty(state, dtype=torch.float32, device="cpu")
         task.scratch = scratch.data_ptr()
-        if run(ctypes.byref(task)) == 0:
+        while (state := run(ctypes.byref(task))) > 0:  # Python raises KeyboardInterrupt here
+            pass
+        if state == 0:
             return
     raise MemoryError("long attention: the kernel got no memory or no threads")

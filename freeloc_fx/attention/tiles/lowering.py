@@ -1,15 +1,17 @@
 """The lowering `tiles`: long attention in one C++ kernel for CPU.
 
 How it works: `tile_kernel.cpp` goes through the visible pairs of latent frames once, with an online softmax. A tile is
-16 consecutive query rows of one latent frame (or of the text); it turns its own queries to their remapped distance from
-each key frame, so that no key is ever turned or stored a second time.
+16 or 32 consecutive query rows of one latent frame (or of the text); it turns its own queries to their remapped
+distance from each key frame, so that no key is ever turned or stored a second time.
 
-When it is chosen: "auto" takes it everywhere but on CUDA. Where the kernel cannot be built, on other devices and for
+When it is chosen: "auto" takes it everywhere but on CUDA, unless `calls` was measured to be clearly quicker (see
+`attention.quickest`). Where the kernel cannot be built, on other devices and for
 other dtypes than float32 and bfloat16, the same attention runs as `calls`, which takes two to three times as long where
 frames are small. `engine` says which it is and why, and logs it once.
 
-What it costs: arithmetic in proportion to the visible pairs, in float32. Memory beyond q, k, v and the output is a few
-hundred kilobytes a thread, whatever the length. The first attention of a process may compile the kernel, two seconds.
+What it costs: arithmetic in proportion to the visible pairs: in float32, or for bfloat16 in products of bfloat16 with
+float32 sums where the processor has them (AMX, AVX-512 BF16). Memory beyond q, k, v and the output is less than a
+megabyte a thread, whatever the length. The first attention of a process may compile the kernel, a few seconds.
 """
 
 from __future__ import annotations

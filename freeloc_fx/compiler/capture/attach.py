@@ -102,7 +102,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
                 torch.no_grad(),
                 capture_settings(backend),
                 calling(known),
-                within(Running(step, told.told, backend.checked)),
+                within(Running(step, told.told, backend.checked, backend.choices)),
                 gate.open(),
             ):
                 output = run(*args, **kwargs)
