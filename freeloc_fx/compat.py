@@ -269,21 +269,18 @@ def without_default_cpu() -> Iterator[None]:
     if len(kept) == len(found):
         yield
         return
-    _modes(found, kept)
+
+    def change(before: Sequence[Any], after: Sequence[Any]) -> None:
+        for _ in before:
+            overrides._pop_mode()
+        for mode in after:
+            overrides._push_mode(mode)
+
+    change(found, kept)
     try:
         yield
     finally:
-        _modes(kept, found)
-
-
-def _modes(before: Sequence[Any], after: Sequence[Any]) -> None:
-    """Put other function modes in force."""
-    from torch import overrides
-
-    for _ in before:
-        overrides._pop_mode()
-    for mode in after:
-        overrides._push_mode(mode)
+        change(kept, found)
 
 
 # diffusers 0.42.1 and accelerate 1.14: hooks. Both replace a module's forward and keep the one before.

@@ -57,15 +57,12 @@ def test_what_wraps_a_backends_error() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "recompile_limit",
-        "accumulated_recompile_limit",
-        "fail_on_recompile_limit_hit",
-        "capture_dynamic_output_shape_ops",
-    ],
-)
+SETTINGS = (
+    "recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit", "capture_dynamic_output_shape_ops",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_of_dynamo(name: str) -> None:
     import torch._dynamo
 
@@ -189,6 +186,18 @@ def test_module_stack(graph: torch.fx.Graph) -> None:
 
 def test_is_compiled_function() -> None:
     assert compat.is_compiled_function(torch.compile(torch.sin)) and not compat.is_compiled_function(torch.sin)
+
+
+def test_without_default_cpu() -> None:
+    from torch import overrides
+    from torch.utils import _device
+
+    there(hasattr(_device, "DeviceContext"), "torch.utils._device.DeviceContext")
+    with torch.device("cpu"), torch.device("meta"):
+        before = overrides._get_current_function_mode_stack()
+        with compat.without_default_cpu():
+            assert overrides._get_current_function_mode_stack() == before[1:]
+        assert overrides._get_current_function_mode_stack() == before
 
 
 def test_stacked_module() -> None:

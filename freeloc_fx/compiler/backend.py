@@ -134,9 +134,9 @@ class Backend:
         return made
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        return noted(self._compiled(gm, example_inputs), self.prefix)
+        return noted(self._captured(gm, example_inputs), self.prefix)
 
-    def _compiled(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    def _captured(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         # Dynamo looks at its own graph again after we return, so only a copy may change.
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}

@@ -123,7 +123,7 @@ def test_a_transformed_model_measures_once_for_all_its_layers(caplog: pytest.Log
 
 
 def test_what_is_short_is_not_measured(ran: dict[str, list[tuple[int, ...]]], monkeypatch: pytest.MonkeyPatch) -> None:
-    case = named("vrpr+tsa")
+    case = named("vrpr+tsa+temp")
     monkeypatch.setattr(quickest, "LEAST", case.spec.grid.sequence + 1)
     choices: dict[Any, str] = {}
     with within(Running(choices=choices)):
