@@ -25,6 +25,7 @@ from freeloc_fx.errors import CaptureError, FreelocError, TransformError
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.plan import Plan
 from freeloc_fx.planning.profile import Profile
+from freeloc_fx.versions import warn_of_newer
 
 from .backend import Backend, PlanReady
 from .inner import compiler
@@ -115,6 +116,7 @@ def transform(
             f"this {type(model).__name__} is already compiled; "
             "transform the uncompiled model and choose its backend here"
         )
+    warn_of_newer()
     check_forward(model)
     check_one_clip(model)
     Rewriting.read(attention)
