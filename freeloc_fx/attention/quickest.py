@@ -2,9 +2,9 @@
 
     vrpr+tsa@81x30x52 in bfloat16, 2 of 12 heads: tiles 0.31 s, calls 0.58 s: tiles
 
-Which it is depends on the processor, on how torch was built and on the shape. Each class of attentions is measured once,
-where it first runs, on as many heads as there are threads; the backend of the transformed model keeps what was found.
-Outside of a transformed model nothing is kept, so nothing is measured either.
+Which it is depends on the processor, on how torch was built and on the shape. Each class of attentions is measured
+once, where it first runs, on as many heads as there are threads; the backend of the transformed model keeps what was
+found. Outside of a transformed model nothing is kept, so nothing is measured either.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _RUNS = 2
 
 
 _CLEARLY = 0.8
-"""`calls` has to take at most this part of the time of `tiles`: chance must not decide between two that are alike, since
-results of the two differ by rounding."""
+"""`calls` has to take at most this part of the time of `tiles`: chance must not decide between two that are alike,
+since results of the two differ by rounding."""
 
 
 def quickest(

@@ -1,8 +1,8 @@
 """The lowering `tiles`: long attention in one C++ kernel for CPU.
 
 How it works: `tile_kernel.cpp` goes through the visible pairs of latent frames once, with an online softmax. A tile is
-16 or 32 consecutive query rows of one latent frame (or of the text); it turns its own queries to their remapped distance from
-each key frame, so that no key is ever turned or stored a second time.
+16 or 32 consecutive query rows of one latent frame (or of the text); it turns its own queries to their remapped
+distance from each key frame, so that no key is ever turned or stored a second time.
 
 When it is chosen: "auto" takes it everywhere but on CUDA, unless `calls` was measured to be clearly quicker (see
 `attention.quickest`). Where the kernel cannot be built, on other devices and for
