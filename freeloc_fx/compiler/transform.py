@@ -82,9 +82,9 @@ def transform(
         profile: a Profile, a shipped profile's name, a path; default `Profile.for_model(model)`.
         backend: any torch.compile backend by name or as a callable, a mapping of torch.compile's "backend", "mode" and
             "options", or "eager" to run the rewritten graph as it is.
-        attention: how long attention runs: "auto" (flex on CUDA, the quickest of tiles and calls on CPU), "flex", "tiles"
-            (one C++ kernel on CPU, else as "calls"), "calls" (SDPA calls on views), "reference" (literal and slow, for
-            checking).
+        attention: how long attention runs: "auto" (flex on CUDA, on CPU the quickest of tiles and calls), "flex",
+            "tiles" (one C++ kernel on CPU, else as "calls"), "calls" (SDPA calls on views), "reference" (literal and
+            slow, for checking).
         verify: after each pass also propagate shapes and dtypes again; check each long attention against the reference
             on sampled frames the first time it runs with a shape and dtype.
         disable_passes: for debugging: names of passes that do not run, out of `freeloc_fx.compiler.pipeline.PASSES`.
