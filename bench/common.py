@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from datetime import datetime, timezone
@@ -25,15 +26,8 @@ def environment() -> dict[str, Any]:
     """Hardware and versions, as a reader needs them to judge a figure."""
     from importlib.metadata import version
 
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
     return {
-        "cpu": cpu,
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(ALLOCATION)},
@@ -44,6 +38,21 @@ def environment() -> dict[str, Any]:
         "command": "python " + " ".join([f"bench/{Path(sys.argv[0]).name}", *map(_of_anywhere, sys.argv[1:])]),
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+"""Flags of /proc/cpuinfo -> what they are called, the best first."""
+
+
+def processor() -> str:
+    """The processor's name and the best of its vector instructions, as in "Intel Xeon (AMX)"."""
+    info = Path("/proc/cpuinfo")
+    found = dict(re.findall(r"^(model name|flags)\s*: (.*)$", info.read_text(), re.M)) if info.exists() else {}
+    name = found.get("model name") or platform.processor() or platform.machine()
+    name = " ".join(re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|@.*", "", name).split())
+    flags = set(found.get("flags", "").split())
+    best = next((word for flag, word in INSTRUCTIONS.items() if flag in flags), None)
+    return f"{name} ({best})" if best else name
 
 
 def _of_anywhere(argument: str) -> str:

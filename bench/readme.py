@@ -118,7 +118,7 @@ def cost() -> str:
     """One long attention beside dense attention, and a whole generation beside direct sampling, by length."""
     lengths = {"4x": 4, "10x": 10, "16x": 16}
     one = {
-        (r["strategy"], r["extension"]): r["relative_to_dense"]
+        (r["cpu"], r["dtype"], r["strategy"], r["extension"]): r["relative_to_dense"]
         for r in _results("attention.json")["rows"]
         if r["lowering"] == "tiles" and r["tokens_a_frame"] == 1560
     }
@@ -128,11 +128,16 @@ def cost() -> str:
         if (r["size"], r["backend"], r["threads"], r["strategy"]) == (64, "inductor", 2, "vrpr+tsa")
     }
     rows = [
-        [f"one attention, {name}, of dense attention", *(f"{one[strategy, n]:.2f}" for n in lengths.values())]
+        [
+            f"one attention, {name}, of dense attention: {cpu}, {dtype}",
+            *(f"{one[cpu, dtype, strategy, n]:.2f}" for n in lengths.values()),
+        ]
+        for cpu, dtype in dict.fromkeys(key[:2] for key in sorted(one))
         for strategy, name in (("vrpr", "VRPR"), ("vrpr+tsa", "VRPR+TSA"))
     ]
     cells = [f"{whole[LENGTHS[length]]:.2f}" for length in lengths]
-    rows.append(["a whole generation of tiny-wan, VRPR+TSA, of direct sampling", *cells])
+    cpu = _results("generation.json")["environment"]["cpu"]
+    rows.append([f"a whole generation of tiny-wan, VRPR+TSA, of direct sampling: {cpu}, float32", *cells])
     return _lines(["time", *lengths], rows)
 
 
@@ -214,20 +219,22 @@ def generation() -> str:
 
 def attention() -> str:
     """What long attention in tiles takes beside dense SDPA, and beside its share of the pairs."""
+    kind = ("cpu", "dtype", "head_dim", "tokens_a_frame", "extension")
     found = {
-        (r["tokens_a_frame"], r["extension"], r["strategy"]): r
+        (*(r[key] for key in kind), r["strategy"]): r
         for r in _results("attention.json")["rows"]
         if r["lowering"] == "tiles" and r["extension"] in (4, 10, 16)
     }
     rows = []
-    for grid, extension in dict.fromkeys((g, e) for g, e, _ in sorted(found)):
-        of = {s: found[grid, extension, s] for s in ("vrpr", "tsa", "vrpr+tsa")}
+    for about in dict.fromkeys(key[:-1] for key in sorted(found)):
+        of = {s: found[(*about, s)] for s in ("vrpr", "tsa", "vrpr+tsa")}
         cells = [f"{of['vrpr']['relative_to_dense']:.2f}"]
         for strategy in ("tsa", "vrpr+tsa"):
             cells += [f"{of[strategy][k]:.2f}" for k in ("relative_to_dense", "relative_to_work")]
-        rows.append([str(grid), f"{extension}x", *cells])
+        rows.append([*map(str, about[:-1]), f"{about[-1]}x", *cells])
     of_work = ("tsa: of dense", "of its work", "vrpr+tsa: of dense", "of its work")
-    return _lines(["tokens a frame", "length", "vrpr: of dense", *of_work], rows)
+    head = ["processor", "dtype", "head_dim", "tokens a frame", "length", "vrpr: of dense"]
+    return _lines([*head, *of_work], rows)
 
 
 def arithmetic() -> str:

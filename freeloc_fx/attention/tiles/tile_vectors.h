@@ -73,6 +73,7 @@ template <int M, int V>
     for (int v = 0; v < V; ++v) sum[m][v] = load(c + m * rows + v * W);
   for (int64_t k = 0; k < keys; ++k) {
     const float* x = a + at[k];
+    __asm__("" : "+r"(x));  // one register: with an index beside it, each product would be two steps of the processor
     Vec row[V];
     for (int v = 0; v < V; ++v) row[v] = load(b + k * rows + v * W);
     for (int m = 0; m < M; ++m)
