@@ -14,9 +14,12 @@ the frame. A call that computes A token pairs (what is masked inside a computed 
 - a merge of x rows by log-sum-exp: reads a part, reads and writes the running sum: h x (2 d + 8 d + 12) bytes.
 
 dense: one call, A = S^2. Working memory: nothing beside q, k, v and the output.
-flex: a call a band, with the blocks of its block mask (128); text as three dense calls. For each band its rows and all
-  keys are rotated. Working memory: turned rows and keys, v in one piece and, with several calls, a part, its float32
-  copy and the running sum; of the largest band and a group of heads.
+flex: at most three calls for VRPR, with the blocks of their block masks (128), text among them. Rows count once for
+  each version of the queries. Rotations: each version of q and k of a call, one read of q for all versions. A merge
+  for each version. Working memory: of the largest call of a group of heads, as `working_parts` counts it; launches are
+  calls, rotations and merges, where a compiler makes one kernel of each. Calls and launches are of all groups of heads.
+flex, a call a band: how it was before: a call for each residue class of the query frames, all keys turned anew for
+  each, text as three dense calls.
 calls: the families, columns and chunks of its cuts. Working memory: `parts` of a group of heads, as the cuts
   promise. Rotations: each call's rows, and keys once a band that turns them (an upper bound: the keys that do not move
   are not written again). A merge for each call.
@@ -44,7 +47,9 @@ from common import RESULTS, mark_lengths, save, save_table
 
 from freeloc_fx.attention.bands import spec_bands
 from freeloc_fx.attention.calls.cuts import Cuts, make_cuts
-from freeloc_fx.attention.flex.lowering import group_size
+from freeloc_fx.attention.flex.block_mask import block_states
+from freeloc_fx.attention.flex.site import describe_site, working_parts
+from freeloc_fx.attention.heads import heads_at_a_time
 from freeloc_fx.attention.tiles.spans import ROWS, make_spans
 from freeloc_fx.evaluation.cost import TRAINED, count_blocks, make_spec
 from freeloc_fx.files import save_figure
@@ -66,6 +71,7 @@ class Cost:
     streamed: float = 0.0
     memory: float = 0.0
     calls: int = 0
+    launches: int | None = None
 
     def call(self, heads: int, dim: int, rows: float, keys: float, pairs: float, count: int = 1) -> None:
         """`count` calls that together have so many rows, keys and computed pairs."""
@@ -101,28 +107,62 @@ def dense(spec: AttentionSpec, heads: int, dim: int) -> Cost:
 
 
 def flex(spec: AttentionSpec, heads: int, dim: int) -> Cost:
-    cost, blocks, bands = Cost(), count_blocks(spec), spec_bands(spec)
+    cost, blocks = Cost(), count_blocks(spec)
+    site = describe_site(spec, (1, heads, spec.grid.sequence, dim), torch.bfloat16)
+    video, tokens, pairs = spec.grid.video, spec.grid.sequence, len(spec.rope.first)
+    groups = site.form.groups
+    (member,) = site.form.members
+    cost.call(heads, dim, blocks.rows, blocks.calls * video, float(blocks.area), 0)
+    if spec.grid.text:  # rows and columns of text, in one of the calls
+        text = spec.grid.text
+        cost.call(heads, dim, tokens, tokens, float(text) * (2 * video + text), 0)
+    launches = 0
+    for call in member.calls:
+        launches += 1
+        for versions in [call.versions] * (call.query is not None) + [1] * (call.key is not None):
+            launches += 1
+            cost.flops += 6.0 * heads * pairs * versions * tokens
+            moved = ITEM * heads * dim * (1 + versions) * tokens
+            cost.least += moved
+            cost.streamed += moved
+        if member.merges:
+            launches += 1
+            moved = heads * tokens * (call.versions * (ITEM * dim + 4) + 8 * dim + 8)
+            cost.least += moved
+            cost.streamed += moved
+    cost.calls, cost.launches = len(member.calls) * len(groups), launches * len(groups)
+    cost.memory = ITEM * dim * tokens * working_parts(site.form.members, torch.bfloat16) * max(groups)
+    return cost
+
+
+def flex_by_band(spec: AttentionSpec, heads: int, dim: int) -> Cost:
+    """As `flex` was before: see above."""
+    cost, bands = Cost(), spec_bands(spec)
     n, video, pairs = spec.grid.tokens, spec.grid.video, len(spec.rope.first)
     single = len(bands) == 1 and not spec.grid.text
-    cost.call(heads, dim, blocks.rows, len(bands) * video, float(blocks.area), len(bands))
-    peak = 0.0
+    stripe = spec.strategy.visibility.stripe(spec.grid.height, spec.grid.width)
+    peak, area, rows_of_all, rotations = 0.0, 0.0, 0, 0
     for band in bands:
         rows = len(band.levels) * n
+        rows_of_all += rows
+        for first in range(0, len(band.levels), 32):
+            some, _ = block_states(band.levels[first : first + 32], stripe, n, n, (128, 128))
+            area += float(some.sum()) * 128 * 128
         work = 0
-        if band.query_turn is not None:
-            cost.rotate(heads, dim, pairs, rows)
-            work += ITEM * rows
-        if band.key_turn is not None:
-            cost.rotate(heads, dim, pairs, video)
-            work += ITEM * video
+        for turn, tokens in ((band.query_turn, rows), (band.key_turn, video)):
+            if turn is not None:
+                cost.rotate(heads, dim, pairs, tokens)
+                work += ITEM * tokens
+                rotations += 1
         if not single:
             cost.merge(heads, dim, rows)
             work += (ITEM + 4) * rows
         peak = max(peak, float(work))
-    total = 0 if single else 4 * video
-    group = group_size(spec, heads, torch.bfloat16)
-    cost.memory = group * dim * (peak + ITEM * video + total)
+    cost.call(heads, dim, rows_of_all, len(bands) * video, area, len(bands))
+    group = heads if single else heads_at_a_time(heads, 10.0)
+    cost.memory = group * dim * (peak + ITEM * video + (0 if single else 4 * video))
     _text(cost, spec, heads, dim)
+    cost.launches = (cost.calls + rotations + (0 if single else len(bands))) * -(-heads // group)
     cost.calls *= -(-heads // group)
     return cost
 
@@ -217,7 +257,8 @@ def measure(model: str, size: tuple[int, int], extension: int, strategy: str) ->
     base = dense(spec, heads, dim)
     ways = {"dense": base}
     if strategy != "direct":
-        ways = {"flex": flex(spec, heads, dim), "calls": calls(spec, heads, dim)}
+        ways = {"flex": flex(spec, heads, dim), "flex, a call a band": flex_by_band(spec, heads, dim)}
+        ways["calls"] = calls(spec, heads, dim)
         ways["tiles"] = tiles(spec, heads, dim)
         ways["official"] = official(spec, heads, dim, True)
         ways["official, dense masks"] = official(spec, heads, dim, False)
@@ -233,6 +274,7 @@ def measure(model: str, size: tuple[int, int], extension: int, strategy: str) ->
             "way": way,
             "kept_pairs": spec.kept_pairs(),
             "calls": cost.calls,
+            "launches": cost.launches,
             "flops": cost.flops,
             "flops_of_dense": cost.flops / base.flops,
             "least_bytes": cost.least,
@@ -247,14 +289,16 @@ def measure(model: str, size: tuple[int, int], extension: int, strategy: str) ->
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| model | frame | length | strategy | way | calls | PFLOP | of dense | GB least | GB streamed | GB working |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | frame | length | strategy | way | calls | launches | PFLOP | of dense | GB least | GB streamed "
+        "| GB working |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         lines.append(
             f"| {r['model']} | {r['height']}x{r['width']} | {r['extension']}x | {r['strategy']} | {r['way']} "
-            f"| {r['calls']} | {r['flops'] / 1e15:.4f} | {r['flops_of_dense']:.3f} | {r['least_bytes'] / 1e9:.2f} "
-            f"| {r['streamed_bytes'] / 1e9:.1f} | {r['working_memory_bytes'] / 1e9:.2f} |"
+            f"| {r['calls']} | {r['launches'] or ''} | {r['flops'] / 1e15:.4f} | {r['flops_of_dense']:.3f} "
+            f"| {r['least_bytes'] / 1e9:.2f} | {r['streamed_bytes'] / 1e9:.1f} "
+            f"| {r['working_memory_bytes'] / 1e9:.2f} |"
         )
     return "\n".join(lines)
 

@@ -22,7 +22,6 @@ import itertools
 import json
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -196,7 +195,6 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="all that README says of a processor, one thread")
     parser.add_argument("--add", action="store_true", help="keep the rows of other grids and lengths in the results")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", message="attention='flex' with strategy")
     rows = json.loads((RESULTS / "attention.json").read_text())["rows"] if args.add else []
     about = {key: environment()[key] for key in ("cpu", "command", "date")} | ({"note": args.note} if args.note else {})
     asked = [args]

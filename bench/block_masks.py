@@ -34,8 +34,8 @@ def measure(size: tuple[int, int], extension: int, strategy: str, block: Block, 
     blocks = count_blocks(spec, block)
     kept = spec.kept_pairs()
     tall, wide = (block, block) if isinstance(block, int) else block
-    # Four index tables of int32 for the rows of each call: by query and by key, full and partial.
-    tables = 16 * math.ceil(blocks.rows / tall) * math.ceil(spec.grid.video / wide)
+    # Two index tables of int32 for the rows of each version of each call: full and partial.
+    tables = 8 * math.ceil(blocks.rows / tall) * math.ceil(spec.grid.video / wide)
     seconds, peak = mask_cost(spec, block) if tables <= limit else (None, None)
     return {
         "height": size[0],

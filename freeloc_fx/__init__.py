@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib as _importlib
-import sys as _sys
-from importlib.util import find_spec as _find_spec
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,8 @@ if (_checkout / "passes").is_dir() and (_checkout / "pyproject.toml").is_file():
     __path__.append(str(_checkout))
 
 from .files import installed_version as _installed_version  # noqa: E402
+from .moved import MOVED as _MOVED  # noqa: E402
+from .moved import keep_old_names as _keep_old_names  # noqa: E402
 
 if TYPE_CHECKING:
     from .attention.running import denoising_step
@@ -80,32 +80,7 @@ _ROOMS = ("attention", "compat", "compiler", "graph", "method", "passes", "plann
 __version__ = _installed_version()
 
 
-class _OldNames:
-    """Asked after Python's own finders: a module that is not here may have moved, which `compat` knows."""
-
-    @classmethod
-    def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:
-        """Answer the import system's question to every finder.
-
-        Args:
-            fullname: of the module that is imported.
-            path: not needed.
-            target: not needed.
-
-        Returns:
-            A spec that leads to the module of the new name, or None.
-        """
-        if not fullname.startswith(f"{__name__}."):
-            return None
-        compat = _importlib.import_module(f"{__name__}.compat")
-        if cls in _sys.meta_path:  # another thread may have been here
-            _sys.meta_path.remove(cls)
-        compat.keep_old_names(__name__)  # asked first from now on
-        return _find_spec(fullname)
-
-
-if not any(getattr(finder, "__qualname__", "") == _OldNames.__qualname__ for finder in _sys.meta_path):
-    _sys.meta_path.append(_OldNames)
+_keep_old_names(__name__)
 
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of this package
@@ -115,8 +90,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of this pack
             value = getattr(_importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
             globals()[name] = value
             return value
-        known = () if name.startswith("_") else (*_ROOMS, *_importlib.import_module(f"{__name__}.compat").MOVED)
-        if name in known:
+        if name in _ROOMS or name in _MOVED:
             return _importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

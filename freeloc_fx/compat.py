@@ -1,4 +1,4 @@
-"""What keeps other versions working: private names of other libraries, and old names of this one.
+"""What keeps other versions working: private names of other libraries.
 
 Every name of torch, diffusers, accelerate and peft that is not part of their documented interface is used here and
 nowhere else. Each says in which version it was seen, and what happens where it is missing. `tests/test_compat.py` looks
@@ -7,12 +7,9 @@ at each of them, so that a new version that moves one says which.
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from importlib.machinery import ModuleSpec
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -75,6 +72,27 @@ def dynamo_switched_off() -> str:
     if stance in ("force_eager", "eager_on_recompile"):
         return f"torch.compiler.set_stance({stance!r})"
     return ""
+
+
+# torch: FlexAttention. Seen in 2.13.0.
+
+
+@contextmanager
+def flex_as_it_is() -> Iterator[None]:
+    """Context: `flex_attention` outside of a compiler runs its operator directly, not by way of Dynamo, and warns no
+    more that it holds all scores. Where a version of torch lacks the switch it goes by way of Dynamo."""
+    from torch.nn.attention import flex_attention as module
+
+    name = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    before = getattr(module, name, None)
+    if before is None:
+        yield
+        return
+    setattr(module, name, True)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 # torch: compilers. Seen in 2.13.0.
@@ -197,6 +215,25 @@ def copy_source(old: fx.Node, new: fx.Node) -> None:
         new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
 
 
+def give_source(node: fx.Node, value: torch.Tensor) -> None:
+    """Let compilers take an added placeholder for one of Dynamo's: those without a source fail as copied ones do.
+
+    Args:
+        node: the placeholder.
+        value: looks like what it will be given; only its shape and dtype are kept.
+    """
+    from torch._dynamo.source import ConstantSource
+
+    node.meta["example_value"] = value.new_empty(()).expand(value.shape)
+
+    node._dynamo_source = ConstantSource(source_name=node.name)  # type: ignore[attr-defined]
+
+
+def assert_on_device(condition: torch.Tensor, message: str) -> None:
+    """Fail, now or where the device gets there, unless a bool tensor without axes is true. A compiler can trace it."""
+    torch._assert_async(condition, message)
+
+
 def is_region_call(node: fx.Node) -> bool:
     """Whether a node calls a region that Dynamo traced once (`torch.compiler.nested_compile_region`)."""
     return node.target is getattr(torch.ops.higher_order, "invoke_subgraph", None)
@@ -232,21 +269,18 @@ def without_default_cpu() -> Iterator[None]:
     if len(kept) == len(found):
         yield
         return
-    _modes(found, kept)
+
+    def change(before: Sequence[Any], after: Sequence[Any]) -> None:
+        for _ in before:
+            overrides._pop_mode()
+        for mode in after:
+            overrides._push_mode(mode)
+
+    change(found, kept)
     try:
         yield
     finally:
-        _modes(kept, found)
-
-
-def _modes(before: Sequence[Any], after: Sequence[Any]) -> None:
-    """Put other function modes in force."""
-    from torch import overrides
-
-    for _ in before:
-        overrides._pop_mode()
-    for mode in after:
-        overrides._push_mode(mode)
+        change(kept, found)
 
 
 # diffusers 0.42.1 and accelerate 1.14: hooks. Both replace a module's forward and keep the one before.
@@ -314,89 +348,3 @@ def wan_decode_piece(vae: Any, hidden: torch.Tensor, **options: bool) -> torch.T
 
         made = unpatchify(made, patch_size=vae.config.patch_size)
     return made
-
-
-# This library: modules that have moved.
-
-MOVED: Mapping[str, str] = MappingProxyType(
-    {
-        "decoding": "generation.decoding",
-        "generate": "generation.pipelines",
-        "metrics": "evaluation.metrics",
-        "noise": "generation.noise",
-        "report": "evaluation.report",
-        "tiny_joint": "generation.tiny_joint",
-        "tiny_wan": "generation.tiny_wan",
-        "video": "generation.video",
-        "windows": "generation.windows",
-    }
-)
-"""Old name of a module or package below this package -> new name."""
-
-
-class _Moved:
-    """Finds modules under their old names: imports the one at the new name, so that both names are one module.
-
-    A module found in this way is the very module of the new name, with the same classes and functions. Files below a
-    moved package would otherwise be loaded a second time through the package's search path, hence the finder comes
-    before Python's own.
-    """
-
-    def __init__(self, package: str) -> None:
-        self.package = package
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Answer the import system's question to every finder.
-
-        Args:
-            fullname: of the module that is imported.
-            path: the package's search path, which is not needed.
-            target: a module to load again, which is not needed.
-
-        Returns:
-            A spec that leads to the module of the new name; None for all names but those below `MOVED`.
-        """
-        if not fullname.startswith(f"{self.package}."):
-            return None
-        first, _, rest = fullname[len(self.package) + 1 :].partition(".")
-        if first not in MOVED:
-            return None
-        name = ".".join(part for part in (self.package, MOVED[first], rest) if part)
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name == name:
-                return None
-            raise
-        return ModuleSpec(fullname, _Same(name))  # type: ignore[arg-type]
-
-
-class _Same:
-    """Loads a module that there is already, and leaves it as it is."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Give the module of the new name."""
-        module = importlib.import_module(self.name)
-        self.spec = module.__spec__
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Put its own spec back: the import system has put the old name's there, and `reload` goes by it."""
-        module.__spec__ = self.spec
-
-
-def keep_old_names(package: str) -> None:
-    """Make the modules of `MOVED` importable under their old names too. They are imported when they are asked for.
-
-    Args:
-        package: name of this package.
-    """
-    # By name: reloading this module makes the class anew.
-    there = (finder for finder in sys.meta_path if type(finder).__name__ == _Moved.__name__)
-    if not any(getattr(finder, "package", None) == package for finder in there):
-        sys.meta_path.insert(0, _Moved(package))

@@ -19,9 +19,8 @@ import torch.nn.functional as F
 
 from freeloc_fx.attention import op
 from freeloc_fx.attention.registry import Specs
-from freeloc_fx.graph.calls import arguments, replace_call
+from freeloc_fx.graph.calls import arguments, erase_unused, replace_call
 from freeloc_fx.graph.capture import Capture
-from freeloc_fx.graph.flow import is_write
 from freeloc_fx.graph.records import AttentionSite, sites
 from freeloc_fx.method.spec import AttentionSpec
 from freeloc_fx.planning.plan import Plan
@@ -59,7 +58,7 @@ def rewrite_attention(
             _replace_padded(graph, node, site, (q, k, v), (key, lowering, site.scale), verify, capture.device)
         else:
             replace_call(graph, node, op.OPERATOR, (q, k, v, key, lowering, site.scale, site.mask, verify))
-        _erase_unused(graph, given.get("attn_mask"))
+        erase_unused(graph, given.get("attn_mask"))
         count += 1
     return count
 
@@ -82,13 +81,3 @@ def _replace_padded(
         mask = graph.call_method("view", (graph.call_function(operator.lt, (places, length)), 1, 1, 1, tokens))
         out = graph.call_function(op.OPERATOR, (*padded, *rest, mask, verify))
     replace_call(graph, node, torch.narrow, (out, 2, 0, length))
-
-
-def _erase_unused(graph: fx.Graph, node: Any) -> None:
-    """Take out a mask that nobody reads any more, and what only it read: it may be tokens x tokens large."""
-    if not isinstance(node, fx.Node) or node.users or node.op not in ("call_function", "call_method") or is_write(node):
-        return
-    read = node.all_input_nodes
-    graph.erase_node(node)
-    for source in read:
-        _erase_unused(graph, source)

@@ -23,7 +23,7 @@ def there(holds: bool, name: str, package: str = "torch") -> None:
 
 
 def test_nothing_is_left_out() -> None:
-    """Every public function and constant of the file is looked at here; those of moved modules in test_public_names."""
+    """Every public function and constant of the file is looked at here."""
     code = ast.parse(Path(compat.__file__).read_text(encoding="utf-8")).body
     names = {node.name for node in code if isinstance(node, ast.FunctionDef)}
     names |= {
@@ -34,7 +34,7 @@ def test_nothing_is_left_out() -> None:
         for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute)
     }
-    assert names - used == {"keep_old_names"}
+    assert names - used == set()
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in compat._ERRORS.items() for name in names])
@@ -57,15 +57,12 @@ def test_what_wraps_a_backends_error() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "recompile_limit",
-        "accumulated_recompile_limit",
-        "fail_on_recompile_limit_hit",
-        "capture_dynamic_output_shape_ops",
-    ],
-)
+SETTINGS = (
+    "recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit", "capture_dynamic_output_shape_ops",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_of_dynamo(name: str) -> None:
     import torch._dynamo
 
@@ -191,6 +188,18 @@ def test_is_compiled_function() -> None:
     assert compat.is_compiled_function(torch.compile(torch.sin)) and not compat.is_compiled_function(torch.sin)
 
 
+def test_without_default_cpu() -> None:
+    from torch import overrides
+    from torch.utils import _device
+
+    there(hasattr(_device, "DeviceContext"), "torch.utils._device.DeviceContext")
+    with torch.device("cpu"), torch.device("meta"):
+        before = overrides._get_current_function_mode_stack()
+        with compat.without_default_cpu():
+            assert overrides._get_current_function_mode_stack() == before[1:]
+        assert overrides._get_current_function_mode_stack() == before
+
+
 def test_stacked_module() -> None:
     """The keys of a stack are the modules' ids, with a number behind for later calls of the same one."""
     model, keys = wan(), []
@@ -220,6 +229,30 @@ def test_copy_source(graph: torch.fx.Graph) -> None:
     there(
         compat.source_name(new) == compat.source_name(old) is not None, "_dynamo_source on a placeholder, to be copied"
     )
+
+
+def test_give_source(graph: torch.fx.Graph) -> None:
+    node = graph.placeholder("table")
+    compat.give_source(node, torch.ones(2, 3))
+    assert compat.example_value(node).shape == (2, 3)
+    there(compat.source_name(node) == "table", "torch._dynamo.source.ConstantSource(source_name=...)")
+
+
+def test_assert_on_device() -> None:
+    there(hasattr(torch, "_assert_async"), "torch._assert_async")
+    compat.assert_on_device(torch.tensor(True), "fine")
+    with pytest.raises(RuntimeError, match="said so"):
+        compat.assert_on_device(torch.tensor(False), "said so")
+
+
+def test_flex_as_it_is() -> None:
+    from torch.nn.attention import flex_attention as module
+
+    name = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    there(getattr(module, name, None) is False, f"torch.nn.attention.flex_attention.{name}")
+    with compat.flex_as_it_is():
+        assert getattr(module, name) is True
+    assert getattr(module, name) is False
 
 
 def test_is_region_call() -> None:

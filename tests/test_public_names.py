@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 import freeloc_fx
-from freeloc_fx import compat
+from freeloc_fx import moved
 from freeloc_fx.files import installed_version
 
 PUBLIC = {
     "FreelocError", "Plan", "Profile", "plan", "plans", "probe", "restore", "transform", "enable", "disable",
-    "is_transformed", "plan_for", "strategies", "context_windows", "freenoise", "VRPR", "TSA", "__version__",
+    "is_transformed", "plan_for", "strategies", "context_windows", "freenoise", "denoising_step", "VRPR", "TSA",
+    "__version__",
 }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def test_rarely_used_names_and_old_modules_wait_until_they_are_used() -> None:
         "later = [n for n in ('generation.windows', 'generation.enabling', 'evaluation') "
         "if 'freeloc_fx.' + n in sys.modules]\n"
         "later += [n for n in ('diffusers', 'transformers', 'matplotlib') if n in sys.modules]\n"
-        "old = [n for n in freeloc_fx.compat.MOVED if 'freeloc_fx.' + n in sys.modules]\n"
+        "old = [n for n in freeloc_fx.moved.MOVED if 'freeloc_fx.' + n in sys.modules]\n"
         "print(later, old, callable(freeloc_fx.enable), 'freeloc_fx.generation.enabling' in sys.modules)"
     )
     assert run(code) == "[] [] True True"
@@ -104,18 +105,18 @@ def test_documented_names_are_the_same_objects_as_ever(path: str) -> None:
     assert namespace["found"] is expected
 
 
-@pytest.mark.parametrize("old", compat.MOVED)
+@pytest.mark.parametrize("old", moved.MOVED)
 def test_an_old_module_is_the_new_one(old: str) -> None:
     code = (
         f"import sys, importlib, freeloc_fx\n"
         f"found = freeloc_fx.{old}\n"
         f"import freeloc_fx.{old} as again\n"
         f"from freeloc_fx import {old} as third\n"
-        f"new = importlib.import_module('freeloc_fx.{compat.MOVED[old]}')\n"
+        f"new = importlib.import_module('freeloc_fx.{moved.MOVED[old]}')\n"
         f"print(found is new, again is new, third is new, new.__name__, new.__spec__.name,"
         f" importlib.reload(found) is new)"
     )
-    name = f"freeloc_fx.{compat.MOVED[old]}"
+    name = f"freeloc_fx.{moved.MOVED[old]}"
     assert run(code) == f"True True True {name} {name} True"
 
 
@@ -137,7 +138,7 @@ def test_names_that_never_were_are_not_found() -> None:
 
 def test_functions_keep_their_names_from_modules_that_moved() -> None:
     # The old modules freeloc_fx.plan, .transform and .probe had the names of functions, which come first.
-    assert not {"plan", "transform", "probe"} & set(compat.MOVED)
+    assert not {"plan", "transform", "probe"} & set(moved.MOVED)
 
 
 def test_pickles_name_the_new_place_and_those_of_the_old_one_load() -> None:

@@ -1,10 +1,11 @@
-"""The one operator that a rewrite puts in place of scaled_dot_product_attention.
+"""The one operator that a rewrite puts in place of scaled_dot_product_attention, for every lowering but `flex`.
 
     unfused:  scaled_dot_product_attention(q, k, v, scale=s)
     rewritten: freeloc_fx.long_attention(q, k, v, "vrpr+tsa@81x30x52#3f2a...", "tiles", s, None, False)
 
 It is opaque to the compiler on purpose: a graph with forty long attentions compiles as quickly as without, and each
-lowering compiles what it needs once for all layers and denoising steps.
+lowering compiles what it needs once for all layers and denoising steps. With `flex` a rewrite puts nodes there instead
+(`passes/reencode_rotary.py`, `passes/tiered_sparse_attention.py`); here it is those nodes by themselves, to compare.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import replace
 import torch
 
 from freeloc_fx.attention.calls.lowering import calls
-from freeloc_fx.attention.flex.lowering import flex
+from freeloc_fx.attention.flex.alone import flex
 from freeloc_fx.attention.tiles.lowering import tiles
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.spec import AttentionSpec
@@ -30,7 +31,16 @@ from .reference import reference
 from .running import running
 from .text import video_span
 
-__all__ = ["LOWERINGS", "NUMBERED", "OPERATOR", "choose", "long_attention", "long_attention_numbered", "run"]
+__all__ = [
+    "LOWERINGS",
+    "NUMBERED",
+    "OPERATOR",
+    "choose",
+    "compare_with_reference",
+    "long_attention",
+    "long_attention_numbered",
+    "run",
+]
 
 
 Lowering = Callable[
@@ -70,7 +80,7 @@ def run(
     if name == "auto":
         name = quickest(run, q, k, v, spec, scale, key_mask)
     mixture = spec.strategy.mixture
-    if mixture is None:
+    if mixture is None or name == "flex":  # whose graph holds a mixture's strategies side by side
         return LOWERINGS[name](q, k, v, spec, scale, key_mask)
     batch, heads, tokens, dim = q.shape
     # Every strategy's output is held until they are combined; one that runs takes up to twice its q, k and v.
@@ -123,7 +133,7 @@ def choose(attention: str, device: torch.device) -> str:
     return attention
 
 
-def _verify(
+def compare_with_reference(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -136,6 +146,16 @@ def _verify(
     """Compare the first, middle and last query frames (all rows of a mixture) with the reference.
 
     Once for each spec, lowering, shape, dtype and device that a backend runs.
+
+    Args:
+        q: (batch, heads, tokens, head_dim).
+        k: as q.
+        v: as q.
+        out: (batch, heads, tokens, head_dim), what the lowering made of them.
+        known: what it was to compute.
+        scale: factor on q k; None for 1 / sqrt(head_dim).
+        key_mask: the model's key-padding mask, see `text.valid_keys`.
+        lowering: its name.
 
     Raises:
         VerificationError: see `check_agreement`.
@@ -197,7 +217,7 @@ def _run(
         lowering = quickest(run, q, k, v, known, scale, key_mask)
     out = run(lowering, q, k, v, known, scale, key_mask)
     if verify:
-        _verify(q, k, v, out, known, scale, key_mask, lowering)
+        compare_with_reference(q, k, v, out, known, scale, key_mask, lowering)
     # One memory layout whatever the lowering: tokens before heads, as the model's next flatten wants it.
     return out.transpose(1, 2).contiguous().transpose(1, 2)
 
@@ -232,7 +252,7 @@ def long_attention(
         k: as q, in shape, dtype and device.
         v: as q, in shape, dtype and device.
         spec: the key of a spec that `registry.Specs` holds.
-        lowering: a name of `LOWERINGS`, or "auto".
+        lowering: a name of `LOWERINGS`, or "auto"; a rewrite never puts "flex" here, and a compiler cannot trace it.
         scale: factor on q k; None for 1 / sqrt(head_dim).
         key_mask: the model's key-padding mask, see `text.valid_keys`.
         verify: compare sampled frames with the reference, the first time that the running backend meets this spec with

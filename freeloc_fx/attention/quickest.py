@@ -4,7 +4,7 @@
 
 Which it is depends on the processor, on how torch was built and on the shape. Each class of attentions is measured
 once, where it first runs, on as many heads as there are threads; the backend of the transformed model keeps what was
-found. Outside of a transformed model nothing is kept, so nothing is measured either.
+found. Outside of a transformed model nothing is kept, so nothing is measured either, nor where a sequence is short.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from freeloc_fx.method.spec import AttentionSpec
 from .running import running
 from .tiles.lowering import engine
 
-__all__ = ["quickest"]
+__all__ = ["LEAST", "quickest"]
 
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,9 @@ _RUNS = 2
 _CLEARLY = 0.8
 """`calls` has to take at most this part of the time of `tiles`: chance must not decide between two that are alike,
 since results of the two differ by rounding."""
+
+LEAST = 4096
+"""Tokens of the shortest sequence that is measured: of shorter ones a timing says little, and gains less."""
 
 
 def quickest(
@@ -62,7 +65,7 @@ def quickest(
     if q.device.type == "cuda":
         return "flex"
     known = running().choices
-    if known is None or engine(q.device, q.dtype)[0] == "calls":
+    if known is None or q.shape[2] < LEAST or engine(q.device, q.dtype)[0] == "calls":
         return "tiles"
     # A profile that follows steps has a spec for each step, which differ in numbers that no time depends on.
     kind, threads = spec.key.partition("#")[0], torch.get_num_threads()

@@ -11,6 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from freeloc_fx.compiler.listing import Listing
 from freeloc_fx.compiler.runner import PassRun
 from freeloc_fx.compiler.transform import rehearse
 from freeloc_fx.generation import pipelines as library
@@ -50,6 +51,9 @@ def inspect(
     passes: Annotated[
         bool, typer.Option("--passes", help="Also list the passes: matches, seconds, how operations changed.")
     ] = False,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Also print the first rewritten block before and after, as CUDA gets it.")
+    ] = False,
     debug: common.Debug = False,
 ) -> None:
     """Show the attention sites that were found, their RoPE and token grid, and each layer's strategy and cost.
@@ -58,12 +62,15 @@ def inspect(
     """
     with exits(debug):
         to_screen = json_file == Path("-")
+        listings: list[Listing] = []
         if json_file is not None and not to_screen:
             check_output(json_file, (".json",))
         if pictures is not None:
             check_folder(pictures)
         if model.endswith(".json") or re.fullmatch(r"[A-Z]\w*Model", model):
-            name, plan, runs = _from_configuration(model, profile, strategy, latent, trained_frames)
+            name, plan, runs = _from_configuration(
+                model, profile, strategy, latent, trained_frames, _attention_of(graph), listings
+            )
             title = f"{name}: {plan.grid.frames} frames of tokens, from its configuration"
             data = {"model": model, "class": name, "request": {"latent": latent}, **_totals(plan), **plan.to_dict()}
         elif latent is not None or trained_frames is not None:
@@ -75,18 +82,30 @@ def inspect(
             pipe = load(job, transformer_only=True)
             transformer = library.Facts.of(pipe).transformer
             frames, height, width = job.latent
-            plan, runs = rehearse(transformer, chosen, frames=frames, height=height, width=width)
+            plan, runs = rehearse(
+                transformer,
+                chosen,
+                frames=frames,
+                height=height,
+                width=width,
+                attention=_attention_of(graph),
+                listings=listings,
+            )
             name = type(transformer).__name__
             title = f"{name} of {job.model}: {job.frames} frames of {job.width}x{job.height} pixels"
             data = _report(job, name, plan)
         if passes:
             data["passes"] = [[asdict(run) for run in graph] for graph in runs]
+        if graph:
+            data["graph"] = [asdict(listing) for listing in listings[:1]]
         if to_screen:
             write_json(None, data)
         else:
             _show(title, plan)
             if passes:
                 _show_passes(runs)
+            if graph:
+                _show_graph(listings)
         if json_file is not None and not to_screen:
             write_json(json_file, data)
             out.print(f"{json_file}", highlight=False, soft_wrap=True)
@@ -98,8 +117,29 @@ def inspect(
                     out.print(f"{path}", highlight=False, soft_wrap=True)
 
 
+def _attention_of(graph: bool) -> str:
+    """How attention is to run: with --graph as on CUDA, whose graph says what it does."""
+    return "flex" if graph else "auto"
+
+
+def _show_graph(listings: list[Listing]) -> None:
+    for listing in listings[:1]:
+        before = set(listing.before)
+        for title, lines in (("before", listing.before), ("after", listing.after)):
+            out.print(f"\n{listing.path} {title}", highlight=False, markup=False)
+            for line in lines:
+                mark = "+" if title == "after" and line not in before else " "
+                out.print(f"  {mark} {line}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _from_configuration(
-    source: str, profile: str | None, strategy: str | None, latent: str | None, trained_frames: int | None
+    source: str,
+    profile: str | None,
+    strategy: str | None,
+    latent: str | None,
+    trained_frames: int | None,
+    attention: str,
+    listings: list[Listing],
 ) -> tuple[str, Plan, list[list[PassRun]]]:
     sizes = re.fullmatch(r"(\d+)x(\d+)x(\d+)", latent or "")
     if sizes is None:
@@ -112,7 +152,8 @@ def _from_configuration(
     if strategy not in (None, "profile"):
         chosen = chosen.with_layers(str(strategy))
     frames, height, width = map(int, sizes.groups())
-    return type(model).__name__, *rehearse(model, chosen, frames=frames, height=height, width=width)
+    found = rehearse(model, chosen, frames=frames, height=height, width=width, attention=attention, listings=listings)
+    return type(model).__name__, *found
 
 
 def _totals(plan: Plan) -> dict[str, Any]:

@@ -17,14 +17,17 @@ from freeloc_fx.attention.running import Checked
 from freeloc_fx.compat import copy_source, is_inductor, is_region_call
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.shapes import value_of
+from freeloc_fx.graph.table_inputs import with_tables
 from freeloc_fx.planning.plan import Plan
 from freeloc_fx.planning.profile import Profile
 
 from . import pipeline
 from .capture.facts import facts, noted
 from .inner import Compiler
+from .listing import Listing, block_lines, block_of
 from .repeat import Artefacts, compile_repeated
 from .runner import PassRun, Runner
+from .stages import Stages, check_compiler
 
 __all__ = ["Backend", "PlanReady", "blank"]
 
@@ -64,7 +67,7 @@ class Backend:
         profile: strategies and settings.
         layers: module path of each transformer block -> layer index.
         inner: the next compiler; None to run the rewritten graph as it is.
-        attention: "auto" or a lowering's name.
+        attention: "auto" or a lowering's name, or a mapping of one to choices, see `pipeline.Rewriting.read`.
         verify: check shapes and dtypes after each pass, and each long attention against the reference.
         plan_only: end each capture once its plan is made, the graph rewritten and nothing compiled.
         recorder: watch the attentions instead of rewriting them.
@@ -74,9 +77,10 @@ class Backend:
     Attributes:
         plans: one for each captured graph.
         passes: the passes that ran over each captured graph.
+        listings: gets the first rewritten block of each captured graph as text, where it is a list.
         prefix: path of the module that it captures, "" for the whole model; a part may hold no site at all.
         artefacts: compiled pieces.
-        specs: what the graphs name.
+        how: what the rewriting passes need, among it what the graphs name.
         checked: what was compared with the reference.
         choices: which lowering was the quickest, where `attention` is "auto" on a CPU.
     """
@@ -86,7 +90,7 @@ class Backend:
         profile: Profile,
         layers: Mapping[str, int],
         inner: Compiler | None,
-        attention: str = "auto",
+        attention: str | Mapping[str, Any] = "auto",
         verify: bool = False,
         plan_only: bool = False,
         recorder: Recorder | None = None,
@@ -100,9 +104,16 @@ class Backend:
         self.disabled = disabled
         self.prefix = ""
         self.plans: list[Plan] = []
+        self.listings: list[Listing] | None = None
         self.passes: list[list[PassRun]] = []
-        self.artefacts, self.specs, self.checked = Artefacts(), Specs(), Checked()
+        self.artefacts, self.checked = Artefacts(), Checked()
+        self.how = pipeline.Rewriting.read(attention, verify)
         self.choices: dict[Hashable, str] = {}
+
+    @property
+    def specs(self) -> Specs:
+        """What the graphs name."""
+        return self.how.specs
 
     @property
     def model(self) -> nn.Module | None:
@@ -119,13 +130,13 @@ class Backend:
         """This backend with another next compiler and nothing compiled; it goes on with the same plans."""
         made = copy.copy(self)
         made.inner = inner
-        made.artefacts, made.specs, made.checked = Artefacts(), Specs(), Checked()
+        made.artefacts, made.how, made.checked = Artefacts(), self.how.anew(), Checked()
         return made
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        return noted(self._compiled(gm, example_inputs), self.prefix)
+        return noted(self._captured(gm, example_inputs), self.prefix)
 
-    def _compiled(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    def _captured(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         # Dynamo looks at its own graph again after we return, so only a copy may change.
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
@@ -150,33 +161,67 @@ class Backend:
         self.plans.append(plan)
         if self.plan_only:
             if plan.rewritten:
-                pipeline.rewrite(runner, plan, attention=self.attention, verify=self.verify, specs=self.specs)
+                self._rewrite(runner, plan, root)
             if self.prefix:
                 return blank(output)
             raise PlanReady(plan)
+        inputs = list(example_inputs)
         if self.recorder is not None:
             self.recorder.expect(plan)
             pipeline.observe(runner, plan, self.recorder.name)
-        elif not plan.rewritten:
+            return self._compiled(runner, plan, root, gm, inputs)
+        if not plan.rewritten:
             # Within the trained length the model runs exactly as it was captured, bitwise, whatever the backend.
             return fx.GraphModule(root, graph).forward if stamped else gm.forward
-        else:
-            pipeline.rewrite(runner, plan, attention=self.attention, verify=self.verify, specs=self.specs)
-        rewritten = fx.GraphModule(root, graph)
+        stages = self._rewrite(runner, plan, root)
+        if len(stages) == 1:
+            return self._compiled(*stages[0], gm, inputs)
+        made = Stages(plan.stage_starts, lambda index, given: self._compiled(*stages[index], gm, given))
+        made.compile_stage(0, inputs)  # what is wrong with a compiler shows now
+        return made
+
+    def _rewrite(self, runner: Runner, plan: Plan, root: fx.GraphModule) -> list[tuple[Runner, Plan, fx.GraphModule]]:
+        """The rewritten graph, or one for each stage where strategies that differ by stage are nodes of the graph."""
+        if self.how.lowering(runner.capture.device) != "flex" or len(plan.stage_starts) == 1:
+            site = next(site for site in plan.sites if not site.strategy.changes_nothing)
+            block = block_of(runner.capture, site.path)
+            before = [] if self.listings is None else block_lines(runner.graph, block)
+            pipeline.rewrite(runner, plan, self.how, root)
+            if self.listings is not None:
+                self.listings.append(Listing(block, before, block_lines(runner.graph, block)))
+            return [(runner, plan, root)]
+        made = []
+        for start in plan.stage_starts:
+            stage, copy_of = plan.stage(start), runner.copied(root)
+            if stage.rewritten:
+                pipeline.rewrite(copy_of[0], stage, self.how, copy_of[1])
+            made.append((copy_of[0], stage, copy_of[1]))
+        return made
+
+    def _compiled(
+        self, runner: Runner, plan: Plan, root: fx.GraphModule, gm: fx.GraphModule, inputs: list[Any]
+    ) -> Callable[..., Any]:
+        """What runs a graph that the passes are done with."""
+        rewritten = fx.GraphModule(root, runner.graph)
         rewritten.meta = dict(gm.meta)
         rewritten.meta["freeloc_specs"] = self.specs  # they live as long as the graph that names them
+        follows = any(site.strategy.follows_steps for site in plan.sites)
+        tables, wrap = with_tables(runner.graph, runner.capture.device, follows)
         if self.inner is None:
-            return rewritten.forward
+            return wrap(rewritten.forward)
+        check_compiler(runner.graph, runner.capture.device, is_inductor(self.inner))
         if not is_inductor(self.inner):
-            return self.inner(rewritten, list(example_inputs))  # somebody's own backend sees the graph as it is
+            return wrap(self.inner(rewritten, [*inputs, *tables]))  # somebody's own backend sees the graph as it is
         # Blocks of one kind are one compiled piece for all strategies. A module captured alone is a block already.
         blocks = () if self.prefix else (self.layers or None)
-        return compile_repeated(
-            rewritten,
-            list(example_inputs),
-            self.inner,
-            self.artefacts,
-            blocks,
-            runner=runner,
-            specs=self.specs,
+        return wrap(
+            compile_repeated(
+                rewritten,
+                [*inputs, *tables],
+                self.inner,
+                self.artefacts,
+                blocks,
+                runner=runner,
+                specs=self.specs,
+            )
         )

@@ -2,21 +2,29 @@
 
     capture -> analyse -> plan -> rewrite (or observe) -> cut into blocks -> compile
 
+What a rewrite puts in place of an attention depends on how it is to run: nodes of rotary and FlexAttention for "flex",
+one operator for every other lowering.
+
 Set FREELOC_DUMP to a folder to get the graph before the first and after each pass, numbered, as text.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 
+from freeloc_fx.attention import op
+from freeloc_fx.attention.flex.options import FlexOptions
 from freeloc_fx.attention.registry import Specs
 from freeloc_fx.errors import VerificationError
 from freeloc_fx.graph.capture import Pass
 from freeloc_fx.graph.records import sites
+from freeloc_fx.graph.splice import CapturedFunctions
 from freeloc_fx.passes.annotate_sensitivity import annotate_sensitivity
 from freeloc_fx.passes.cut_blocks import cut_blocks
 from freeloc_fx.passes.find_attention import find_attention
@@ -27,13 +35,15 @@ from freeloc_fx.passes.inline_regions import inline_regions
 from freeloc_fx.passes.merge_repeated_keys import merge_repeated_keys
 from freeloc_fx.passes.name_modules import name_modules
 from freeloc_fx.passes.observe_attention import observe_attention
+from freeloc_fx.passes.reencode_rotary import reencode_rotary
 from freeloc_fx.passes.rewrite_attention import rewrite_attention
+from freeloc_fx.passes.tiered_sparse_attention import tiered_sparse_attention
 from freeloc_fx.planning.plan import Plan, make_plan
 from freeloc_fx.planning.profile import Profile
 
 from .runner import Runner, name_of
 
-__all__ = ["PASSES", "analyse", "check_names", "cut", "observe", "rewrite"]
+__all__ = ["PASSES", "Rewriting", "analyse", "check_names", "cut", "observe", "rewrite"]
 
 log = logging.getLogger("freeloc_fx")
 
@@ -45,12 +55,15 @@ PASSES = (
     infer_rope,
     infer_token_grid,
     annotate_sensitivity,
+    reencode_rotary,
+    tiered_sparse_attention,
     rewrite_attention,
     merge_repeated_keys,
     observe_attention,
     cut_blocks,
 )
-"""Every pass, in the order in which they run; `observe_attention` in place of the two before it."""
+"""Every pass, in the order in which they run. `reencode_rotary` and `tiered_sparse_attention` run where attention is
+"flex", `rewrite_attention` where it is not, and `observe_attention` in place of all that rewrites."""
 
 
 def check_names(names: Collection[str]) -> frozenset[str]:
@@ -86,11 +99,64 @@ def analysis_passes(root: torch.nn.Module, model: torch.nn.Module | None, profil
     ]
 
 
-def rewriting_passes(plan: Plan, attention: str, verify: bool, specs: Specs) -> list[Pass]:
+@dataclass
+class Rewriting:
+    """What the rewriting passes of one backend need beside the plan.
+
+    Args:
+        attention: "auto" or a lowering's name.
+        verify: long attentions compare themselves with the reference.
+        specs: what graphs name is added to them.
+        options: choices about FlexAttention.
+        functions: what was captured to be copied into graphs.
+    """
+
+    attention: str = "auto"
+    verify: bool = False
+    specs: Specs = field(default_factory=Specs)
+    options: FlexOptions = field(default_factory=FlexOptions)
+    functions: CapturedFunctions = field(default_factory=CapturedFunctions)
+
+    @classmethod
+    def read(cls, attention: str | Mapping[str, Any], verify: bool = False) -> Rewriting:
+        """Read what `transform(attention=...)` was given.
+
+        Args:
+            attention: "auto" or a lowering's name, or a mapping of one of "auto" and "flex" to choices about
+                FlexAttention, see `FlexOptions.read`.
+            verify: see the class.
+
+        Raises:
+            ValueError: it is neither, or a choice is unknown.
+        """
+        options = FlexOptions()
+        if isinstance(attention, Mapping):
+            if len(attention) != 1 or not set(attention) <= {"auto", "flex"}:
+                raise ValueError(f"attention: expected a mapping of 'flex' (or 'auto') to choices, found {attention!r}")
+            ((attention, given),) = attention.items()
+            options = FlexOptions.read(given)
+        op.choose(attention, torch.device("cpu"))
+        return cls(attention, verify, options=options)
+
+    def lowering(self, device: torch.device) -> str:
+        """The lowering's name on a device."""
+        return op.choose(self.attention, device)
+
+    def anew(self) -> Rewriting:
+        """The same with nothing named and nothing captured."""
+        return replace(self, specs=Specs(), functions=CapturedFunctions())
+
+
+def rewriting_passes(plan: Plan, how: Rewriting, device: torch.device, root: torch.nn.Module) -> list[Pass]:
     """Passes that act on the plan's sites and on what stands beside them, in order."""
+    beside: Pass = partial(merge_repeated_keys, plan=plan, attention=how.attention, verify=how.verify)
+    if how.lowering(device) != "flex":
+        own = partial(rewrite_attention, plan=plan, attention=how.attention, verify=how.verify, specs=how.specs)
+        return [own, beside]
     return [
-        partial(rewrite_attention, plan=plan, attention=attention, verify=verify, specs=specs),
-        partial(merge_repeated_keys, plan=plan, attention=attention, verify=verify),
+        partial(reencode_rotary, plan=plan, options=how.options),
+        partial(tiered_sparse_attention, root=root, functions=how.functions, verify=how.verify, specs=how.specs),
+        beside,
     ]
 
 
@@ -132,15 +198,14 @@ def analyse(runner: Runner, root: torch.nn.Module, model: torch.nn.Module | None
     return plan
 
 
-def rewrite(runner: Runner, plan: Plan, *, attention: str, verify: bool, specs: Specs) -> int:
+def rewrite(runner: Runner, plan: Plan, how: Rewriting, root: torch.nn.Module) -> int:
     """Run the rewriting passes.
 
     Args:
         runner: of the analysed graph.
         plan: what becomes of each site.
-        attention: "auto" or a lowering's name.
-        verify: long attentions compare themselves with the reference.
-        specs: the backend's, which keep alive what the graph names.
+        how: what the passes need beside the plan.
+        root: holds what the graph names, and gets what is added.
 
     Returns:
         The number of sites replaced.
@@ -148,14 +213,24 @@ def rewrite(runner: Runner, plan: Plan, *, attention: str, verify: bool, specs: 
     Raises:
         VerificationError: fewer sites were replaced than the plan names.
     """
-    first, *others = rewriting_passes(plan, attention, verify, specs)
-    count = runner.run([first])
-    if name_of(first) in runner.disabled:
-        log.warning("%s is switched off: %d planned sites run as they are", name_of(first), plan.rewritten)
-    elif count != plan.rewritten:
-        raise VerificationError(f"rewrite: expected {plan.rewritten} sites replaced, found {count}")
-    runner.run(others)
+    count = 0
+    passes = rewriting_passes(plan, how, runner.capture.device, root)
+    *_, last = (i for i, one in enumerate(passes) if i == 0 or name_of(one) in _REPLACING)
+    for index, one in enumerate(passes):
+        matched = runner.run([one])
+        if index != last:
+            continue
+        count = matched
+        off = [name for name in map(name_of, passes[: last + 1]) if name in runner.disabled]
+        if off:
+            log.warning("%s is switched off: %d planned sites run as they are", off[0], plan.rewritten)
+        elif count != plan.rewritten:
+            raise VerificationError(f"rewrite: expected {plan.rewritten} sites replaced, found {count}")
     return count
+
+
+_REPLACING = ("rewrite_attention", "tiered_sparse_attention")
+"""The passes whose matches are the sites replaced."""
 
 
 def observe(runner: Runner, plan: Plan, recorder: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import torch.fx as fx
 
 from freeloc_fx.errors import CaptureError, FreelocError
-from freeloc_fx.graph.capture import Capture, Pass
+from freeloc_fx.graph.capture import Capture, Pass, copied
 
 from .dump import dump
 from .verify import verify_graph
@@ -64,6 +65,19 @@ class Runner:
         self.graph, self.capture, self.verify, self.disabled = graph, capture, verify, frozenset(disabled)
         self.runs: list[PassRun] = []
         dump(graph, "capture")
+
+    def copied(self, root: fx.GraphModule) -> tuple[Runner, fx.GraphModule]:
+        """A runner of a copy of the graph, whose passes are noted beside this one's.
+
+        Args:
+            root: holds what the graph names.
+
+        Returns:
+            The runner, and what holds what its graph names.
+        """
+        made = copy.copy(self)
+        made.graph, made.capture = copied(self.graph, self.capture)
+        return made, fx.GraphModule(root, made.graph)
 
     def run(self, passes: Iterable[Pass]) -> int:
         """Run passes in order.

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from freeloc_fx.attention import op
 from freeloc_fx.compat import ADAPTERS, compiled_call, dynamo_errors, plain_call, unwrapped
 from freeloc_fx.compiler.capture.attach import HOOKED, Model, attach, check_forward, check_mode
 from freeloc_fx.compiler.capture.blocks import BlockByBlock
@@ -26,10 +25,12 @@ from freeloc_fx.errors import CaptureError, FreelocError, TransformError
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.plan import Plan
 from freeloc_fx.planning.profile import Profile
+from freeloc_fx.versions import warn_of_newer
 
 from .backend import Backend, PlanReady
 from .inner import compiler
-from .pipeline import check_names
+from .listing import Listing
+from .pipeline import Rewriting, check_names
 from .runner import PassRun
 
 __all__ = ["choose_profile", "passes_run", "plan", "plans", "rehearse", "restore", "transform"]
@@ -68,7 +69,7 @@ def transform(
     profile: Profile | str | Path | None = None,
     *,
     backend: str | Callable[..., Any] | Mapping[str, Any] = "inductor",
-    attention: str = "auto",
+    attention: str | Mapping[str, Any] = "auto",
     verify: bool = False,
     disable_passes: Collection[str] = (),
 ) -> Model:
@@ -82,9 +83,11 @@ def transform(
         profile: a Profile, a shipped profile's name, a path; default `Profile.for_model(model)`.
         backend: any torch.compile backend by name or as a callable, a mapping of torch.compile's "backend", "mode" and
             "options", or "eager" to run the rewritten graph as it is.
-        attention: how long attention runs: "auto" (flex on CUDA, on CPU the quickest of tiles and calls), "flex",
-            "tiles" (one C++ kernel on CPU, else as "calls"), "calls" (SDPA calls on views), "reference" (literal and
-            slow, for checking).
+        attention: how long attention runs: "auto" (flex on CUDA, the quickest of tiles and calls on CPU), "flex"
+            (rotary and FlexAttention nodes in the graph, for CUDA), "tiles" (one C++ kernel on CPU, else as "calls"),
+            "calls" (SDPA calls on views), "reference" (literal and slow, for checking). Choices about FlexAttention as
+            a mapping: {"flex": {"kernel_options": ..., "block": ..., "heads": ...}}, see
+            `freeloc_fx.attention.flex.options.FlexOptions`.
         verify: after each pass also propagate shapes and dtypes again; check each long attention against the reference
             on sampled frames the first time it runs with a shape and dtype.
         disable_passes: for debugging: names of passes that do not run, out of `freeloc_fx.compiler.pipeline.PASSES`.
@@ -113,9 +116,10 @@ def transform(
             f"this {type(model).__name__} is already compiled; "
             "transform the uncompiled model and choose its backend here"
         )
+    warn_of_newer()
     check_forward(model)
     check_one_clip(model)
-    op.choose(attention, torch.device("cpu"))
+    Rewriting.read(attention)
     if not isinstance(verify, bool):
         raise TypeError(f"verify: expected True or False, found {verify!r}")
     disabled = check_names(disable_passes)
@@ -242,7 +246,8 @@ def rehearse(
     height: int,
     width: int,
     inputs: Mapping[str, Any] | None = None,
-    attention: str = "auto",
+    attention: str | Mapping[str, Any] = "auto",
+    listings: list[Listing] | None = None,
 ) -> tuple[Plan, list[list[PassRun]]]:
     """`plan`, and how the passes got there: the graph is captured and rewritten, nothing is compiled or run.
 
@@ -253,7 +258,8 @@ def rehearse(
         height: as of `plan`.
         width: as of `plan`.
         inputs: as of `plan`.
-        attention: "auto" or a lowering's name.
+        attention: as of `transform`.
+        listings: gets the first rewritten block of each captured graph as text; None where nobody wants it.
 
     Returns:
         The plan, and for each captured graph the passes that ran over it, in order.
@@ -272,6 +278,7 @@ def rehearse(
     copied = copy.copy(model)
     chosen = choose_profile(model, profile)
     made = Backend(chosen, layer_table(model), None, attention, plan_only=True, model=copied)
+    made.listings = listings
     arguments = example_inputs(model, frames, height, width, inputs)
     known = facts_of(model, arguments)
     blocks = [(path, model.get_submodule(path)) for path in made.layers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -69,6 +70,8 @@ def _propagate(graph: fx.Graph, after: str) -> None:
                     else example
                 )
                 continue
+            if node.op == "get_attr" and graph.owning_module is not None:
+                values[node] = operator.attrgetter(str(node.target))(graph.owning_module)
             if node.op not in ("call_function", "call_method"):
                 continue
             args = fx.node.map_arg(node.args, values.__getitem__)

@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from freeloc_fx.attention.bands import spec_bands
-from freeloc_fx.attention.flex.block_mask import Block, block_mask, block_states
+from freeloc_fx.attention.flex.block_mask import Block, block_states
+from freeloc_fx.attention.flex.calls import call_levels, flex_calls
+from freeloc_fx.attention.flex.options import FlexOptions
+from freeloc_fx.attention.flex.site import describe_site
+from freeloc_fx.attention.flex.tables import masks
 from freeloc_fx.method.build import build
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 from freeloc_fx.method.spec import AttentionSpec
 from freeloc_fx.method.strategy import Geometry
-from freeloc_fx.method.visibility import FULL
+from freeloc_fx.method.visibility import NONE
 
 __all__ = ["MaskBlocks", "count_blocks", "make_spec", "mask_cost", "peak_bytes", "wan_rope"]
 
@@ -76,7 +79,7 @@ class MaskBlocks:
         partial: blocks computed with the mask function.
         dense: blocks of one call over the whole sequence.
         calls: calls of FlexAttention.
-        rows: query tokens over all calls.
+        rows: query tokens over all calls, each as often as it has versions.
         area: token pairs in the computed blocks, without what reaches beyond the end of the sequence.
     """
 
@@ -109,27 +112,29 @@ def count_blocks(spec: AttentionSpec, block: Block = 128) -> MaskBlocks:
     # Rows of query frames whose tokens fill whole blocks, so that no block is cut and no table is large.
     step = height // math.gcd(height, n)
     step *= max(1, 32 // step)
-    full = partial = rows = area = 0
-    bands = spec_bands(spec)
+    full = partial = rows = area = calls = 0
     last = frames * n - (math.ceil(frames * n / width) - 1) * width
-    for band in bands:
-        count = len(band.levels)
-        rows += count * n
-        for first in range(0, count, step):
-            levels = band.levels[first : first + step]
-            if (band.levels == FULL).all():  # no mask: every block is computed without one
-                some = every = np.ones((math.ceil(len(levels) * n / height), math.ceil(frames * n / width)), bool)
-            else:
-                some, every = block_states(levels, stripe, n, (height, width))
-            full += int(every.sum())
-            partial += int((some & ~every).sum())
-            tall = np.full(len(some), height)
-            tall[-1] = len(levels) * n - (len(some) - 1) * height
-            wide = np.full(some.shape[1], width)
-            wide[-1] = last
-            area += int(tall @ (some.astype(np.int64) @ wide))
+    for call in flex_calls(spec):
+        tables = call_levels(spec, call)[:, :frames, :frames]
+        if (tables == NONE).all():  # text alone
+            continue
+        calls += 1
+        rows += len(tables) * frames * n
+        for first in range(0, frames, step):
+            for levels in tables[:, first : first + step]:
+                if call.dense:  # no mask: every block is computed without one
+                    some = every = np.ones((math.ceil(len(levels) * n / height), math.ceil(frames * n / width)), bool)
+                else:
+                    some, every = block_states(levels, stripe, n, n, (height, width))
+                full += int(every.sum())
+                partial += int((some & ~every).sum())
+                tall = np.full(len(some), height)
+                tall[-1] = len(levels) * n - (len(some) - 1) * height
+                wide = np.full(some.shape[1], width)
+                wide[-1] = last
+                area += int(tall @ (some.astype(np.int64) @ wide))
     dense = math.ceil(frames * n / height) * math.ceil(frames * n / width)
-    return MaskBlocks(full, partial, dense, len(bands), rows, area)
+    return MaskBlocks(full, partial, dense, calls, rows, area)
 
 
 def mask_cost(spec: AttentionSpec, block: Block = 128, runs: int = 3) -> tuple[float, int]:
@@ -144,10 +149,12 @@ def mask_cost(spec: AttentionSpec, block: Block = 128, runs: int = 3) -> tuple[f
         Seconds of this thread, and the most bytes that were allocated at once.
     """
     stripe = spec.strategy.visibility.stripe(spec.grid.height, spec.grid.width)
-    bands = [b for b in spec_bands(spec) if not (b.levels == FULL).all()]
+    shape = (1, 1, spec.grid.sequence, spec.rope.head_dim)
+    site = describe_site(spec, shape, torch.bfloat16, options=FlexOptions(block=block))
+    calls = [call for call in flex_calls(spec) if not call.dense]
 
     def make() -> list[Any]:
-        return [block_mask(b.levels, stripe, spec.grid.tokens, block=block) for b in bands]
+        return [masks(site, spec, call, stripe) for call in calls]
 
     seconds = []
     for _ in range(runs):

@@ -24,6 +24,7 @@ from .decoding import in_chunks
 from .hints import call_counts, check_transformers, check_unit, checking_calls
 from .latents import Latents, LatentsError
 from .request import check_request, defaults
+from .sharing import taking_turns
 
 __all__ = ["Video", "decode_latents", "generate"]
 
@@ -164,8 +165,6 @@ def generate(
         "guidance": guidance,
         "seed": seed,
     }
-    before = call_counts(pipe)
-    started = time.monotonic()
     kept: list[Latents] = []
 
     def after_step(running: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +182,8 @@ def generate(
             on_step(step + 1, steps)
         return tensors
 
-    with _carrying(kept, said=on_latents is not None), checking_calls(pipe):
+    with taking_turns(pipe), _carrying(kept, said=on_latents is not None), checking_calls(pipe):
+        before, started = call_counts(pipe), time.monotonic()
         video, chunk, tiling = _run(
             pipe,
             settings,
@@ -232,8 +232,8 @@ def decode_latents(pipe: Any, latents: Latents, *, vae_tiling: bool | None = Non
     def after_step(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         return {**tensors, "latents": latents.tensor.to(tensors["latents"].device)}
 
-    started = time.monotonic()
-    with ExitStack() as put:
+    with taking_turns(pipe), ExitStack() as put:
+        started = time.monotonic()
         for model in models.values():
             put.enter_context(swapped(model, COMPILED_CALL, None))
             put.enter_context(swapped(model, "forward", passed_over))

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch.fx as fx
 
+from .flow import is_write
+
 ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
@@ -22,3 +24,13 @@ def replace_call(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, .
     node.replace_all_uses_with(new)
     graph.erase_node(node)
     return new
+
+
+def erase_unused(graph: fx.Graph, node: Any) -> None:
+    """Take out a mask that nobody reads any more, and what only it read: it may be tokens x tokens large."""
+    if not isinstance(node, fx.Node) or node.users or node.op not in ("call_function", "call_method") or is_write(node):
+        return
+    read = node.all_input_nodes
+    graph.erase_node(node)
+    for source in read:
+        erase_unused(graph, source)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.fx as fx
 
-__all__ = ["CallFacts", "Capture", "Pass"]
+from freeloc_fx.compat import copy_source
+
+from .records import record, write
+
+__all__ = ["CallFacts", "Capture", "Pass", "copied"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,28 @@ class Capture:
         names = path.split(".")
         found = (self.layers.get(".".join(names[:length])) for length in range(len(names), 0, -1))
         return next((layer for layer in found if layer is not None), None)
+
+
+def copied(graph: fx.Graph, capture: Capture) -> tuple[fx.Graph, Capture]:
+    """An analysed graph and its circumstances once more, to be rewritten in another way.
+
+    Args:
+        graph: stays as it is.
+        capture: its circumstances.
+
+    Returns:
+        A graph of other nodes with the same records, and its circumstances.
+    """
+    made = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    made.output(made.graph_copy(graph, nodes))
+    for old, new in nodes.items():
+        copy_source(old, new)
+        site = record(new)
+        if site is not None and site.mask is not None:
+            write(new, mask=nodes[site.mask])
+    inputs = {nodes[node]: value for node, value in capture.inputs.items()}
+    return made, replace(capture, inputs=inputs)
 
 
 Pass = Callable[[fx.Graph, Capture], int]

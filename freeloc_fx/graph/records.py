@@ -13,9 +13,22 @@ import torch.fx as fx
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 
 if TYPE_CHECKING:
+    from freeloc_fx.attention.flex.site import Site
     from freeloc_fx.method.sensitivity import Sensitivity
 
-__all__ = ["KEY", "AttentionSite", "record", "sites", "write"]
+__all__ = [
+    "KEY",
+    "AttentionSite",
+    "Operands",
+    "Piece",
+    "operands",
+    "pieces",
+    "record",
+    "sites",
+    "write",
+    "write_operands",
+    "write_piece",
+]
 
 
 KEY = "freeloc"
@@ -80,6 +93,44 @@ def sites(graph: fx.Graph) -> list[tuple[fx.Node, AttentionSite]]:
     return [(node, site) for node in graph.nodes if (site := record(node)) is not None]
 
 
+OPERANDS = "freeloc_operands"
+"""Meta key of what `reencode_rotary` made for an attention."""
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Turned q and k of one attention, ready for its FlexAttention calls.
+
+    Args:
+        site: which rotations and calls the attention is made of.
+        nodes: q, k and v of each group of heads, as they are and turned, by the names of `attend.operand`.
+        valid: which keys the model's key mask lets count, bool (batch, tokens); None for no mask.
+        length: the number of tokens that there are, where it depends on data and `nodes` are padded; None elsewhere.
+    """
+
+    site: Site
+    nodes: dict[str, fx.Node]
+    valid: fx.Node | None = None
+    length: fx.Node | None = None
+
+
+def write_operands(node: fx.Node, made: Operands) -> None:
+    """Say what an attention call is to read instead of its own q, k and v.
+
+    Args:
+        node: the call.
+        made: what it is to read.
+    """
+    node.meta[OPERANDS] = made
+
+
+def operands(node: fx.Node) -> Operands | None:
+    """What an attention call is to read instead of its own q, k and v; None where nobody has said so."""
+    found = node.meta.get(OPERANDS)
+    assert found is None or isinstance(found, Operands)
+    return found
+
+
 PIECE = "freeloc_piece"
 """Meta key of the piece that a node belongs to."""
 
@@ -100,7 +151,12 @@ class Piece:
 
 
 def write_piece(node: fx.Node, piece: Piece) -> None:
-    """Say to which piece a node belongs."""
+    """Say to which piece a node belongs.
+
+    Args:
+        node: a computing node.
+        piece: the piece.
+    """
     node.meta[PIECE] = piece
 
 

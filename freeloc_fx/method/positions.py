@@ -2,7 +2,8 @@
 
 A map turns the relative position d = i - j into a remapped relative position P. Everything downstream needs only the
 table of P over all pairs of frames (`PositionMap.table`) and, for lowerings that want one rotation for many pairs, its
-partition into separable bands (`PositionMap.bands`).
+partition into separable bands (`PositionMap.bands`), or into tiers: bands for which the keys stand at the same places
+(`tiers`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from freeloc_fx.errors import StrategyError
 
 from .checks import is_whole
 
-__all__ = ["VRPR", "Band", "Identity", "PositionMap", "distances", "two_sided"]
+__all__ = ["VRPR", "Band", "Identity", "PositionMap", "distances", "quantised", "tiers", "two_sided"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,52 @@ def two_sided(query: np.ndarray, key: np.ndarray, offset: float, pairs: np.ndarr
     else:
         bands = [Band(query + offset, key, past), Band(query - offset, key, future)]
     return [band for band in bands if band.pairs.any()]
+
+
+def quantised(table: np.ndarray, key: np.ndarray, pairs: np.ndarray) -> tuple[Band, ...]:
+    """Give the bands of some pairs with the keys at the same places in all of them.
+
+    Exact quantisation needs no more than two of them on either side. With i = aG + r and j = bG + s,
+
+        past:    floor((i-j)/G) + c = (a + c) - b where s <= r, (a + c - 1) - b where s > r
+        future: -floor((j-i)/G) - c = (a - c) - b where s >= r, (a - c + 1) - b where s < r
+
+    so that keys at b = floor(j/G) serve every pair: which of four places the query takes is a matter of (r, s).
+
+    Args:
+        table: remapped distance P of every pair of frames, float64 (frames, frames).
+        key: where each key frame is to stand, (frames,), in latent frames.
+        pairs: the pairs on which it is to hold, bool (frames, frames).
+
+    Returns:
+        One band for each distance between query[i] and key[i] that occurs, in rising order.
+    """
+    key = np.asarray(key, np.float64)
+    apart = table + key[None, :] - key[:, None]
+    return tuple(Band(key + offset, key, pairs & (apart == offset)) for offset in np.unique(apart[pairs]).tolist())
+
+
+def tiers(positions: PositionMap, frames: int) -> list[tuple[Band, ...]]:
+    """Give the bands of a map, those together for which the keys stand at the same places.
+
+    Args:
+        positions: the map. One with a method `tiers` of its own says itself which bands go together.
+        frames: latent frames of the clip, at least 1.
+
+    Returns:
+        Tuples of bands whose `key` is equal and whose `query` differs, none of them empty. All bands together partition
+        all pairs of frames.
+    """
+    own = getattr(positions, "tiers", None)
+    bands = positions.bands(frames) if own is None else (band for tier in own(frames) for band in tier)
+    joined: dict[bytes, dict[bytes, Band]] = {}
+    for band in bands:
+        query, key = (np.asarray(places, np.float64) for places in (band.query, band.key))
+        same = joined.setdefault(key.tobytes(), {})
+        before = same.get(query.tobytes())
+        pairs = band.pairs if before is None else before.pairs | band.pairs
+        same[query.tobytes()] = Band(query, key, pairs)
+    return [tuple(same.values()) for same in joined.values()]
 
 
 @dataclass(frozen=True)
@@ -224,6 +271,20 @@ class VRPR:
                     rows = pairs & (index % group == r)[:, None]
                     key = -((r - index) // group) if sign > 0 else (index - r) // group
                     yield Band((index // group + sign * offset).astype(np.float64), key.astype(np.float64), rows)
+
+    def tiers(self, frames: int) -> list[tuple[Band, ...]]:
+        """Give near, middle and far tier: in each the keys stand at the same places for every query.
+
+        Args:
+            frames: latent frames of the clip, at least 1.
+        """
+        index, far, table = np.arange(frames), np.abs(distances(frames)), self.table(frames)
+        parts = (
+            (far <= self.w1, 1),
+            ((far > self.w1) & (far <= self.w2), self.g1),
+            (far > self.w2, self.g2),
+        )
+        return [bands for pairs, group in parts if (bands := quantised(table, index // group, pairs))]
 
     def describe(self) -> dict[str, Any]:
         return {"map": "vrpr", **asdict(self)}

@@ -166,6 +166,17 @@ class Strategy:
             return math.lcm(*(strategy.period for strategy in self.mixture.strategies))
         return self.visibility.period if isinstance(self.visibility, Rotating) else 1
 
+    def stage(self, step: int) -> Strategy:
+        """Give the strategy of the stage that a denoising step is in. It has no stages, and may still follow steps.
+
+        Args:
+            step: the step, counted from 0 at the first one of a generation.
+        """
+        for stop, strategy in self.stages:
+            if step < stop:
+                return strategy.stage(step)
+        return replace(self, stages=()) if self.stages else self
+
     def at(self, step: int) -> Strategy:
         """Give the strategy at one denoising step.
 

@@ -110,6 +110,19 @@ class Plan:
         """
         return next((site for site in self.sites if site.path == path), None)
 
+    @property
+    def stage_starts(self) -> tuple[int, ...]:
+        """The denoising steps from which another stage of some strategy runs, in rising order; the first one is 0."""
+        return tuple(sorted({0, *(stop for site in self.sites for stop, _ in site.strategy.stages)}))
+
+    def stage(self, step: int) -> Plan:
+        """Give the plan of the stages that a denoising step is in.
+
+        Args:
+            step: the step, counted from 0 at the first one of a generation.
+        """
+        return replace(self, sites=tuple(replace(site, strategy=site.strategy.stage(step)) for site in self.sites))
+
     def to_dict(self) -> dict[str, Any]:
         """Give the plan as JSON-serialisable data."""
         return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import brute
@@ -10,11 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attention_cases import NAMED, TSA_RASTER, Case, Lowering, cases, distance, named
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 
-from freeloc_fx.attention.bands import spec_bands
 from freeloc_fx.attention.calls.lowering import calls
-from freeloc_fx.attention.flex.lowering import flex
+from freeloc_fx.attention.flex.alone import flex
 from freeloc_fx.attention.reference import reference
 from freeloc_fx.attention.tiles.lowering import tiles
 
@@ -59,30 +57,19 @@ def test_reference_computes_chosen_frames_alone() -> None:
 
 @settings(max_examples=40)
 @given(cases())
-def test_tiles_and_calls_equal_the_reference(case: Case) -> None:
+def test_every_lowering_equals_the_reference(case: Case) -> None:
     inputs = case.tensors()
     expected = reference(*inputs, case.spec)
-    for way in (tiles, calls):
+    for way in (tiles, calls, flex):
         found = way(*inputs, case.spec)
         assert found.shape == inputs[0].shape and found.dtype == torch.float32
         assert distance(found, expected) <= 1e-5
 
 
-@settings(max_examples=8)
-@given(cases(frames=14, side=3, vrpr=True))
-def test_flex_of_several_bands_equals_the_reference(case: Case) -> None:
-    assume(len(spec_bands(case.spec)) > 1)  # one band alone compiles, which has a test of its own
-    inputs = case.tensors()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="attention='flex' with strategy")
-        found = flex(*inputs, case.spec)
-    assert distance(found, reference(*inputs, case.spec)) <= 1e-5
-
-
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("layout", ["contiguous", "as a model has it"])
-@pytest.mark.parametrize("way", [tiles, calls])
-def test_tiles_and_calls_for_every_strategy(way: Lowering, name: str, layout: str) -> None:
+@pytest.mark.parametrize("way", [tiles, calls, flex])
+def test_every_strategy(way: Lowering, name: str, layout: str) -> None:
     case = named(name, grid=(30, 3, 4))
     inputs = case.tensors()
     if layout != "contiguous":  # (batch, tokens, heads, head_dim) in memory
@@ -90,9 +77,9 @@ def test_tiles_and_calls_for_every_strategy(way: Lowering, name: str, layout: st
     assert distance(way(*inputs, case.spec), reference(*inputs, case.spec)) <= 1e-5
 
 
-@pytest.mark.parametrize("way", [tiles, calls])
+@pytest.mark.parametrize("way", [tiles, calls, flex])
 @pytest.mark.parametrize("name", ["direct+temp", "vrpr", "tsa", "vrpr+tsa+temp"])
-def test_tiles_and_calls_in_bfloat16(way: Lowering, name: str) -> None:
+def test_bfloat16(way: Lowering, name: str) -> None:
     case = named(name, pairs=(4, 4, 4))
     inputs = case.tensors(torch.bfloat16)
     q, k, v = (x.float() for x in inputs)
@@ -102,19 +89,7 @@ def test_tiles_and_calls_in_bfloat16(way: Lowering, name: str) -> None:
     assert float((found.double() - expected).norm() / expected.norm()) <= 2e-2
 
 
-def test_flex_in_bfloat16() -> None:
-    case = named("vrpr+tsa+temp", grid=(12, 2, 3))
-    inputs = case.tensors(torch.bfloat16)
-    q, k, v = (x.float() for x in inputs)
-    expected = reference(q, k, v, case.spec).double()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="attention='flex' with strategy")
-        found = flex(*inputs, case.spec)
-    assert found.dtype == torch.bfloat16
-    assert float((found.double() - expected).norm() / expected.norm()) <= 2e-2
-
-
-@pytest.mark.parametrize("lowering", [tiles, calls, reference])
+@pytest.mark.parametrize("lowering", [tiles, calls, flex, reference])
 def test_an_explicit_scale_multiplies_the_temperature(lowering: Lowering) -> None:
     case = named("vrpr+tsa+temp", grid=(9, 2, 3))
     q, k, v = case.raw()
@@ -125,7 +100,7 @@ def test_an_explicit_scale_multiplies_the_temperature(lowering: Lowering) -> Non
 # Laws
 
 
-@pytest.mark.parametrize("lowering", [reference, tiles, calls])
+@pytest.mark.parametrize("lowering", [reference, tiles, calls, flex])
 @pytest.mark.parametrize(
     "change",
     [
@@ -144,7 +119,7 @@ def test_what_hides_and_moves_nothing_is_dense_attention(lowering: Lowering, cha
     assert distance(lowering(*inputs, case.spec), dense(*inputs)) <= 1e-5
 
 
-@pytest.mark.parametrize("way", [tiles, calls])
+@pytest.mark.parametrize("way", [tiles, calls, flex])
 @pytest.mark.parametrize("name", ["tsa", "vrpr+tsa+temp"])
 def test_hidden_keys_have_no_influence(way: Lowering, name: str) -> None:
     """Without a sink, a frame far from all others decides nothing about them."""
@@ -160,7 +135,7 @@ def test_hidden_keys_have_no_influence(way: Lowering, name: str) -> None:
     assert not torch.equal(before[:, :, last_seeing * n :], after[:, :, last_seeing * n :])
 
 
-@pytest.mark.parametrize("lowering", [reference, tiles, calls])
+@pytest.mark.parametrize("lowering", [reference, tiles, calls, flex])
 def test_inputs_are_left_alone(lowering: Lowering) -> None:
     case = named("vrpr+tsa+temp")
     inputs = case.tensors()
@@ -169,34 +144,10 @@ def test_inputs_are_left_alone(lowering: Lowering) -> None:
     assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
 
 
-@pytest.mark.parametrize("way", [tiles, calls])
+@pytest.mark.parametrize("way", [tiles, calls, flex])
 def test_large_scores_stay_finite(way: Lowering) -> None:
     case = named("vrpr+tsa+temp")
     q, k, v = case.tensors()
     found = way(30 * q, 30 * k, v, case.spec)
     assert found.isfinite().all()
     assert distance(found, reference(30 * q, 30 * k, v, case.spec)) <= 1e-3
-
-
-# FlexAttention must really be compiled
-
-
-def test_flex_of_one_band_is_compiled() -> None:
-    """On CPU one band compiles; the warning of an uncompiled call, or no compiled frame, fails this test."""
-    case = named("tsa", grid=(18, 3, 4), pairs=(4, 2, 2), batch=1, heads=2)
-    inputs = case.tensors()
-    torch._dynamo.utils.counters.clear()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*without torch.compile.*")
-        warnings.filterwarnings("error", message=".*attention='flex'.*")
-        found = flex(*inputs, case.spec)
-    assert distance(found, reference(*inputs, case.spec)) <= 1e-5
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert not torch._dynamo.utils.counters["graph_break"]
-
-
-def test_flex_says_when_it_cannot_be_compiled() -> None:
-    case = named("vrpr", grid=(8, 1, 2), batch=1, heads=1)
-    inputs = case.tensors()
-    with pytest.warns(UserWarning, match=r"strategy 'case' on CPU .* Use attention='tiles'"):
-        flex(*inputs, case.spec)

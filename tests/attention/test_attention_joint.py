@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from freeloc_fx.attention import op
 from freeloc_fx.attention.calls.lowering import calls
-from freeloc_fx.attention.flex.lowering import flex
+from freeloc_fx.attention.flex.alone import flex
 from freeloc_fx.attention.reference import reference
 from freeloc_fx.attention.tiles.lowering import tiles
 from freeloc_fx.errors import CaptureError
@@ -92,11 +91,9 @@ def test_padding_is_left_out_sample_by_sample(way: op.Lowering) -> None:
     valid[1, -4:] = False
     expected = torch.from_numpy(written_out(spec, tensors, valid))
     mask = torch.from_numpy(valid)[:, None, None]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="attention='flex' with strategy")
-        assert distance(way(*tensors, spec, None, mask), expected) <= 1e-5
-        added = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
-        assert distance(way(*tensors, spec, None, added), expected) <= 1e-5
+    assert distance(way(*tensors, spec, None, mask), expected) <= 1e-5
+    added = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
+    assert distance(way(*tensors, spec, None, added), expected) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -110,7 +107,7 @@ def test_padding_is_left_out_sample_by_sample(way: op.Lowering) -> None:
 )
 def test_masks_that_are_no_padding_are_refused(mask: torch.Tensor, message: str) -> None:
     spec, tensors = joint(named("vrpr", grid=(11, 2, 2), batch=1), 0, 5)
-    for way in (reference, tiles, calls):
+    for way in (reference, tiles, calls, flex):
         with pytest.raises(CaptureError, match=message):
             way(*tensors, spec, None, mask)
 
@@ -124,21 +121,14 @@ def test_masks_that_are_no_padding_are_refused(mask: torch.Tensor, message: str)
     st.integers(12, 24),
     st.sampled_from([(1, 1), (2, 3), (5, 4)]),
 )
-def test_tiles_and_calls_equal_the_reference(
+def test_every_lowering_equals_the_reference(
     name: str, first: int, last: int, places: Places, frames: int, size: tuple[int, int]
 ) -> None:
     spec, tensors = joint(named(name, grid=(frames, *size), batch=1), first, last, places)
     expected = reference(*tensors, spec)
     assert distance(tiles(*tensors, spec), expected) <= 1e-5
     assert distance(calls(*tensors, spec), expected) <= 1e-5
-
-
-@pytest.mark.parametrize("places", [(0.5, None), (1.0, 4)])
-def test_flex_with_text_equals_the_reference(places: Places) -> None:
-    spec, tensors = joint(named("vrpr+tsa+temp", grid=(12, 2, 3)), 2, 3, places)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="attention='flex' with strategy")
-        assert distance(flex(*tensors, spec), reference(*tensors, spec)) <= 1e-5
+    assert distance(flex(*tensors, spec), expected) <= 1e-5
 
 
 PEERS = ("riflex", "pi", "ntk", "yarn+tsa", "clip", "group", "ultravico", "window", "anchors", "clip+window",
@@ -159,16 +149,9 @@ def test_every_peer_runs_as_on_the_reference(name: str, text: int) -> None:
     expected = op.run("reference", *tensors, spec)
     assert distance(op.run("tiles", *tensors, spec), expected) <= 1e-5
     assert distance(op.run("calls", *tensors, spec), expected) <= 1e-5
+    assert distance(op.run("flex", *tensors, spec), expected) <= 1e-5
     plain = op.run("reference", *tensors, dataclasses.replace(spec, strategy=Strategy()))
     assert distance(plain, expected) > 1e-3, "the strategy changes nothing here"
-
-
-@pytest.mark.parametrize("name", ["pi", "clip", "ultravico", "freelong"])
-def test_peers_on_flex(name: str) -> None:
-    spec, tensors = peer(name, 2)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="attention='flex' with strategy")
-        assert distance(op.run("flex", *tensors, spec), op.run("reference", *tensors, spec)) <= 1e-5
 
 
 def test_frequencies_are_those_of_a_model_built_with_them() -> None:

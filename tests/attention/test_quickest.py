@@ -38,6 +38,12 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[int, ...]]]:
     return shapes
 
 
+@pytest.fixture(autouse=True)
+def short_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure also what is small enough for a test."""
+    monkeypatch.setattr(quickest, "LEAST", 0)
+
+
 def clock(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
     """Time passes as said, whatever the machine does meanwhile."""
     now = [0.0]
@@ -114,3 +120,12 @@ def test_a_transformed_model_measures_once_for_all_its_layers(caplog: pytest.Log
             run(model)
     lines = [r.getMessage() for r in caplog.records if r.name == "freeloc_fx.attention.quickest"]
     assert len(lines) == 2, "one measurement for each transformed model, none for its second layer or call"
+
+
+def test_what_is_short_is_not_measured(ran: dict[str, list[tuple[int, ...]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    case = named("vrpr+tsa+temp")
+    monkeypatch.setattr(quickest, "LEAST", case.spec.grid.sequence + 1)
+    choices: dict[Any, str] = {}
+    with within(Running(choices=choices)):
+        op.run("auto", *case.tensors(), case.spec)
+    assert not choices and ran["calls"] == [] and len(ran["tiles"]) == 1

@@ -11,8 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from freeloc_fx.attention import op
-from freeloc_fx.attention.bands import spec_bands
-from freeloc_fx.attention.flex.block_mask import block_mask
+from freeloc_fx.attention.flex.options import FlexOptions
+from freeloc_fx.attention.flex.site import describe_site
+from freeloc_fx.attention.flex.tables import masks
 from freeloc_fx.attention.registry import Specs
 from freeloc_fx.cli.app import app
 from freeloc_fx.evaluation.cost import count_blocks, make_spec, mask_cost, peak_bytes
@@ -65,22 +66,28 @@ def test_what_makes_no_sense_is_one_line_and_code_2(arguments: list[str], words:
 def test_counted_tiles_are_those_of_the_masks(strategy: str, block: int | tuple[int, int]) -> None:
     known = make_spec(strategy, 2, 2, 5)
     height, width = (block, block) if isinstance(block, int) else block
+    site = describe_site(known, (1, 1, known.grid.video, 128), torch.float32, options=FlexOptions(block=block))
     stripe = known.strategy.visibility.stripe(2, 5)
     tokens, full, partial, area = known.grid.video, 0, 0, 0
-    for band in spec_bands(known):
-        if (band.levels == band.levels.max()).all():  # all FULL: no mask
-            full += -(-band.levels.shape[0] * 10 // height) * -(-tokens // width)
-            area += band.levels.size * 100
+    shape = (-(-tokens // height), -(-tokens // width))
+    for call in site.calls[0]:
+        if call.dense:
+            full += shape[0] * shape[1]
+            area += tokens**2
             continue
-        mask = block_mask(band.levels, stripe, 10, block=block)
-        assert mask.full_kv_num_blocks is not None
-        full += int(mask.full_kv_num_blocks.sum())
-        partial += int(mask.kv_num_blocks.sum())
-        seen = np.kron(mask.to_dense()[0, 0].numpy(), np.ones((height, width), int))
-        area += int(seen[: len(band.levels) * 10, :tokens].sum())
+        made = masks(site, known, call, stripe)
+        full += int(made["full_count"].sum())
+        partial += int(made["count"].sum())
+        for version in range(len(call.versions)):
+            seen = np.zeros(shape, int)
+            for count, index in (("count", "index"), ("full_count", "full_index")):
+                for row, number in enumerate(made[count][0, version].tolist()):
+                    seen[row, made[index][0, version, row, :number].numpy()] = 1
+            area += int(np.kron(seen, np.ones((height, width), int))[:tokens, :tokens].sum())
     found = count_blocks(known, block)
     assert (found.full, found.partial, found.area) == (full, partial, area)
     assert found.full + found.partial + found.empty == found.dense
+    assert found.calls == len(site.calls[0])
 
 
 def test_building_masks_costs_time_and_memory() -> None:

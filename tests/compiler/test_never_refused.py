@@ -59,8 +59,9 @@ def default_device() -> Iterator[None]:
         torch.set_default_device(None)
 
 
-@pytest.mark.parametrize("name", ["Wan", "CogVideoX"])
-@pytest.mark.parametrize("context", [default_dtype, default_device, lambda: torch.device("cpu")])
+@pytest.mark.parametrize(
+    ("name", "context"), [("Wan", default_dtype), ("CogVideoX", default_device), ("Wan", lambda: torch.device("cpu"))]
+)
 def test_defaults_of_the_process(name: str, context: Any) -> None:
     model = build(name)
     check(model, arguments(name, model, 4), arguments(name, model, 12), context)
@@ -96,8 +97,7 @@ def test_pairs_that_turn_by_half_a_turn(size: tuple[int, int, int]) -> None:
     check(model, given(*size), given(13, *size[1:]))
 
 
-@pytest.mark.parametrize("blocks", [[1], [0, 1]])
-@pytest.mark.parametrize("mask", [None, 0.0, 1.0])
+@pytest.mark.parametrize(("blocks", "mask"), [([1], None), ([0, 1], 0.0), ([1], 1.0)])
 def test_guidance_that_perturbs_blocks(blocks: list[int], mask: float | None) -> None:
     """LTX2's spatio-temporal guidance branches on a tensor in a block, and leaves attentions out in some calls."""
     case = CASES["LTX2"]

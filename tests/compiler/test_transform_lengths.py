@@ -44,7 +44,6 @@ def test_lowerings_agree_through_the_model(model: Any, name: str) -> None:
     assert distance(expected, run(model, batch=2)) > 1e-2, "the strategy shows in the output"
 
 
-@pytest.mark.filterwarnings("ignore:attention='flex' with strategy")
 def test_flex_agrees_through_the_model(model: Any) -> None:
     found = run(transform(model, ALL, backend="eager", attention="flex"))
     assert distance(found, reference(model)) <= 1e-5

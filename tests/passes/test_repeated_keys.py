@@ -104,7 +104,6 @@ def run(model: Any, frames: int = LONG) -> torch.Tensor:
 
 def targets(profile: Profile, attention: str = "auto") -> list[str]:
     """Paths of the attentions whose repeated keys are merged, from a rewritten capture of Wan."""
-    from freeloc_fx.attention.registry import Specs
     from freeloc_fx.compiler import pipeline
     from freeloc_fx.compiler.runner import Runner
 
@@ -112,7 +111,7 @@ def targets(profile: Profile, attention: str = "auto") -> list[str]:
     graph, capture = captured(model, padded_inputs(LONG), profile)
     runner = Runner(graph, capture)
     plan = pipeline.analyse(runner, nn.Module(), model, profile)
-    pipeline.rewrite(runner, plan, attention=attention, verify=False, specs=Specs())
+    pipeline.rewrite(runner, plan, pipeline.Rewriting(attention), nn.Module())
     over_text = torch.ops.freeloc_fx.attention_over_text.default
     return [site.path for node, site in sites(graph) if node.target is over_text]
 

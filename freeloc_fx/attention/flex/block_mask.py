@@ -7,13 +7,14 @@ nothing of a transformer, and not the tiles of the CPU kernel, which are 16 quer
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from torch.nn.attention.flex_attention import BlockMask
 
 from freeloc_fx.method.visibility import FULL, STRIPE
 
-__all__ = ["BLOCK", "Block", "block_mask", "block_states"]
+__all__ = ["BLOCK", "Block", "Segments", "block_states", "ordered"]
 
 
 BLOCK = 128
@@ -24,13 +25,54 @@ Block = int | tuple[int, int]
 """Tokens of a query and of a key block, or one number for both."""
 
 
-def _fragments(frames: int, n: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cut a sequence of frames at block and frame boundaries: (block, frame, first token, end token) of each."""
-    length = frames * n
-    cuts = np.unique(np.concatenate([np.arange(0, length, block), np.arange(0, length, n), [length]]))
-    start, end = cuts[:-1], cuts[1:]
-    frame = start // n
-    return start // block, frame, start - frame * n, end - frame * n
+@dataclass(frozen=True)
+class Segments:
+    """A sequence as segments: each latent frame is one, and the text tokens around the video are one together.
+
+    Args:
+        of_run: which segment each run of neighbouring tokens belongs to, int (runs,).
+        length: tokens of each run, int (runs,).
+    """
+
+    of_run: np.ndarray
+    length: np.ndarray
+
+    @classmethod
+    def of_frames(cls, frames: int, tokens: int, text_first: int = 0, text_last: int = 0) -> Segments:
+        """Latent frames, as segments 0, 1, ..., with text before and after them as segment number `frames`.
+
+        Args:
+            frames: latent frames.
+            tokens: tokens of a latent frame.
+            text_first: text tokens before the video.
+            text_last: text tokens after the video.
+        """
+        of_run, length = np.arange(frames), np.full(frames, tokens)
+        if text_first:
+            of_run, length = np.append(frames, of_run), np.append(text_first, length)
+        if text_last:
+            of_run, length = np.append(of_run, frames), np.append(length, text_last)
+        return cls(of_run, length)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the sequence."""
+        return int(self.length.sum())
+
+    def of_token(self) -> tuple[np.ndarray, np.ndarray]:
+        """The segment of each token and its place in its run, int32 (tokens,) each."""
+        start = np.repeat(np.cumsum(self.length) - self.length, self.length)
+        place = np.arange(self.tokens) - start
+        return np.repeat(self.of_run, self.length).astype(np.int32), place.astype(np.int32)
+
+    def fragments(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Cut at the boundaries of blocks and runs: (block, segment, first place, end place) of each fragment."""
+        end = np.cumsum(self.length)
+        cuts = np.unique(np.concatenate([np.arange(0, self.tokens, block), [0], end]))
+        first, last = cuts[:-1], cuts[1:]
+        run = np.searchsorted(end, first, side="right")
+        start = (end - self.length)[run]
+        return first // block, self.of_run[run], first - start, last - start
 
 
 def _intervals(first: np.ndarray, end: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,7 +108,12 @@ def _joined(fragments: np.ndarray, blocks: np.ndarray, how: np.ufunc) -> np.ndar
 
 
 def block_states(
-    levels: np.ndarray, stripe: np.ndarray, n: int, block: tuple[int, int]
+    levels: np.ndarray,
+    stripe: np.ndarray,
+    queries: Segments | int,
+    keys: Segments | int,
+    block: tuple[int, int],
+    whole: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether any pair, and whether every pair, of each block is visible.
 
@@ -74,96 +121,57 @@ def block_states(
     the stripe mask says for the two places in a frame, or not.
 
     Args:
-        levels: visibility, int8 (query frames, key frames).
+        levels: visibility, int8 (query segments, key segments).
         stripe: bool (n, n), what STRIPE lets a token of a frame see.
-        n: tokens of a latent frame.
+        queries: the segments of the query tokens; a number for latent frames of so many tokens.
+        keys: the same of the key tokens.
         block: tokens of a query block and of a key block.
+        whole: bool (key segments,), False where single keys may be hidden, so that no block with one of them counts as
+            visible as a whole; None where none may be.
 
     Returns:
         (any, all), bool (query blocks, key blocks) each; padding beyond the end of the sequence is not visible.
     """
-    qb, qf, q0, q1 = _fragments(levels.shape[0], n, block[0])
-    kb, kf, k0, k1 = _fragments(levels.shape[1], n, block[1])
+    queries = Segments.of_frames(levels.shape[0], queries) if isinstance(queries, int) else queries
+    keys = Segments.of_frames(levels.shape[1], keys) if isinstance(keys, int) else keys
+    qb, qf, q0, q1 = queries.fragments(block[0])
+    kb, kf, k0, k1 = keys.fragments(block[1])
     table = levels[qf][:, kf]
     some = table == FULL
     every = some
     near = table == STRIPE
     if near.any():
+        n = len(stripe)
+        # Text is never under a stripe, and may be longer than a frame.
+        (q0, q1), (k0, k1) = ((np.minimum(a, n - 1), np.minimum(b, n)) for a, b in ((q0, q1), (k0, k1)))
         q0, q1, rows = _intervals(q0, q1, n)
-        k0, k1, keys = _intervals(k0, k1, n)
+        k0, k1, columns = _intervals(k0, k1, n)
         touched, covered = _stripe_states(stripe, q0, q1, k0, k1)
-        some, every = some | (near & touched[rows][:, keys]), some | (near & covered[rows][:, keys])
+        some, every = some | (near & touched[rows][:, columns]), some | (near & covered[rows][:, columns])
+    if whole is not None:
+        every = every & whole[kf]
     some = _joined(_joined(some, qb, np.logical_or).T, kb, np.logical_or).T
     every = _joined(_joined(every, qb, np.logical_and).T, kb, np.logical_and).T
-    if levels.shape[0] * n % block[0]:
+    if queries.tokens % block[0]:
         every[-1] = False
-    if levels.shape[1] * n % block[1]:
+    if keys.tokens % block[1]:
         every[:, -1] = False
     return some, every
 
 
-def _ordered(blocks: np.ndarray, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    """FlexAttention's form of a bool table: (count per row, column indices with the True ones first), int32."""
-    columns = np.broadcast_to(np.arange(blocks.shape[1], dtype=np.int32), blocks.shape)
-    count = blocks.sum(1, dtype=np.int32)
-    index = np.empty(blocks.shape, np.int32)
-    first = columns < count[:, None]
-    index[first] = columns[blocks]  # row by row on both sides
-    index[~first] = columns[~blocks]
-    return torch.from_numpy(count)[None, None].to(device), torch.from_numpy(index)[None, None].to(device)
-
-
-def block_mask(
-    levels: np.ndarray,
-    stripe: np.ndarray,
-    n: int,
-    device: torch.device | str = "cpu",
-    block: Block = BLOCK,
-    stripe_table: torch.Tensor | None = None,
-) -> BlockMask:
-    """BlockMask of frame-level visibility, built without looking at pairs of tokens.
+def ordered(blocks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """FlexAttention's form of bool tables: counts per row, and column indices with the True ones first.
 
     Args:
-        levels: visibility, int8 (query frames, key frames).
-        stripe: bool (n, n), what STRIPE lets a token of a frame see.
-        n: tokens of a latent frame.
-        device: where the mask's tables lie.
-        block: tokens of a query and of a key block, or one number for both.
-        stripe_table: `stripe` on the device, where several masks share one; None to make it.
+        blocks: bool (heads, query blocks, key blocks).
 
     Returns:
-        The same blocks as `create_block_mask` finds on the token-level mask function.
+        int32 (1, heads, query blocks) and int32 (1, heads, query blocks, key blocks).
     """
-    size = (block, block) if isinstance(block, int) else block
-    some, every = block_states(levels, stripe, n, size)
-    partial = some & ~every
-    kv_count, kv_index = _ordered(partial, device)
-    full_kv_count, full_kv_index = _ordered(every, device)
-    q_count, q_index = _ordered(partial.T, device)
-    full_q_count, full_q_index = _ordered(every.T, device)
-    level_table = torch.from_numpy(levels.astype(np.int8)).to(device)
-    striped = bool((levels == STRIPE).any())
-    near = stripe_table
-    if near is None:
-        near = torch.from_numpy(np.ascontiguousarray(stripe)).to(device) if striped else level_table
-
-    def visible(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return level_table[q // n, k // n] == FULL
-
-    def visible_striped(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        level = level_table[q // n, k // n]
-        return (level == FULL) | ((level == STRIPE) & near[q % n, k % n])
-
-    return BlockMask(
-        seq_lengths=(levels.shape[0] * n, levels.shape[1] * n),
-        kv_num_blocks=kv_count,
-        kv_indices=kv_index,
-        full_kv_num_blocks=full_kv_count,
-        full_kv_indices=full_kv_index,
-        q_num_blocks=q_count,
-        q_indices=q_index,
-        full_q_num_blocks=full_q_count,
-        full_q_indices=full_q_index,
-        BLOCK_SIZE=size,
-        mask_mod=visible_striped if striped else visible,
-    )
+    columns = np.broadcast_to(np.arange(blocks.shape[-1], dtype=np.int32), blocks.shape)
+    count = blocks.sum(-1, dtype=np.int32)
+    index = np.empty(blocks.shape, np.int32)
+    first = columns < count[..., None]
+    index[first] = columns[blocks]  # row by row on both sides
+    index[~first] = columns[~blocks]
+    return torch.from_numpy(count)[None], torch.from_numpy(index)[None]

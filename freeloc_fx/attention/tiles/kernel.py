@@ -33,11 +33,11 @@ _log = logging.getLogger(__name__)
 
 
 _HOME = os.getpid()
-"""The process that imported this. A fork of it has none of the threads of its OpenMP, and would wait for ever."""
+"""The process that imported this. In a fork of it the threads of its OpenMP are gone: waiting for them never ends."""
 
 
 _SECONDS = 0.2
-"""For so long the kernel runs before Python looks at signals: Ctrl-C does not wait for a long attention."""
+"""For so long the kernel runs before Python looks at signals, so that Ctrl-C does not wait for a long attention."""
 
 
 _TIMEOUT = 300

@@ -84,12 +84,17 @@ class BlockByBlock:
         del self.pending[facts()]  # not where that raised: the next call like this one raises again
         return result, merged
 
-    def _merged(self, new: Mapping[int, Sequence[Plan]]) -> Plan:
-        """One plan of the blocks that were captured in a call; what the profile asks of blocks must be met by them."""
-        merged = merge([plan for index in sorted(new) for plan in new[index]])
+    def _merged(self, new: Mapping[int, Sequence[Plan]]) -> Plan | None:
+        """One plan of the blocks that were captured in a call; what the profile asks of blocks must be met by them.
+
+        A block may leave its attention out in some calls, as in skip-layer guidance: None where all of them have.
+        """
+        made = [plan for index in sorted(new) for plan in new[index]]
+        ever = [plan for _, part in self.blocks for plan in part.plans]
+        if not any(plan.sites for plan in made) and any(plan.sites for plan in (*ever, *self.backend.plans)):
+            return None
+        merged = merge(made)
         if all(part.plans for _, part in self.blocks):
-            # A block may leave its attention out in some calls, as in skip-layer guidance.
-            ever = [plan for _, part in self.blocks for plan in part.plans]
             check_landed(merge([merged, *ever]), self.backend.profile)
         return merged
 

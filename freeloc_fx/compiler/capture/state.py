@@ -58,14 +58,18 @@ def state_of(model: nn.Module) -> State | None:
     return found if isinstance(found, State) and found.result() is model else None
 
 
-_LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+_LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _GUARD = Lock()
 
 
-def lock_of(original: nn.Module) -> Any:
-    """The lock that calls of all transformed versions of one model take, one after the other.
+def lock_of(owner: Any) -> Any:
+    """The lock that everybody takes who uses one object, one after the other; the same for as long as the object lives.
 
-    A capture puts marks and compiled calls on the blocks, which the versions share.
+    Calls of all transformed versions of a model take the original's: a capture puts marks and compiled calls on the
+    blocks, which the versions share.
+
+    Args:
+        owner: an untransformed model, or another object that can be weakly referenced.
     """
     with _GUARD:
-        return _LOCKS.setdefault(original, RLock())
+        return _LOCKS.setdefault(owner, RLock())

@@ -19,7 +19,7 @@ from freeloc_fx.errors import StrategyError
 from freeloc_fx.method import checks
 from freeloc_fx.method.mixture import Mean
 from freeloc_fx.method.parts import Part
-from freeloc_fx.method.positions import Band, distances
+from freeloc_fx.method.positions import Band, distances, quantised
 from freeloc_fx.method.strategy import Geometry, Strategy
 
 __all__ = ["MOST_SHIFTS", "ShiftedGroups", "group_size"]
@@ -78,6 +78,15 @@ class ShiftedGroups:
                 bands.append(Band(query, past.astype(np.float64), rows & (d >= 0)))
                 bands.append(Band(query, future.astype(np.float64), rows & (d < 0)))
         return [band for band in bands if band.pairs.any()]
+
+    def tiers(self, frames: int) -> list[tuple[Band, ...]]:
+        """Give the one tier: keys at floor(j / size) serve all pairs, with queries at up to three places.
+
+        Args:
+            frames: latent frames of the clip, at least 1.
+        """
+        every = np.ones((frames, frames), bool)
+        return [quantised(self.table(frames), np.arange(frames) // self.size, every)]
 
     def describe(self) -> dict[str, Any]:
         return {"map": "shifted groups", **asdict(self)}

@@ -1,0 +1,117 @@
+"""One attention by the nodes of the rewritten graph, without a graph around it: for comparison and for measuring.
+
+On CUDA it is compiled, as in a graph. Elsewhere the nodes run one by one, with the scores of all pairs in memory: torch
+cannot compile what they are made of for CPU (Inductor there has no log-sum-exp).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from freeloc_fx.attention.cache import Cache
+from freeloc_fx.attention.text import valid_keys
+from freeloc_fx.compat import flex_as_it_is
+from freeloc_fx.method.spec import AttentionSpec
+
+from .attend import attend
+from .backends import check_backend
+from .options import FlexOptions
+from .rotary import vrpr_rotary
+from .site import SiteForm, describe_site
+from .tables import site_tables
+from .valid import visible_keys
+
+__all__ = ["flex"]
+
+
+def flex(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: AttentionSpec,
+    scale: float | None = None,
+    key_mask: torch.Tensor | None = None,
+    *,
+    options: FlexOptions | None = None,
+    step: int = 0,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Run a long attention as the rewritten graph does.
+
+    Args:
+        q: (batch, heads, tokens, head_dim), floating point, already rotated by the model's RoPE.
+        k: as q.
+        v: as q.
+        spec: the strategy, grid and RoPE; a mixture is run whole.
+        scale: factor on q k; None for 1 / sqrt(head_dim). The strategy's temperature multiplies it.
+        key_mask: the model's padding mask, see `text.valid_keys`; None for none.
+        options: see `FlexOptions`; None for the defaults.
+        step: the denoising step, for a strategy that follows it.
+        backend: of torch.compile; None for "inductor" on CUDA and no compiler elsewhere.
+
+    Returns:
+        (batch, heads, tokens, head_dim) in q's dtype.
+
+    Raises:
+        CaptureError: a key mask that is no padding of text, see `text.valid_keys`.
+    """
+    valid_keys(key_mask, q.shape[0], spec.grid)  # refuses what is no padding
+    if spec.strategy.stages:
+        spec = spec.at(step)
+    padded = key_mask is not None and spec.grid.text > 0
+    check_backend(options or FlexOptions(), q.device, q.dtype, q.shape[-1])
+    site = describe_site(spec, tuple(q.shape), q.dtype, scale=scale, padded=padded, options=options)
+    tables = dict(site_tables(site, step, q.device))
+    if padded:
+        assert key_mask is not None
+        grid = spec.grid
+        tables["valid"] = visible_keys(key_mask, q.shape[0], grid.sequence, grid.text_first, grid.video)
+    if backend is None and q.is_cuda:
+        backend = "inductor"
+    if backend is None:
+        with flex_as_it_is():
+            return _run(site.form, q, k, v, tables)
+    call = _compiled.get((site.form, tuple(q.shape), q.dtype, q.device, backend), lambda: _compile(site.form, backend))
+    return call(q, k, v, tables)
+
+
+_compiled = Cache(16)
+"""Form, shape and compiler -> compiled function. It decides nothing about results: what is not there is made again."""
+
+
+def _compile(form: SiteForm, backend: str) -> Callable[..., torch.Tensor]:
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return _run(form, q, k, v, tables)
+
+    call.__code__ = call.__code__.replace()  # Dynamo counts what it compiles by code object
+    compiled: Callable[..., torch.Tensor] = torch.compile(call, backend=backend, fullgraph=True, dynamic=False)
+    return compiled
+
+
+def _run(
+    form: SiteForm, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    return attend(form, _Turned(form, {"q": q, "k": k, "v": v}, tables))
+
+
+class _Turned:
+    """Tables, and q, k and v by the names of `attend.operand`, turned when they are read and not kept."""
+
+    def __init__(self, form: SiteForm, whole: Mapping[str, torch.Tensor], tables: Mapping[str, torch.Tensor]) -> None:
+        self.form, self.whole, self.tables = form, whole, tables
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name in self.tables:
+            return self.tables[name]
+        which, group, *rotation = name.split(".")
+        first = sum(self.form.groups[: int(group)])
+        part = slice(first, first + self.form.groups[int(group)])
+        x = self.whole[which][:, part]
+        if not rotation:
+            return x
+        cos, sin = self.tables[f"cos.{rotation[0]}"], self.tables[f"sin.{rotation[0]}"]
+        if cos.shape[1] > 1:
+            cos, sin = cos[:, part], sin[:, part]
+        return vrpr_rotary(x, cos, sin, self.tables["segment"], self.tables["partner"])

@@ -1,0 +1,67 @@
+"""Rewritten graphs by the stage of denoising that they are for.
+
+A plan may have another strategy in the first denoising steps. Where a strategy is nodes in the graph, that is another
+graph: each is rewritten when the model is captured, compiled when its first step comes, and found again ever after.
+Nothing is captured twice. What moves within a stage (rotating anchors) is tables, which are inputs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from threading import RLock
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from freeloc_fx.attention.flex import merge
+from freeloc_fx.attention.running import running
+from freeloc_fx.errors import CaptureError
+from freeloc_fx.graph.records import record
+
+__all__ = ["Stages", "check_compiler"]
+
+
+def check_compiler(graph: fx.Graph, device: torch.device, inductor: bool) -> None:
+    """Refuse a graph that its compiler cannot take.
+
+    Args:
+        graph: rewritten.
+        device: where its attention runs.
+        inductor: whether Inductor compiles it.
+
+    Raises:
+        CaptureError: Inductor, on CPU, and FlexAttention calls whose results merge.
+    """
+    merging = any(node.target is merge.OPERATOR for node in graph.nodes)
+    if inductor and device.type == "cpu" and merging:
+        paths = [site.path for node in graph.nodes if (site := record(node)) is not None and site.kind == "video"]
+        raise CaptureError(
+            f"attention='flex' on CPU: site {paths[0]} merges FlexAttention calls by their log-sum-exp, which "
+            "Inductor cannot return on CPU; use attention='tiles', or backend='aot_eager' or 'eager'"
+        )
+
+
+class Stages:
+    """One callable for all stages.
+
+    Args:
+        starts: the denoising step with which each begins, rising from 0.
+        compile_stage: compiles the stage of a number for the inputs of a call.
+    """
+
+    def __init__(self, starts: Sequence[int], compile_stage: Callable[[int, list[Any]], Callable[..., Any]]) -> None:
+        self.starts, self.compile_stage = tuple(starts), compile_stage
+        self._made: dict[int, Callable[..., Any]] = {}
+        self._lock = RLock()
+
+    def __call__(self, *inputs: Any) -> Any:
+        index = bisect_right(self.starts, running().step) - 1
+        run = self._made.get(index)
+        if run is None:
+            with self._lock:
+                if index not in self._made:
+                    self._made[index] = self.compile_stage(index, list(inputs))
+                run = self._made[index]
+        return run(*inputs)

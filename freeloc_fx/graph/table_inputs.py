@@ -1,0 +1,125 @@
+"""Inputs that a rewrite adds to a graph: tables that a long attention reads beside q, k and v.
+
+A graph is compiled for the shapes of its inputs. As inputs, tables serve every layer and denoising step, and other
+tables of the same shapes find what is compiled; as constants, each would be code of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from freeloc_fx.attention.flex.site import Site
+from freeloc_fx.attention.flex.tables import site_tables
+from freeloc_fx.attention.running import running
+from freeloc_fx.compat import give_source
+
+__all__ = ["TableInput", "TableInputs", "table_of", "with_tables"]
+
+KEY = "freeloc_table"
+
+
+@dataclass(frozen=True)
+class TableInput:
+    """What one added input is.
+
+    Args:
+        spec: key of the attention's spec.
+        form: of its site.
+        name: of the table, see `site_tables`.
+        heads: which heads of it, (first, end); None for the whole table.
+        site: what the table is made of.
+    """
+
+    spec: str
+    form: Any
+    name: str
+    heads: tuple[int, int] | None
+    site: Site = field(compare=False, repr=False)
+
+    def value(self, step: int, device: torch.device) -> torch.Tensor:
+        """The table at one denoising step, on a device."""
+        whole = site_tables(self.site, step, device)[self.name]
+        return whole if self.heads is None else whole[:, slice(*self.heads)]
+
+
+def table_of(node: fx.Node) -> TableInput | None:
+    """What an added input is; None for every other node."""
+    found = node.meta.get(KEY)
+    assert found is None or isinstance(found, TableInput)
+    return found
+
+
+class TableInputs:
+    """The added inputs of one graph; equal ones are one placeholder.
+
+    Args:
+        graph: gets the placeholders, after its own.
+        device: where the tables lie.
+    """
+
+    def __init__(self, graph: fx.Graph, device: torch.device) -> None:
+        self.graph, self.device = graph, device
+        self._known = {table: node for node in graph.nodes if (table := table_of(node)) is not None}
+        self._keys: dict[int, tuple[Site, str]] = {}
+        self._last = next((n for n in reversed(graph.nodes) if n.op == "placeholder"), None)
+
+    def __call__(self, site: Site, name: str, heads: tuple[int, int] | None = None) -> fx.Node:
+        """The placeholder of a table.
+
+        Args:
+            site: what the table is made of.
+            name: of the table, see `site_tables`.
+            heads: which heads of it; None for the whole table.
+        """
+        if id(site) not in self._keys:  # a key is a hash of everything
+            self._keys[id(site)] = (site, site.spec.key)
+        table = TableInput(self._keys[id(site)][1], site.form, name, heads, site)
+        node = self._known.get(table)
+        if node is None:
+            label = f"{site.spec.strategy.name}_{name}".replace(".", "_").replace("+", "_").replace(" ", "_")
+            first = next(iter(self.graph.nodes))
+            with self.graph.inserting_before(first) if self._last is None else self.graph.inserting_after(self._last):
+                node = self.graph.placeholder(label)
+            node.meta[KEY] = table
+            give_source(node, table.value(0, self.device))
+            self._known[table] = self._last = node
+        return node
+
+
+def with_tables(
+    graph: fx.Graph, device: torch.device, follows_steps: bool
+) -> tuple[list[torch.Tensor], Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    """Call a rewritten graph like the one that it was made from.
+
+    Args:
+        graph: with its added inputs.
+        device: where the tables lie.
+        follows_steps: whether a table depends on the denoising step.
+
+    Returns:
+        The values of the added inputs at the step that is running, and what makes of a callable of all inputs one of
+        the graph's own inputs.
+    """
+    tables = [table for node in graph.nodes if (table := table_of(node)) is not None]
+
+    def values() -> list[torch.Tensor]:
+        step = running().step
+        return [table.value(step, device) for table in tables]
+
+    fixed: Sequence[torch.Tensor] = values()
+
+    def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
+        if not tables:
+            return call
+
+        def with_them(*inputs: Any) -> Any:
+            return call(*inputs, *(values() if follows_steps else fixed))
+
+        return with_them
+
+    return list(fixed), wrap

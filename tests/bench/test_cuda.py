@@ -1,0 +1,64 @@
+"""The script for a CUDA machine: what it writes and when it stops, on CPU; its checks on a GPU where there is one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gpu_checks import agreement, attention
+
+SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "cuda.py"
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "--out", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_script_writes_what_it_measures_and_names_the_device(tmp_path: Path) -> None:
+    done = run(tmp_path / "new", "--device", "cpu", "--tiny", "--parts", "a", "--minutes", "2")
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, Any]] = json.loads((tmp_path / "new" / "cuda.json").read_text())["rows"]
+    assert {row["lowering"] for row in rows} == {"flex", "calls", "tiles"}
+    assert all(row["holds"] and row["device"].startswith("CPU") for row in rows)
+    assert all(line.startswith("[CPU (a trial") for line in done.stdout.splitlines())
+
+
+@pytest.mark.slow
+def test_every_part_of_the_script_runs(tmp_path: Path) -> None:
+    done = run(tmp_path, "--device", "cpu", "--tiny", "--parts", "bcd", "--minutes", "4")
+    rows = json.loads((tmp_path / "cuda.json").read_text())["rows"]
+    assert {row["part"] for row in rows} == {"b", "c", "d"}, done.stderr
+    assert not any("failed" in row for row in rows), rows
+
+
+def test_nothing_is_begun_after_the_time_is_over(tmp_path: Path) -> None:
+    done = run(tmp_path, "--device", "cpu", "--tiny", "--minutes", "0")
+    assert "minutes are over, before a: flex - reference" in done.stdout and not (tmp_path / "cuda.json").exists()
+
+
+def test_measurements_of_attention_alone() -> None:
+    rows = [measure() for _, measure in attention(torch.device("cpu"), tiny=True)]
+    assert [row.get("strategy") for row in rows] == [None, None, "vrpr+tsa", "vrpr", "tsa"]
+    assert all(row["milliseconds"] > 0 for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+def test_a_machine_without_cuda_is_told_how_to_try_it(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    assert done.returncode == 2 and "--device cpu --tiny tries the script" in done.stderr
+
+
+@pytest.mark.gpu
+def test_every_lowering_is_the_reference_on_a_gpu() -> None:
+    wrong = []
+    for about, measure in agreement(torch.device("cuda"), tiny=False):
+        row = measure()
+        if not row["holds"]:
+            wrong.append((about, row["error"]))
+    assert not wrong
