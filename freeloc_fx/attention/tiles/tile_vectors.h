@@ -42,7 +42,7 @@ inline Vec exp2(Vec x) {
 // Everywhere R (or `rows`) is the query rows of a tile, R / W the vectors that hold them.
 
 constexpr int ALONG = DEEP < 6 ? DEEP : 6;  // diagonals of a register block
-constexpr int PANEL = 8;  // channels of a key that lie side by side
+constexpr int PANEL = W == 16 ? 8 : 32;  // channels of a key that lie side by side
 
 // Scores of M keys for V vectors of query rows: c[m, :] = sum over k of a[m, k] * b[k, :], in `rows` floats.
 // Keys lie in panels of `stride` floats, so that all of a block's are near one address: 14 addresses are no registers.
@@ -73,7 +73,7 @@ template <int M, int V>
     for (int v = 0; v < V; ++v) sum[m][v] = load(c + m * rows + v * W);
   for (int64_t k = 0; k < keys; ++k) {
     const float* x = a + at[k];
-    __asm__("" : "+r"(x));  // one register: with an index beside it, each product would be two steps of the processor
+    if constexpr (V == 1) __asm__("" : "+r"(x));  // one register: with an index, a product is two steps of a processor
     Vec row[V];
     for (int v = 0; v < V; ++v) row[v] = load(b + k * rows + v * W);
     for (int m = 0; m < M; ++m)
