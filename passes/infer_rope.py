@@ -63,13 +63,28 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
         q, k = results
         if isinstance(q, MatchFailure) or isinstance(k, MatchFailure):
             failure = q if isinstance(q, MatchFailure) else k
-            write(node, kind="other", reason=str(failure))
+            # As many text tokens as the clip has tokens look like a self-attention until here.
+            cross = _reads_elsewhere(graph, capture, given["query"], given["key"])
+            write(node, kind="cross" if cross else "other", reason=str(failure))
         elif not rope.alike(q[0], k[0]) or q[1] != k[1]:
             write(node, kind="other", reason="q and k are rotated differently")
         else:
             write(node, rope=q[0], grid=q[1])
             found += 1
     return found
+
+
+def _reads_elsewhere(graph: fx.Graph, capture: Capture, query: Any, key: Any) -> bool:
+    """Whether a key knows nothing of some input of the model that its query knows, as text does of the latents."""
+    bits: dict[fx.Node, int] = {}
+    for number, node in enumerate(graph.nodes):
+        bits[node] = 0
+        for read in node.all_input_nodes:
+            bits[node] |= bits[read]
+        value = capture.inputs.get(node)
+        if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+            bits[node] = 1 << number
+    return bool(bits[query] & ~bits[key])
 
 
 class _PerSampleError(ValueError):

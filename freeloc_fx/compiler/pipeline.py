@@ -186,9 +186,7 @@ def analyse(runner: Runner, root: torch.nn.Module, model: torch.nn.Module | None
         CaptureError: the graph is the whole model and holds no attention that can be planned.
         VerificationError: a pass left the graph inconsistent.
     """
-    # What the model computes under autocast is in its graph; tables that it keeps out of autocast are made here alone.
-    with torch.autocast(runner.capture.device.type, enabled=False):
-        runner.run(analysis_passes(root, model, profile))
+    runner.run(analysis_passes(root, model, profile))
     found = [site for _, site in sites(runner.graph)]
     capture = runner.capture
     plan = make_plan(found, profile, partial=bool(capture.prefix), layers=len(capture.layers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -34,6 +35,21 @@ def run_nodes(
     Returns:
         Node -> value, those that were known among them.
     """
+    with ExitStack() as stack:
+        # A stretch is run outside of what stood around it: a model that keeps its tables out of autocast says so there.
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        return _run(nodes, known, widen, replace, keep)
+
+
+def _run(
+    nodes: Iterable[fx.Node],
+    known: Mapping[fx.Node, Any],
+    widen: bool,
+    replace: Mapping[int, int] | None,
+    keep: Iterable[fx.Node] | None,
+) -> dict[fx.Node, Any]:
     values = dict(known)
     nodes = list(nodes)
     last = {} if keep is None else {read: n for n in nodes for read in n.all_input_nodes}
