@@ -110,7 +110,7 @@ def _like(made: Operands, name: str, node: fx.Node, dtype: torch.dtype, device: 
         return tuple(value.shape), value.dtype, device
     which, group, *rotation = name.split(".")
     grid, heads = made.site.spec.grid, made.site.form.groups[int(group)]
-    shape = (made.site.shape[0], heads, grid.sequence, made.site.spec.rope.head_dim)
+    shape: tuple[int, ...] = (made.site.shape[0], heads, grid.sequence, made.site.spec.rope.head_dim)
     if rotation:
         versions = len(made.site.rotations[int(rotation[0])].turn)
         shape = (*shape[:2], versions, *shape[2:])
