@@ -80,7 +80,7 @@ def check_names(names: Collection[str]) -> frozenset[str]:
     """
     known = [name_of(one) for one in PASSES]
     given = [names] if isinstance(names, str) or not isinstance(names, Collection) else list(names)
-    wrong = given if given == [names] else [name for name in given if name not in known]
+    wrong = given if given == [names] else sorted((name for name in given if name not in known), key=str)
     if wrong:
         raise ValueError(f"disable_passes: expected names out of {', '.join(known)}, found {wrong}")
     return frozenset(names)

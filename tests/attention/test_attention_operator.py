@@ -56,13 +56,13 @@ def test_a_spec_given_as_a_number_is_that_spec(name: str) -> None:
         (*inputs, specs.number(key), "tiles", None),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
-    with pytest.raises(CaptureError, match="long attention number 12345: expected one of the"):
+    with pytest.raises(CaptureError, match="long attention number 12345: expected that of one of the"):
         numbered(*inputs, torch.tensor(12345), "tiles", None)
 
 
 def test_an_unknown_spec_is_an_error() -> None:
     inputs = named("tsa").tensors()
-    with pytest.raises(CaptureError, match=r"'no\+such@1x1x1#0': no such spec in this process"):
+    with pytest.raises(CaptureError, match=r"'no\+such@1x1x1#0': no such spec lives"):
         op.long_attention(*inputs, "no+such@1x1x1#0", "tiles", None)
 
 

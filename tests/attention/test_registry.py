@@ -62,7 +62,7 @@ def test_a_spec_is_gone_with_the_last_that_holds_it() -> None:
     assert seen() is None
     with pytest.raises(CaptureError, match="no such spec lives"):
         by_key(key)
-    with pytest.raises(CaptureError, match=f"long attention number {int(number)}: expected one of the"):
+    with pytest.raises(CaptureError, match=f"long attention number {int(number)}: expected that of one of the"):
         by_number(number)
 
 

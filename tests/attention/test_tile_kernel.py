@@ -85,6 +85,7 @@ def test_it_is_built_once(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "freeloc_fx") == [first.name], "scratch folders stay behind"
 
 
+@pytest.mark.slow
 def test_a_build_that_is_not_whole_is_built_again(fresh: pytest.MonkeyPatch) -> None:
     """Cut short it would load, and end the process with a bus error when it is used."""
     library = kernel.build()

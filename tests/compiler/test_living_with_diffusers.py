@@ -159,6 +159,6 @@ def test_blocks_compiled_on_their_own_are_refused() -> None:
     model, given = wan(), wan_inputs(10)
     changed = changed_of(model)
     run(changed, given)
-    changed.compile_repeated_blocks(backend="eager")
+    model.blocks[0].compile(backend="eager")
     with pytest.raises(TransformError, match=r"blocks\.0 \(WanTransformerBlock\) is already compiled"):
         run(changed, given)

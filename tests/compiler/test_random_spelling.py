@@ -118,7 +118,7 @@ def run(examples: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def test_some_spellings(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = run(20, monkeypatch)
+    seen = run(8, monkeypatch)
     assert seen["right"] >= seen.total() / 2, seen
 
 

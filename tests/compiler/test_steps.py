@@ -60,6 +60,7 @@ def test_the_first_steps_run_another_strategy_and_nothing_is_captured_again() ->
     assert len(plans(staged)) == 1
 
 
+@pytest.mark.slow
 def test_rotating_anchors_change_from_step_to_step_without_another_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step computes what a model computes whose key frames stand still where that step has them."""
     model = models.wan()

@@ -93,6 +93,7 @@ def test_a_shape_that_was_seen_is_not_compiled_again(model: Any) -> None:
             assert distance(found, reference(model, **call)) <= 1e-5
 
 
+@pytest.mark.slow
 def test_more_shapes_than_dynamo_would_compile(model: Any) -> None:
     """Past eight shapes Dynamo alone would run the untransformed model without a word."""
     changed = transform(model, ALL, backend="eager")
@@ -158,6 +159,7 @@ def test_a_model_written_by_hand() -> None:
 # Compilers
 
 
+@pytest.mark.slow
 def test_inductor_at_a_long_length(model: Any) -> None:
     found = run(transform(model, ALL))
     assert distance(found, run(transform(model, ALL, backend="eager"))) <= 1e-4
@@ -187,5 +189,5 @@ def test_a_backend_may_be_a_mapping_or_a_callable(model: Any) -> None:
     assert torch.equal(run(transform(model, ALL, backend={"backend": "aot_eager"})), expected)
     transform(model, ALL, backend={"mode": "reduce-overhead"})
     transform(model, ALL, backend={"options": {"max_autotune": False}})
-    with pytest.raises(RuntimeError, match="no_such_option"):
+    with pytest.raises(ValueError, match="no_such_option"):
         transform(model, ALL, backend={"options": {"no_such_option": 1}})

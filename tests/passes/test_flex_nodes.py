@@ -91,6 +91,7 @@ def test_three_calls_for_vrpr_at_any_length(name: str, times: int, paper: bool) 
     assert kept.count(rotary.OPERATOR) <= 4
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(
     st.sampled_from(["vrpr", "vrpr+tsa", "tsa", "clip+window", "ultravico+temp"]),

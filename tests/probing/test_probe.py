@@ -250,6 +250,7 @@ def test_a_probe_gives_a_profile_that_transforms(model: Any, mode: str, tmp_path
     assert all(site.context_sensitivity is not None for site in plan.sites)
 
 
+@pytest.mark.slow
 def test_a_reward_decides_the_position_sensitivity_in_full_mode(model: Any) -> None:
     def reward(video: torch.Tensor, seed: int) -> float:
         base = generate(model, video.shape[2], seed)

@@ -68,6 +68,7 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         yield moment
 
 
+@pytest.mark.slow
 def test_killed_fifty_times_and_resumed_gives_the_identical_profile(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ def test_what_the_videos_say_beats_the_rule(tmp_path: Path) -> None:
     assert probed() == found and not made  # the journal has all of it
 
 
+@pytest.mark.slow
 def test_a_candidate_is_tried_at_its_lengths_only(tmp_path: Path) -> None:
     names: list[str] = []
     found = run(
