@@ -7,8 +7,11 @@ at each of them, so that a new version that moves one says which.
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any
 
@@ -57,11 +60,14 @@ def dynamo_settings(**settings: Any) -> AbstractContextManager[Any]:
     return patched
 
 
-def dynamo_switched_off() -> str:
+def dynamo_switched_off(*, entirely: bool = False) -> str:
     """What keeps torch.compile from compiling in this process, by the name of the switch; empty for nothing.
 
     Seen in torch 2.13.0 (`torch._dynamo.config.disable`, which the environment variables set, and
     `torch._dynamo.eval_frame._stance`).
+
+    Args:
+        entirely: leave out what still runs that which was compiled before.
     """
     import torch._dynamo
     from torch._dynamo import eval_frame
@@ -69,7 +75,7 @@ def dynamo_switched_off() -> str:
     if getattr(torch._dynamo.config, "disable", False):
         return "TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE (torch._dynamo.config.disable)"
     stance = getattr(getattr(eval_frame, "_stance", None), "stance", "default")
-    if stance in ("force_eager", "eager_on_recompile"):
+    if stance == "force_eager" or (stance == "eager_on_recompile" and not entirely):
         return f"torch.compiler.set_stance({stance!r})"
     return ""
 
@@ -237,6 +243,20 @@ def assert_on_device(condition: torch.Tensor, message: str) -> None:
 def is_region_call(node: fx.Node) -> bool:
     """Whether a node calls a region that Dynamo traced once (`torch.compiler.nested_compile_region`)."""
     return node.target is getattr(torch.ops.higher_order, "invoke_subgraph", None)
+
+
+def stamps_regions() -> bool:
+    """Whether Dynamo traces a marked region once and stamps it out, each time with the weights of the module at hand.
+
+    Seen in torch 2.13.0. Versions before trace each region; 2.14.1 hands all of them the first one's weights.
+    """
+    known = inspect.signature(torch.compiler.nested_compile_region).parameters
+    return "max_reuse_entries" in known and release("torch") < (2, 14)
+
+
+def release(package: str) -> tuple[int, ...]:
+    """The first two numbers of an installed package's version: (2, 13)."""
+    return tuple(map(int, re.findall(r"\d+", version(package))[:2]))
 
 
 def outside_fake_mode() -> AbstractContextManager[Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from types import MappingProxyType
+
+from freeloc_fx.compat import release
 
 __all__ = ["NEWEST", "warn_of_newer"]
 
@@ -20,12 +21,10 @@ def warn_of_newer() -> None:
     Nothing is refused for its version. Python shows a warning of one text once a process.
     """
     for name, newest in NEWEST.items():
-        found = version(name)
-        numbers = tuple(map(int, re.findall(r"\d+", found)[:2]))
-        if numbers > newest:
+        if release(name) > newest:
             tested = ".".join(map(str, newest))
             warnings.warn(
-                f"{name} {found} is newer than {tested}, the newest that freeloc_fx was tested with; if something is "
-                f"refused that worked before, try {name} {tested}",
+                f"{name} {version(name)} is newer than {tested}, the newest that freeloc_fx was tested with; if "
+                f"something is refused that worked before, try {name} {tested}",
                 stacklevel=3,
             )

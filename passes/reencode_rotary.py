@@ -17,12 +17,10 @@ hidden by a key mask.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 import torch.fx as fx
-import torch.nn.functional as F
 
 from freeloc_fx.attention.flex import rotary, valid
 from freeloc_fx.attention.flex.attend import operand, wanted
@@ -30,7 +28,7 @@ from freeloc_fx.attention.flex.backends import check_backend
 from freeloc_fx.attention.flex.options import FlexOptions
 from freeloc_fx.attention.flex.site import Site, check_site, describe_site
 from freeloc_fx.compat import STACK
-from freeloc_fx.graph.calls import arguments
+from freeloc_fx.graph.calls import arguments, pad_tokens
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.records import AttentionSite, Operands, sites, write_operands
 from freeloc_fx.graph.shapes import value_of
@@ -86,7 +84,8 @@ def _operands(
     batch, heads, tokens, _ = site.query_shape
     mask, length = site.mask, None
     if site.padded:
-        whole, mask, length = _padded(graph, whole, tokens, tables.device)
+        padded, mask, length = pad_tokens(graph, list(whole.values()), tokens, tables.device)
+        whole = dict(zip(whole, padded, strict=True))
     dtype = value_of(node).dtype
     # Under autocast attention runs in a dtype of its own, which what follows was captured with.
     for which, x in whole.items():
@@ -127,15 +126,3 @@ def _rotary(
     heads = part if len(rates) > 1 and len(made.form.groups) > 1 else None
     angles = [tables(made, f"{name}.{number}", heads) for name in ("cos", "sin")]
     return graph.call_function(rotary.OPERATOR, (x, *angles, tables(made, "segment"), tables(made, "partner")))
-
-
-def _padded(
-    graph: fx.Graph, whole: dict[str, Any], tokens: int, device: torch.device
-) -> tuple[dict[str, Any], fx.Node, fx.Node]:
-    """q, k and v with as many tokens as there may be, which of them there are, and how many."""
-    length = graph.call_method("size", (whole["q"], 2))
-    missing = graph.call_function(operator.sub, (tokens, length))
-    padded = {which: graph.call_function(F.pad, (x, (0, 0, 0, missing))) for which, x in whole.items()}
-    places = graph.call_function(torch.arange, (tokens,), {"device": device})
-    mask = graph.call_method("view", (graph.call_function(operator.lt, (places, length)), 1, 1, 1, tokens))
-    return padded, mask, length

@@ -10,16 +10,14 @@ be, the padding is hidden by a key mask, and its rows are dropped again.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 import torch.fx as fx
-import torch.nn.functional as F
 
 from freeloc_fx.attention import op
 from freeloc_fx.attention.registry import Specs
-from freeloc_fx.graph.calls import arguments, erase_unused, replace_call
+from freeloc_fx.graph.calls import arguments, erase_unused, pad_tokens, replace_call
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.records import AttentionSite, sites
 from freeloc_fx.method.spec import AttentionSpec
@@ -72,12 +70,7 @@ def _replace_padded(
     verify: bool,
     device: torch.device,
 ) -> None:
-    tokens = site.query_shape[2]
     with graph.inserting_before(node):
-        length = graph.call_method("size", (qkv[0], 2))
-        missing = graph.call_function(operator.sub, (tokens, length))
-        padded = [graph.call_function(F.pad, (x, (0, 0, 0, missing))) for x in qkv]
-        places = graph.call_function(torch.arange, (tokens,), {"device": device})
-        mask = graph.call_method("view", (graph.call_function(operator.lt, (places, length)), 1, 1, 1, tokens))
+        padded, mask, length = pad_tokens(graph, qkv, site.query_shape[2], device)
         out = graph.call_function(op.OPERATOR, (*padded, *rest, mask, verify))
     replace_call(graph, node, torch.narrow, (out, 2, 0, length))

@@ -27,12 +27,3 @@ def _fresh() -> Iterator[None]:
     yield
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()
-
-
-FIRST = ("test_trace_once.py", "test_disabled_passes.py", "test_transform_passes.py")
-"""Files that count captures. After some other test in the same process equal blocks are traced one by one, once, for a
-reason that is not found yet (results are right either way), so these run in a process that has run nothing else."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in FIRST)

@@ -90,6 +90,7 @@ def test_dynamo_switched_off() -> None:
     for stance in ("force_eager", "eager_on_recompile"):
         with torch.compiler.set_stance(stance):
             assert compat.dynamo_switched_off() == f"torch.compiler.set_stance({stance!r})"
+            assert bool(compat.dynamo_switched_off(entirely=True)) == (stance == "force_eager")
     assert compat.dynamo_switched_off() == ""
 
 
@@ -189,15 +190,17 @@ def test_is_compiled_function() -> None:
 
 
 def test_without_default_cpu() -> None:
-    from torch import overrides
-    from torch.utils import _device
-
-    there(hasattr(_device, "DeviceContext"), "torch.utils._device.DeviceContext")
+    modes = torch.overrides._get_current_function_mode_stack
     with torch.device("cpu"), torch.device("meta"):
-        before = overrides._get_current_function_mode_stack()
+        before = modes()
         with compat.without_default_cpu():
-            assert overrides._get_current_function_mode_stack() == before[1:]
-        assert overrides._get_current_function_mode_stack() == before
+            assert modes() == before[1:]
+        assert modes() == before
+
+
+def test_stamps_regions() -> None:
+    assert compat.release("torch") == tuple(int(n) for n in torch.__version__.split(".")[:2])
+    assert compat.stamps_regions() == (compat.release("torch") == (2, 13))
 
 
 def test_stacked_module() -> None:

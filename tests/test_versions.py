@@ -7,7 +7,7 @@ import warnings
 import pytest
 from models import wan
 
-from freeloc_fx import Profile, transform, versions
+from freeloc_fx import Profile, compat, transform, versions
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,8 @@ from freeloc_fx import Profile, transform, versions
     [("2.12.1", False), ("2.13.0+cpu", False), ("2.13.9", False), ("2.14.0.dev2027", True), ("3.0", True)],
 )
 def test_a_newer_version_is_named(found: str, warned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "version", lambda name: found if name == "torch" else "0.36.0")
+    for module in (versions, compat):
+        monkeypatch.setattr(module, "version", lambda name: found if name == "torch" else "0.36.0")
     monkeypatch.setattr(versions, "NEWEST", {"torch": (2, 13), "diffusers": (0, 42)})
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")

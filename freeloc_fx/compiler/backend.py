@@ -134,7 +134,7 @@ class Backend:
         return made
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        return noted(self._captured(gm, example_inputs), self.prefix)
+        return noted(self._captured(gm, example_inputs))
 
     def _captured(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         # Dynamo looks at its own graph again after we return, so only a copy may change.
@@ -177,7 +177,7 @@ class Backend:
         if len(stages) == 1:
             return self._compiled(*stages[0], gm, inputs)
         made = Stages(plan.stage_starts, lambda index, given: self._compiled(*stages[index], gm, given))
-        made.compile_stage(0, inputs)  # what is wrong with a compiler shows now
+        made.stage(0, inputs)  # what is wrong with a compiler shows now
         return made
 
     def _rewrite(self, runner: Runner, plan: Plan, root: fx.GraphModule) -> list[tuple[Runner, Plan, fx.GraphModule]]:

@@ -147,17 +147,19 @@ class Rewriting:
         return replace(self, specs=Specs(), functions=CapturedFunctions())
 
 
-def rewriting_passes(plan: Plan, how: Rewriting, device: torch.device, root: torch.nn.Module) -> list[Pass]:
-    """Passes that act on the plan's sites and on what stands beside them, in order."""
-    beside: Pass = partial(merge_repeated_keys, plan=plan, attention=how.attention, verify=how.verify)
+def replacing_passes(plan: Plan, how: Rewriting, device: torch.device, root: torch.nn.Module) -> list[Pass]:
+    """Passes that put strategies in place of the plan's attentions, in order; the last one matches the sites."""
     if how.lowering(device) != "flex":
-        own = partial(rewrite_attention, plan=plan, attention=how.attention, verify=how.verify, specs=how.specs)
-        return [own, beside]
+        return [partial(rewrite_attention, plan=plan, attention=how.attention, verify=how.verify, specs=how.specs)]
     return [
         partial(reencode_rotary, plan=plan, options=how.options),
         partial(tiered_sparse_attention, root=root, functions=how.functions, verify=how.verify, specs=how.specs),
-        beside,
     ]
+
+
+def passes_beside(plan: Plan, how: Rewriting) -> list[Pass]:
+    """Passes that act on what stands beside the sites that were replaced."""
+    return [partial(merge_repeated_keys, plan=plan, attention=how.attention, verify=how.verify)]
 
 
 def observing_passes(plan: Plan, recorder: str) -> list[Pass]:
@@ -212,23 +214,16 @@ def rewrite(runner: Runner, plan: Plan, how: Rewriting, root: torch.nn.Module) -
         VerificationError: fewer sites were replaced than the plan names.
     """
     count = 0
-    passes = rewriting_passes(plan, how, runner.capture.device, root)
-    *_, last = (i for i, one in enumerate(passes) if i == 0 or name_of(one) in _REPLACING)
-    for index, one in enumerate(passes):
-        matched = runner.run([one])
-        if index != last:
-            continue
-        count = matched
-        off = [name for name in map(name_of, passes[: last + 1]) if name in runner.disabled]
-        if off:
-            log.warning("%s is switched off: %d planned sites run as they are", off[0], plan.rewritten)
-        elif count != plan.rewritten:
-            raise VerificationError(f"rewrite: expected {plan.rewritten} sites replaced, found {count}")
+    replacing = replacing_passes(plan, how, runner.capture.device, root)
+    for one in replacing:
+        count = runner.run([one])
+    off = [name for name in map(name_of, replacing) if name in runner.disabled]
+    if off:
+        log.warning("%s is switched off: %d planned sites run as they are", off[0], plan.rewritten)
+    elif count != plan.rewritten:
+        raise VerificationError(f"rewrite: expected {plan.rewritten} sites replaced, found {count}")
+    runner.run(passes_beside(plan, how))
     return count
-
-
-_REPLACING = ("rewrite_attention", "tiered_sparse_attention")
-"""The passes whose matches are the sites replaced."""
 
 
 def observe(runner: Runner, plan: Plan, recorder: str) -> int:

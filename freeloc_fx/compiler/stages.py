@@ -56,12 +56,17 @@ class Stages:
         self._made: dict[int, Callable[..., Any]] = {}
         self._lock = RLock()
 
+    def stage(self, index: int, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """What runs a stage, compiled when it is first asked for.
+
+        Args:
+            index: number of the stage, from 0.
+            inputs: of a call.
+        """
+        with self._lock:
+            if index not in self._made:
+                self._made[index] = self.compile_stage(index, list(inputs))
+            return self._made[index]
+
     def __call__(self, *inputs: Any) -> Any:
-        index = bisect_right(self.starts, running().step) - 1
-        run = self._made.get(index)
-        if run is None:
-            with self._lock:
-                if index not in self._made:
-                    self._made[index] = self.compile_stage(index, list(inputs))
-                run = self._made[index]
-        return run(*inputs)
+        return self.stage(bisect_right(self.starts, running().step) - 1, inputs)(*inputs)

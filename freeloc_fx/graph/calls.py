@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.fx as fx
+import torch.nn.functional as F
 
 from .flow import is_write
 
@@ -24,6 +28,28 @@ def replace_call(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, .
     node.replace_all_uses_with(new)
     graph.erase_node(node)
     return new
+
+
+def pad_tokens(
+    graph: fx.Graph, given: Sequence[fx.Node], tokens: int, device: torch.device
+) -> tuple[list[fx.Node], fx.Node, fx.Node]:
+    """Pad tensors whose number of tokens depends on data to all that there may be.
+
+    Args:
+        graph: gets the nodes, where it is inserting.
+        given: (batch, heads, tokens that there are, head_dim) each.
+        tokens: that there may be.
+        device: where they lie.
+
+    Returns:
+        The padded tensors; bool (1, 1, 1, tokens), which tokens there are; and how many.
+    """
+    length = graph.call_method("size", (given[0], 2))
+    missing = graph.call_function(operator.sub, (tokens, length))
+    padded = [graph.call_function(F.pad, (x, (0, 0, 0, missing))) for x in given]
+    places = graph.call_function(torch.arange, (tokens,), {"device": device})
+    mask = graph.call_method("view", (graph.call_function(operator.lt, (places, length)), 1, 1, 1, tokens))
+    return padded, mask, length
 
 
 def erase_unused(graph: fx.Graph, node: Any) -> None:

@@ -72,12 +72,13 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+WAYS = [("flex", name) for name in (*STRATEGIES, *MIXTURES)] + [("calls", name) for name in STRATEGIES]
+"""Mixtures through `calls` are tested below."""
+
+
 @pytest.mark.parametrize("text", [0, 6])
-@pytest.mark.parametrize("name", [*STRATEGIES, *MIXTURES])
-@pytest.mark.parametrize("way", ["flex", "calls"])
+@pytest.mark.parametrize(("way", "name"), WAYS)
 def test_heads_in_groups_change_nothing(way: str, name: str, text: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    if way == "calls" and name in MIXTURES:
-        pytest.skip("below")
     spec = of_every_head(make_spec(name, 2, 2, 3, 16, text, trained=5))
     q, k, v = tensors(spec, 16)
     mask = None

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,6 @@ from freeloc_fx.attention.tiles.lowering import engine, tiles
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 HELPERS = Path(__file__).parent.parent / "helpers"
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
-    """No kernel loaded, an empty cache of builds; what this process had comes back."""
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    kernel.load.cache_clear()
-    engine.cache_clear()
-    yield monkeypatch
-    monkeypatch.undo()
-    kernel.load.cache_clear()
-    engine.cache_clear()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +24,6 @@ from freeloc_fx.attention.tiles.spans import ROWS, make_spans
 from freeloc_fx.method.visibility import FULL, STRIPE
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
-    """No kernel loaded, an empty cache of builds; what this process had comes back."""
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    kernel.load.cache_clear()
-    engine.cache_clear()
-    yield monkeypatch
-    monkeypatch.undo()
-    kernel.load.cache_clear()
-    engine.cache_clear()
 
 
 # Where it runs

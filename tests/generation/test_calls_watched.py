@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from pathlib import Path
 from typing import Any
 
-import pipelines
 import pytest
 import torch
 
@@ -20,16 +18,6 @@ PROMPT = "a red circle and a white square bounce slowly over a navy grid, the ca
 BY_HAND = Profile(trained_frames=2, layers="vrpr+tsa", name="mine")
 IN_VIDEO_FRAMES = Profile(trained_frames=81, layers="vrpr+tsa", name="mine")
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 1, "guidance_scale": 1.0}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipelines.save(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def pipe(folder: Path) -> Any:
-    return library.load_pipeline(folder)
 
 
 @pytest.fixture

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pipelines
 import pytest
 import torch
 from torch import nn
@@ -23,16 +21,6 @@ PROMPT = "a red circle and a white square bounce slowly over a navy grid"
 BY_HAND = Profile(trained_frames=2, layers={0: "vrpr", 1: "vrpr+tsa"})
 IN_VIDEO_FRAMES = Profile(trained_frames=81, name="mine")  # where 21 latent frames were meant
 SMALL: dict[str, Any] = {"frames": 13, "height": 32, "width": 32, "steps": 2, "guidance": 1.0}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipelines.save(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def pipe(folder: Path) -> Any:
-    return library.load_pipeline(folder)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pipelines
 import pytest
 import torch
 
@@ -18,16 +17,6 @@ from freeloc_fx.generation import tiny_wan
 PROMPT = "a red circle and a white square bounce slowly over a navy grid, the camera pans left"
 BY_HAND = Profile(trained_frames=2, layers={0: "vrpr", 1: "vrpr+tsa"})
 SMALL = {"frames": 13, "height": 32, "width": 32, "steps": 2, "guidance": 1.0}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipelines.save(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def pipe(folder: Path):
-    return library.load_pipeline(folder)
 
 
 def test_a_strategy_is_applied_replaced_and_taken_off(pipe) -> None:

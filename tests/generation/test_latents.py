@@ -21,16 +21,6 @@ BY_HAND = Profile(trained_frames=2, layers={0: "vrpr", 1: "vrpr+tsa"})
 SIZE: dict[str, Any] = {"frames": 13, "height": 32, "width": 48, "steps": 3, "guidance": 2.0, "seed": 5}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipelines.save(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def pipe(folder: Path) -> Any:
-    return library.load_pipeline(folder)
-
-
 @pytest.fixture(params=["wan", "joint"])
 def any_pipe(request: pytest.FixtureRequest, folder: Path) -> Any:
     """Wan's, and a pipeline that is none of diffusers' own."""

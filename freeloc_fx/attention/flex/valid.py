@@ -22,7 +22,7 @@ def _visible(mask: torch.Tensor, batch: int, tokens: int, text_first: int, video
         assert_on_device(
             (~rows | (mask == 0)).all(), "key mask: expected additive values of 0 or at most -1e4, found others"
         )
-    rows = rows.expand(batch, 1, 1, tokens).reshape(batch, tokens)
+    rows = rows.reshape(-1, rows.shape[-1]).expand(batch, tokens)
     assert_on_device(
         rows.narrow(1, text_first, video).all(), "key mask: expected every video token to be visible, found masked ones"
     )
@@ -41,7 +41,8 @@ def visible_keys(mask: torch.Tensor, batch: int, tokens: int, text_first: int, v
     That it hides nothing but text is asserted on the device, without waiting for it.
 
     Args:
-        mask: broadcastable to (batch, 1, 1, tokens): bool, True for visible, or additive, see `text.valid_keys`.
+        mask: (batch or 1, 1, 1, tokens or 1), the axes of 1 and then the first may be missing: bool, True for visible,
+            or additive, see `text.valid_keys`.
         batch: samples.
         tokens: of the sequence.
         text_first: text tokens before the video.

@@ -52,9 +52,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
     state = State(original, result, backend)
     compile = _choose_backend(result, backend)
     result.__dict__["compile"] = compile
-    if hasattr(
-        result, "compile_repeated_blocks"
-    ):  # diffusers' way of compiling less; equal blocks are compiled once anyway
+    if hasattr(result, "compile_repeated_blocks"):  # of diffusers; equal blocks are compiled once anyway
         result.__dict__["compile_repeated_blocks"] = compile
     gate, lock = gate_of(result), lock_of(original)
     compiled = torch.compile(plain_call(result), backend=backend, fullgraph=True, dynamic=False)
@@ -81,7 +79,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
 
     @torch.compiler.disable(reason="a transformed model compiles itself; choose its backend in transform")
     def call(*args: Any, **kwargs: Any) -> Any:
-        if (switch := dynamo_switched_off()) and not switch.endswith("('eager_on_recompile')"):
+        if switch := dynamo_switched_off(entirely=True):
             raise CaptureError(
                 f"{type(result).__name__}: {switch} keeps torch.compile from capturing, so this transformed model "
                 "would run untransformed; expected it unset, or restore(model) to run the original"

@@ -81,7 +81,7 @@ class BlockByBlock:
                 if made := part.plans[before[index] :]:
                     pending.setdefault(index, []).extend(made)
         merged = self._merged(pending) if pending else None
-        del self.pending[facts()]  # not where that raised: the next call like this one raises again
+        self.pending.pop(facts(), None)  # not where that raised: the next call like this one raises again
         return result, merged
 
     def _merged(self, new: Mapping[int, Sequence[Plan]]) -> Plan | None:

@@ -19,7 +19,8 @@ from .conventions import check_limits, config_of, integer_size, latent_size, pat
 __all__ = ["calling", "check_captured", "facts", "facts_of", "graphs_run", "noted"]
 
 _CALL: ContextVar[CallFacts | None] = ContextVar("freeloc_fx_call", default=None)
-_RUN: ContextVar[list[str] | None] = ContextVar("freeloc_fx_graphs_run", default=None)
+_RUN: ContextVar[list[None] | None] = ContextVar("freeloc_fx_graphs_run", default=None)
+"""One entry for each captured graph that the running call has run."""
 
 
 def facts_of(model: nn.Module, given: Mapping[str, Any]) -> CallFacts:
@@ -92,20 +93,19 @@ def check_captured(what: str, before: int) -> None:
         )
 
 
-def noted(run: Callable[..., Any], prefix: str) -> Callable[..., Any]:
+def noted(run: Callable[..., Any]) -> Callable[..., Any]:
     """A captured graph, as compiled, that says when it runs.
 
     Whatever keeps torch.compile from capturing runs the model's own code instead, without a word.
 
     Args:
         run: the graph.
-        prefix: path of the module that was captured, empty for the whole model.
     """
 
     def call(*inputs: Any) -> Any:
         found = _RUN.get()
         if found is not None:
-            found.append(prefix)
+            found.append(None)
         return run(*inputs)
 
     return call

@@ -11,7 +11,6 @@ they do nothing.
 
 from __future__ import annotations
 
-import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from freeloc_fx.compat import stamps_regions
 
 from .swapped import swapped
 
@@ -48,8 +49,7 @@ class Marks:
 
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         self.blocks = list(blocks)
-        known = inspect.signature(torch.compiler.nested_compile_region).parameters
-        self.active = len(self.blocks) > 1 and "max_reuse_entries" in known  # torch before 2.13 traces each anyway
+        self.active = len(self.blocks) > 1 and stamps_regions()
         self._regions: dict[type, Callable[..., Any]] = {}
         self._forwards: list[Any] = []
         if self.active:
