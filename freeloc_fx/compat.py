@@ -118,10 +118,11 @@ def torch_compiler(name: Any, mode: str | None, options: Mapping[str, Any] | Non
         mode: as torch.compile's.
         options: as torch.compile's.
     """
+    given = None if options is None else dict(options)
     if name == "inductor":
-        inductor: Callable[..., Any] = torch._TorchCompileInductorWrapper(mode, options, False)
+        inductor: Callable[..., Any] = torch._TorchCompileInductorWrapper(mode, given, False)
         return inductor
-    other: Callable[..., Any] = torch._TorchCompileWrapper(name, mode, options, False)
+    other: Callable[..., Any] = torch._TorchCompileWrapper(name, mode, given, False)
     return other
 
 

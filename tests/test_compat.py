@@ -52,9 +52,7 @@ def test_what_wraps_a_backends_error() -> None:
 
     with pytest.raises(compat.dynamo_errors("BACKEND_FAILED")) as caught:
         torch.compile(lambda x: x + 1, backend=fails)(torch.ones(1))
-    there(
-        isinstance(getattr(caught.value, "inner_exception", None), LookupError), "BackendCompilerFailed.inner_exception"
-    )
+    there(isinstance(caught.value.inner_exception, LookupError), "BackendCompilerFailed.inner_exception")
 
 
 SETTINGS = (

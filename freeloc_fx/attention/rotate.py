@@ -62,7 +62,7 @@ def _channels(index: tuple[int, ...]) -> slice | list[int]:
 def _pairs_adjacent(x: torch.Tensor) -> bool:
     """Whether memory lets channels (0, 1), (2, 3), ... be viewed as complex numbers."""
     *outer, last = x.stride()
-    return last == 1 and x.storage_offset() % 2 == 0 and all(s % 2 == 0 for s in outer)
+    return bool(last == 1 and x.storage_offset() % 2 == 0 and all(s % 2 == 0 for s in outer))
 
 
 class Turner:
