@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import importlib as _importlib
-from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
-# In a source checkout `passes` and `profiles` lie beside this folder; an install places them inside it. One entry on
-# the package's search path makes `freeloc_fx.passes` and `freeloc_fx.profiles` the same modules either way.
-_checkout = _Path(__file__).resolve().parent.parent
-if (_checkout / "passes").is_dir() and (_checkout / "pyproject.toml").is_file():
-    __path__.append(str(_checkout))
-
-from .files import installed_version as _installed_version  # noqa: E402
-from .moved import MOVED as _MOVED  # noqa: E402
-from .moved import keep_old_names as _keep_old_names  # noqa: E402
+from .checkout import find_beside as _find_beside
+from .files import installed_version as _installed_version
+from .moved import MOVED as _MOVED
+from .moved import keep_old_names as _keep_old_names
 
 if TYPE_CHECKING:
     from .attention.running import denoising_step
@@ -80,6 +74,7 @@ _ROOMS = ("attention", "compat", "compiler", "graph", "method", "passes", "plann
 __version__ = _installed_version()
 
 
+_find_beside(__name__)
 _keep_old_names(__name__)
 
 

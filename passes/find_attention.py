@@ -15,10 +15,16 @@ from freeloc_fx.graph.shapes import UNKNOWN, bounded_shape, shape_of
 __all__ = ["find_attention"]
 
 
-_ITS_OWN = (
-    " is an attention kernel of its own, where scaled_dot_product_attention was expected; "
-    "set_attention_backend('native') gives that"
+_ITS_OWN = " is an attention kernel of its own, where scaled_dot_product_attention was expected; "
+_CHOSEN = "set_attention_backend('native') gives that"
+_BUILT_IN = (
+    "where you chose that backend, set_attention_backend('native') gives that; where the model did, it has a block "
+    "mask of its own that no other backend takes, and this attention stays as it is"
 )
+
+
+def _advice(kernel: str) -> str:
+    return kernel + _ITS_OWN + (_BUILT_IN if "flex" in kernel else _CHOSEN)
 
 
 def _kernel(node: fx.Node) -> str:
@@ -55,7 +61,7 @@ def find_attention(graph: fx.Graph, capture: Capture) -> int:
         if node.target not in (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default):
             if name := _kernel(node):
                 path, layer = place(node)
-                write(node, AttentionSite(path, layer, "other", (), (), reason=name + _ITS_OWN))
+                write(node, AttentionSite(path, layer, "other", (), (), reason=_advice(name)))
                 found += 1
             continue
         given = arguments(node)

@@ -20,10 +20,10 @@ Shapes = list[tuple[int, ...]]
 def infer_token_grid(graph: fx.Graph, capture: Capture) -> int:
     """Every video site ends with a grid of its sequence's length; the model's input must agree with it.
 
-    The frames of a grid come from RoPE alone. Where the model's configuration names its patches, a grid must account
-    for the input's frames and area exactly; elsewhere its frames must divide the input's frame axis. For an image,
-    whose rows would look like frames, the input says so. Where a model also attends within another stream (sound), the
-    largest grid is the video.
+    The frames of a grid come from RoPE alone. Where the model's configuration or patch embedding names its patches, a
+    grid must account for the input's frames and area exactly; elsewhere a frame of the input is one of the grid. For an
+    image, whose rows would look like frames, the input says so. Where a model also attends within another stream
+    (sound), the largest grid is the video.
 
     Args:
         graph: its records change.
@@ -79,7 +79,7 @@ def _contradiction(site: AttentionSite, grid: TokenGrid, shapes: Shapes, call: C
             f"{rows} x {columns}"
         )
     frames_of = [n for shape in shapes for n in shape[1:3]] + ([call.size[0]] if call.size else [])
-    if frames_of and not any(n % grid.frames == 0 for n in frames_of):
+    if frames_of and grid.frames not in frames_of:
         found = (
             f"the inputs {shapes} hold" if shapes else f"the input of {call.size[0] if call.size else 0} frames holds"
         )

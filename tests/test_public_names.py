@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import itertools
 import pickle
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -157,3 +159,11 @@ def test_resources_of_a_moved_package() -> None:
     import importlib.resources
 
     assert (importlib.resources.files("freeloc_fx.tiny_wan") / "model" / "model_index.json").is_file()
+
+
+def test_walking_the_packages_ends() -> None:
+    """Documentation tools do it; in a checkout the package must not be found inside itself."""
+    walk = pkgutil.walk_packages(freeloc_fx.__path__, "freeloc_fx.")
+    names = [each.name for each in itertools.islice(walk, 2000)]
+    assert len(names) == len(set(names)) and "freeloc_fx.method.positions" in names
+    assert not [name for name in names if name.count("freeloc_fx") > 1]

@@ -23,8 +23,8 @@ class CallFacts:
     Args:
         size: latent frames, height and width, where the model is told them as integers; else None.
         shapes: of the five-dimensional tensors among the call's arguments.
-        grid: token frames, rows and columns that the latents have in the patches that the model's configuration names;
-            None where either does not say.
+        grid: token frames, rows and columns that the latents have in the patches that the model's configuration or
+            patch embedding names; None where neither does.
     """
 
     size: tuple[int, int, int] | None = None

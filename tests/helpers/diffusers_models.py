@@ -148,6 +148,12 @@ CASES = {
         _powers(1e4, 4),
     ),
     "SkyReelsV2": Case("SkyReelsV2Transformer3DModel", _WAN, ("blocks.0.attn1", "blocks.1.attn1"), _powers(1e4, 4)),
+    "AnyFlow": Case(
+        "AnyFlowTransformer3DModel",
+        {key: value for key, value in _WAN.items() if key != "qk_norm"},
+        ("blocks.0.attn1", "blocks.1.attn1"),
+        _powers(1e4, 4),
+    ),
     "HunyuanVideo": Case(
         "HunyuanVideoTransformer3DModel",
         _HUNYUAN,

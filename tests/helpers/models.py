@@ -13,6 +13,7 @@ from torch import nn
 from freeloc_fx.compiler import pipeline
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.compiler.capture.conventions import layer_table
+from freeloc_fx.compiler.capture.facts import facts_of
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.records import AttentionSite, sites
 from freeloc_fx.planning.profile import Profile
@@ -186,7 +187,7 @@ def captured(model: nn.Module, arguments: Mapping[str, Any], profile: Profile | 
         graph.output(graph.graph_copy(gm.graph, {}))
         placeholders = [n for n in graph.nodes if n.op == "placeholder"]
         values = dict(zip(placeholders, inputs, strict=True))
-        result.append((graph, Capture(inputs=values, layers=backend.layers)))
+        result.append((graph, Capture(inputs=values, layers=backend.layers, call=facts_of(model, arguments))))
         return gm.forward
 
     with torch.no_grad():

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from models import DiT, analysed, captured, latents, wan, wan_inputs
+from torch import nn
 
 from freeloc_fx import plan as make_plan
 from freeloc_fx.graph.records import sites, write
@@ -53,6 +54,25 @@ def test_a_patch_over_time() -> None:
     """Two latent frames a token: the grid counts what RoPE counts."""
     model = wan(num_layers=1, patch_size=(2, 2, 2))
     assert grids(model, wan_inputs(12, 4, 6)) == {(6, 2, 3)}
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+@pytest.mark.parametrize("embedding", [None, nn.Conv3d(4, 8, (1, 1, 1), (1, 1, 1))])
+def test_a_share_of_the_tokens_is_no_shorter_clip(shards: int, embedding: nn.Module | None) -> None:
+    """A model that hands its blocks some of the frames, as processes that share a clip do, says nothing about patches
+    in its configuration: frames of the grid that merely divide the input's are not its frames."""
+
+    class Shared(DiT):
+        def forward(self, hidden_states: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+            own = hidden_states.shape[2] // shards
+            return super().forward(hidden_states[:, :, :own], context)
+
+    model = Shared()
+    if embedding is not None:
+        model.embedding = embedding
+    found = [site for site in analysed(model, {"hidden_states": latents(18, 3, 2)}) if site.kind != "cross"]
+    assert found and {site.kind for site in found} == {"other"}
+    assert all(f"RoPE implies {18 // shards} latent frames" in site.reason for site in found)
 
 
 @pytest.mark.parametrize("size", [(2, 2), (4, 6), (8, 2)])

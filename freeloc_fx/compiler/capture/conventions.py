@@ -48,13 +48,27 @@ def config_of(model: nn.Module) -> Mapping[str, Any]:
 
 
 def patches(model: nn.Module) -> tuple[int, int, int]:
-    """Patch size (frames, height, width) in latent units, 1 where the configuration does not say."""
+    """Patch size (frames, height, width) in latent units, 1 where neither configuration nor embedding says."""
+    return known_patches(model) or (1, 1, 1)
+
+
+def known_patches(model: nn.Module) -> tuple[int, int, int] | None:
+    """Patch size (frames, height, width) in latent units: as the configuration has it, else that of the one convolution
+    which cuts a clip into patches; None where there is neither."""
     config = config_of(model)
-    size = config.get("patch_size", 1)
+    size = config.get("patch_size")
+    if size is None:
+        cuts = {each.stride for each in model.modules() if isinstance(each, nn.Conv3d) and _cuts(each)}
+        only = cuts.pop() if len(cuts) == 1 else None
+        return None if only is None else (int(only[0]), int(only[1]), int(only[2]))
     if isinstance(size, (list, tuple)) and len(size) == 3:
         return int(size[0]), int(size[1]), int(size[2])
     space = int(size[-1]) if isinstance(size, (list, tuple)) else int(size or 1)
     return int(config.get("patch_size_t") or 1), space, space
+
+
+def _cuts(embedding: nn.Conv3d) -> bool:
+    return embedding.kernel_size == embedding.stride and not any(map(bool, embedding.padding))
 
 
 def frame_axis(model: nn.Module) -> int:
@@ -62,10 +76,12 @@ def frame_axis(model: nn.Module) -> int:
     and width.
 
     1 where the pipeline makes the rotary tables with the frames first (configurations with
-    `use_rotary_positional_embeddings`) or channels come last (`in_visual_dim`); else 2.
+    `use_rotary_positional_embeddings`), channels come last (`in_visual_dim`) or the forward takes a flow map's
+    `r_timestep`, one a frame; else 2.
     """
     config = config_of(model)
-    return 1 if "use_rotary_positional_embeddings" in config or "in_visual_dim" in config else 2
+    first = "use_rotary_positional_embeddings" in config or "in_visual_dim" in config
+    return 1 if first or "r_timestep" in forward_signature(model).parameters else 2
 
 
 def call_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

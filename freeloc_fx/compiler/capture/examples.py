@@ -56,7 +56,6 @@ def makers(model: nn.Module, frames: int, height: int, width: int) -> dict[str, 
     result: dict[str, Callable[[], Any]] = {
         "hidden_states": zeros(1, channels, frames, height, width),
         "timestep": zeros(1),
-        "r_timestep": zeros(1),
         "encoder_hidden_states": zeros(1, text, text_dim),
         "encoder_attention_mask": ones(1, text),
         "pooled_projections": zeros(1, first("pooled_projection_dim", "in_text_dim2", default=TEXT)),
@@ -71,6 +70,9 @@ def makers(model: nn.Module, frames: int, height: int, width: int) -> dict[str, 
             result["ofs"] = zeros(1)
     if config.get("interpolation_scale_t"):
         result["image_rotary_emb"] = lambda: _indexed_tables(config, positions, device)
+    if "r_timestep" in names:  # a flow map from one time to another, given frame by frame
+        result["hidden_states"] = zeros(1, frames, channels, height, width)
+        result |= {name: zeros(1, frames) for name in ("timestep", "r_timestep")}
     if "in_visual_dim" in config:
         visual = int(config["in_visual_dim"])
         last = 2 * visual + 1 if config.get("visual_cond") else visual

@@ -14,7 +14,7 @@ from freeloc_fx.compat import dynamo_switched_off
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.graph.capture import CallFacts
 
-from .conventions import check_limits, config_of, integer_size, latent_size, patches
+from .conventions import check_limits, integer_size, known_patches, latent_size
 
 __all__ = ["calling", "check_captured", "facts", "facts_of", "graphs_run", "noted"]
 
@@ -44,9 +44,10 @@ def facts_of(model: nn.Module, given: Mapping[str, Any]) -> CallFacts:
 
 
 def _grid(model: nn.Module, size: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-    if size is None or config_of(model).get("patch_size") is None:
+    known = known_patches(model)
+    if size is None or known is None:
         return None
-    frames, height, width = (count // patch for count, patch in zip(size, patches(model), strict=True))
+    frames, height, width = (count // patch for count, patch in zip(size, known, strict=True))
     return frames, height, width
 
 
