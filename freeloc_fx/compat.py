@@ -51,11 +51,12 @@ def dynamo_settings(**settings: Any) -> AbstractContextManager[Any]:
     """Context: Dynamo's settings of these names have these values. Seen in torch 2.13.0 (`torch._dynamo.config.patch`).
 
     Args:
-        **settings: those that this version of torch does not have are left out.
+        **settings: those that this version of torch does not have are left out. A set joins what is there.
     """
-    import torch._dynamo
+    import torch._dynamo.config as config
 
-    known = {name: value for name, value in settings.items() if hasattr(torch._dynamo.config, name)}
+    known = {name: value for name, value in settings.items() if hasattr(config, name)}
+    known |= {name: value | getattr(config, name) for name, value in known.items() if isinstance(value, set)}
     patched: AbstractContextManager[Any] = torch._dynamo.config.patch(**known)
     return patched
 

@@ -114,6 +114,8 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
 
     def run(probe: torch.Tensor, given: Mapping[fx.Node, Any]) -> torch.Tensor:
         values = {n: t.clone() if n in written and isinstance(t, torch.Tensor) else t for n, t in given.items()}
+        nothing = torch.zeros((), dtype=torch.float32, device=device)  # float32, as all casts
+        values |= {n: nothing.expand(shape_of(n) or ()) for n in part.lent}
         for start, layout in zip(part.starts, layouts, strict=True):
             shape = shape_of(start)
             assert shape is not None

@@ -55,21 +55,21 @@ def test_what_wraps_a_backends_error() -> None:
     there(isinstance(caught.value.inner_exception, LookupError), "BackendCompilerFailed.inner_exception")
 
 
-SETTINGS = (
-    "recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit", "capture_dynamic_output_shape_ops",
-)  # fmt: skip
+SETTINGS = {
+    "recompile_limit": 7, "accumulated_recompile_limit": 7, "fail_on_recompile_limit_hit": True,
+    "capture_dynamic_output_shape_ops": True, "ignore_logging_functions": {print},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_of_dynamo(name: str) -> None:
-    import torch._dynamo
+    import torch._dynamo.config as config
 
-    there(hasattr(torch._dynamo.config, name), f"torch._dynamo.config.{name}")
-    before = getattr(torch._dynamo.config, name)
-    other: Any = not before if isinstance(before, bool) else before + 1
-    with compat.dynamo_settings(**{name: other}):
-        assert getattr(torch._dynamo.config, name) == other
-    assert getattr(torch._dynamo.config, name) == before
+    there(hasattr(config, name), f"torch._dynamo.config.{name}")
+    before = getattr(config, name)
+    with compat.dynamo_settings(**{name: SETTINGS[name]}):
+        assert getattr(config, name) == SETTINGS[name] != before
+    assert getattr(config, name) == before
 
 
 def test_a_setting_that_dynamo_does_not_have_is_left_out() -> None:

@@ -17,13 +17,13 @@ import torch.fx as fx
 
 from .operations import (
     ACTIVATIONS,
-    LENDING,
     MATRIX_PRODUCTS,
     PRODUCTS,
     SUMS,
     SUMS_OF_PRODUCTS,
     VIEWS,
     is_linear,
+    lent_operand,
 )
 from .shapes import UNKNOWN, shape_of, value_of
 
@@ -70,9 +70,7 @@ def flow(graph: fx.Graph) -> nx.DiGraph:
 def _characterise(graph: nx.DiGraph, node: fx.Node) -> None:
     """Set `activation`, `weight` and `touched` from the node's predecessors."""
     here = graph.nodes[node]
-    # The second tensor of these only lends its type or shape.
-    lent = node.args[1] if node.op == "call_method" and node.target in LENDING and len(node.args) > 1 else None
-    before = [n for n in graph.predecessors(node) if n is not lent]
+    before = [n for n in graph.predecessors(node) if n is not lent_operand(node)]
     here["activation"] = (
         node.target in ACTIVATIONS
         or (node.op == "placeholder" and "hidden_states" in node.name and _is_floating(node))

@@ -11,6 +11,7 @@ import torch.fx as fx
 import torch.nn.functional as F
 
 from . import leaf
+from .shapes import shape_of
 
 __all__ = [
     "ACTIVATIONS",
@@ -21,6 +22,7 @@ __all__ = [
     "SUMS_OF_PRODUCTS",
     "VIEWS",
     "is_linear",
+    "lent_operand",
 ]
 
 VIEWS = {
@@ -77,7 +79,31 @@ ACTIVATIONS: set[Any] = {
 }  # fmt: skip
 
 
+OPERATORS = (type(torch.ops.aten.add), type(torch.ops.aten.add.Tensor))
+"""What calls of registered operators have as their target: all overloads together, or one."""
+
+
 def is_linear(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in METHODS
-    return node.op == "call_function" and node.target in FUNCTIONS
+    return node.op == "call_function" and (node.target in FUNCTIONS or _may_turn(node))
+
+
+def lent_operand(node: fx.Node) -> fx.Node | None:
+    """The operand that lends its dtype, shape or device and no value: `other` of x.type_as(other) and x.to(other)."""
+    if node.op != "call_method" or len(node.args) < 2 or not isinstance(node.args[1], fx.Node):
+        return None
+    lends = node.target in LENDING or (node.target == "to" and shape_of(node.args[1]) is not None)
+    return node.args[1] if lends and node.args[1] is not node.args[0] else None
+
+
+def _may_turn(node: fx.Node) -> bool:
+    """Whether a call is an operator of somebody's own that could be RoPE: it makes one tensor of another's shape and of
+    a table. Whether it turns anything, and is linear, is measured."""
+    target, shape = node.target, shape_of(node)
+    if not isinstance(target, OPERATORS) or shape is None:
+        return False
+    if str(target).split(".")[0] in ("aten", "prims", "prim", "freeloc_fx"):
+        return False
+    first, *others = [shape_of(read) for read in node.all_input_nodes] or [None]
+    return first == shape and any(other is not None and other != shape for other in others)

@@ -10,6 +10,7 @@ import networkx as nx
 import torch.fx as fx
 
 from .flow import element_count, spelled, starts_rope, written_tensor
+from .operations import VIEWS, lent_operand
 from .shapes import shape_of
 
 __all__ = ["Slice", "ancestors", "between", "linear_slice"]
@@ -24,12 +25,14 @@ class Slice:
         end: the last of the nodes.
         nodes: those of the slice.
         outside: what they read that is neither among them nor among the starts.
+        lent: what is neither and only lends its dtype, shape or device.
     """
 
     starts: tuple[fx.Node, ...]
     end: fx.Node
     nodes: tuple[fx.Node, ...]
     outside: tuple[fx.Node, ...]
+    lent: tuple[fx.Node, ...] = ()
 
     @property
     def start(self) -> fx.Node:
@@ -43,6 +46,7 @@ class Slice:
     def signature(self, graph: nx.DiGraph) -> tuple[object, ...]:
         """Equal for slices that do the same arithmetic on the same values from outside (so the same RoPE)."""
         names: dict[fx.Node, object] = {node: f"value {graph.nodes[node]['value']}" for node in self.outside}
+        names |= {node: f"lent {shape_of(node)}" for node in self.lent}
         names |= {node: f"start {index}" for index, node in enumerate(self.starts)}
         names |= {node: index for index, node in enumerate(self.nodes)}
         steps = tuple((n.op, str(n.target), spelled(n.args, names), spelled(n.kwargs, names)) for n in self.nodes)
@@ -75,6 +79,16 @@ def between(graph: nx.DiGraph, start: fx.Node, end: fx.Node) -> list[fx.Node]:
     return sorted(inside, key=lambda n: graph.nodes[n]["order"])
 
 
+def _of_projection(graph: nx.DiGraph, node: fx.Node) -> bool:
+    """Whether nothing but views lies between a node and a norm or projection."""
+    while not starts_rope(graph, node):
+        source = node.args[0] if node.args and node.target in VIEWS else None
+        if not isinstance(source, fx.Node):
+            return False
+        node = source
+    return True
+
+
 def linear_slice(graph: nx.DiGraph, end: fx.Node, reader: fx.Node | None = None) -> Slice:
     """The longest stretch of layout changes and elementwise arithmetic that ends in `end`.
 
@@ -101,13 +115,17 @@ def linear_slice(graph: nx.DiGraph, end: fx.Node, reader: fx.Node | None = None)
             and whole == element_count(node) is not None
             and all(shape_of(n) is None for n in node.all_input_nodes)
             and not graph.nodes[node]["touched"]
+            and _of_projection(graph, node)
         )
         if starts_rope(graph, node) or piece:
             starts.add(node)
         else:
             body.add(node)
-            stack.extend(graph.predecessors(node))
+            stack.extend(n for n in graph.predecessors(node) if n is not lent_operand(node))
     nodes = tuple(sorted(body, key=order.__getitem__))
-    outside = {p for node in nodes for p in node.all_input_nodes if p not in body and p not in starts}
+    inside = body | starts
+    lent = {p for node in nodes if (p := lent_operand(node)) is not None and p not in inside}
+    outside = {p for node in nodes for p in node.all_input_nodes if p not in inside and p is not lent_operand(node)}
     first = sorted(starts, key=lambda n: (-(element_count(n) or 0), order[n])) or [end]
-    return Slice(tuple(first), end, nodes, tuple(sorted(outside, key=order.__getitem__)))
+    in_order = (tuple(sorted(some, key=order.__getitem__)) for some in (outside, lent - outside))
+    return Slice(tuple(first), end, nodes, *in_order)

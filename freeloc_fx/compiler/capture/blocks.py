@@ -23,6 +23,7 @@ from freeloc_fx.planning.plan import Plan, check_landed, merge
 from .facts import check_captured, facts, graphs_run
 from .hooks import Leaves, inside
 from .swapped import swapped
+from .told import tell, worth_telling
 
 __all__ = ["BlockByBlock", "first_line"]
 
@@ -52,7 +53,7 @@ class BlockByBlock:
             ) from (why if isinstance(why, Exception) else None)
         self.leaves = Leaves((part.prefix, block) for block, part in self.blocks)
         self.thread: int | None = None
-        # Blocks that branch on a tensor of one truth value are called with the value: a graph for each.
+        # Blocks that have no single graph but with values in place of some tensors.
         self.told: set[str] = set()
         # By call: plans of blocks that were captured and not yet looked at together, since the call had failed.
         self.pending: dict[CallFacts, dict[int, list[Plan]]] = {}
@@ -130,14 +131,14 @@ class BlockByBlock:
                 return plain(*args, **kwargs)
             before = graphs_run()
             if path in self.told:
-                args, kwargs = _told(args, kwargs)
+                args, kwargs = tell(args, kwargs)
             try:
                 try:
                     output = call(*args, **kwargs)
                 except dynamo_errors("NO_SINGLE_GRAPH"):
-                    if path in self.told or not _flags(args, kwargs):
+                    if path in self.told or not worth_telling(args, kwargs):
                         raise
-                    told, named = _told(args, kwargs)
+                    told, named = tell(args, kwargs)
                     output = call(*told, **named)
                     self.told.add(path)
                 check_captured(path, before)
@@ -153,24 +154,6 @@ class BlockByBlock:
                 raise
 
         return run
-
-
-def _flags(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether any argument is a tensor of one truth value."""
-    return any(map(_is_flag, (*args, *kwargs.values())))
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype == torch.bool and value.ndim == 0
-
-
-def _told(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments with truth values in place of tensors of one, as LTX2 takes whether all samples are perturbed."""
-
-    def plain(value: Any) -> Any:
-        return bool(value) if _is_flag(value) else value
-
-    return tuple(map(plain, args)), {name: plain(value) for name, value in kwargs.items()}
 
 
 def first_line(error: Exception | str) -> str:

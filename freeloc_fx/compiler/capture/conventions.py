@@ -16,6 +16,7 @@ from freeloc_fx.errors import CaptureError, LengthError
 from freeloc_fx.method.checks import is_whole
 
 __all__ = [
+    "as_clips",
     "call_arguments",
     "check_limits",
     "check_one_clip",
@@ -125,6 +126,18 @@ def integer_size(arguments: Mapping[str, Any]) -> tuple[int, int, int] | None:
     return frames, height, width
 
 
+def as_clips(value: Any) -> torch.Tensor | None:
+    """An argument as a batch of clips, which some models take as a list of clips without the batch's axis; None where
+    it is neither. Of a list the first clip stands for all.
+
+    Args:
+        value: any argument of a forward.
+    """
+    if isinstance(value, (list, tuple)) and value and all(isinstance(c, torch.Tensor) and c.ndim == 4 for c in value):
+        value = value[0][None]
+    return value if isinstance(value, torch.Tensor) and value.ndim == 5 else None
+
+
 def latent_size(arguments: Mapping[str, Any], model: nn.Module | None = None) -> tuple[int, int, int] | None:
     """Frames, height and width of the latents among forward's arguments, if they say.
 
@@ -137,7 +150,7 @@ def latent_size(arguments: Mapping[str, Any], model: nn.Module | None = None) ->
     """
     value = arguments.get("hidden_states")
     if value is None:  # another name: the one tensor that can be latents
-        found = [each for each in arguments.values() if isinstance(each, torch.Tensor) and each.ndim == 5]
+        found = [clip for each in arguments.values() if (clip := as_clips(each)) is not None]
         value = found[0] if len(found) == 1 else None
     if not isinstance(value, torch.Tensor) or value.ndim != 5:
         return integer_size(arguments)

@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 from torch import nn
 
 from freeloc_fx.compat import dynamo_switched_off
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.graph.capture import CallFacts
 
-from .conventions import check_limits, integer_size, known_patches, latent_size
+from .conventions import as_clips, check_limits, integer_size, known_patches, latent_size
 
 __all__ = ["calling", "check_captured", "facts", "facts_of", "graphs_run", "noted"]
 
@@ -39,7 +38,7 @@ def facts_of(model: nn.Module, given: Mapping[str, Any]) -> CallFacts:
     size = latent_size(given, model)
     if size is not None:
         check_limits(model, *size)
-    shapes = tuple(tuple(v.shape) for v in given.values() if isinstance(v, torch.Tensor) and v.ndim == 5)
+    shapes = tuple(tuple(clips.shape) for v in given.values() if (clips := as_clips(v)) is not None)
     return CallFacts(integer_size(given), shapes, _grid(model, size))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,8 +28,8 @@ untransformed model; here the limit is higher and passing it is an error."""
 def capture_settings(backend: Backend) -> Iterator[None]:
     """Context: Dynamo's settings for a capture.
 
-    Enough entries for every shape (and block), an error past them, sizes that depend on data as symbols, and no mode in
-    the way that changes nothing.
+    Enough entries for every shape (and block), an error past them, sizes that depend on data as symbols, no mode in the
+    way that changes nothing, and no warnings of the model's own, which Dynamo cannot trace.
 
     Args:
         backend: of the model; it knows how many blocks there are.
@@ -39,6 +40,7 @@ def capture_settings(backend: Backend) -> Iterator[None]:
         accumulated_recompile_limit=limit,
         fail_on_recompile_limit_hit=True,
         capture_dynamic_output_shape_ops=True,
+        ignore_logging_functions={warnings.warn},
     )
     with settings, without_default_cpu():
         yield
