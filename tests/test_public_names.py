@@ -107,19 +107,18 @@ def test_documented_names_are_the_same_objects_as_ever(path: str) -> None:
     assert namespace["found"] is expected
 
 
-@pytest.mark.parametrize("old", moved.MOVED)
-def test_an_old_module_is_the_new_one(old: str) -> None:
-    code = (
-        f"import sys, importlib, freeloc_fx\n"
-        f"found = freeloc_fx.{old}\n"
-        f"import freeloc_fx.{old} as again\n"
-        f"from freeloc_fx import {old} as third\n"
-        f"new = importlib.import_module('freeloc_fx.{moved.MOVED[old]}')\n"
-        f"print(found is new, again is new, third is new, new.__name__, new.__spec__.name,"
-        f" importlib.reload(found) is new)"
+def test_an_old_module_is_the_new_one() -> None:
+    each = (
+        "found = freeloc_fx.{old}\n"
+        "import freeloc_fx.{old} as again\n"
+        "from freeloc_fx import {old} as third\n"
+        "new = importlib.import_module('freeloc_fx.{new}')\n"
+        "names = new.__name__, new.__spec__.name\n"
+        "print(found is new, again is new, third is new, *names, importlib.reload(found) is new)"
     )
-    name = f"freeloc_fx.{moved.MOVED[old]}"
-    assert run(code) == f"True True True {name} {name} True"
+    code = [each.format(old=old, new=new) for old, new in moved.MOVED.items()]
+    expected = [f"True True True freeloc_fx.{new} freeloc_fx.{new} True" for new in moved.MOVED.values()]
+    assert run("\n".join(["import importlib, freeloc_fx", *code])).splitlines() == expected
 
 
 def test_files_of_a_moved_package_load_once() -> None:

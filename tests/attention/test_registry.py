@@ -87,6 +87,7 @@ def test_what_is_unknown_is_an_error() -> None:
         by_number(torch.tensor(-1))
 
 
+@pytest.mark.slow
 def test_nothing_grows_while_models_come_and_go() -> None:
     model = wan(num_layers=1)
 

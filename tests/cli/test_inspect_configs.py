@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 from diffusers_models import CASES, build
+from slow import slow
 from typer.testing import CliRunner, Result
 
 from freeloc_fx import Profile, plan, transform
@@ -72,7 +73,10 @@ def run(folder: Path, cls: str, config: dict[str, Any], latent: str, *options: s
     return CliRunner().invoke(app, arguments)
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("Wan", "HunyuanVideo", "CogVideoX", "LTX", "Kandinsky5", "Mochi", "Allegro", "AnyFlow")
+
+
+@pytest.mark.parametrize("name", [name if name in QUICK else slow(name) for name in CASES])
 def test_every_class_from_its_configuration(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     height, width = case.size

@@ -67,6 +67,7 @@ def test_an_untouched_layer_is_a_piece_of_its_own() -> None:
     assert sorted(map(attentions, inner.modules)) == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_count_does_not_grow_with_layers() -> None:
     counts = []
     for layers in (2, 5):
@@ -77,6 +78,7 @@ def test_the_count_does_not_grow_with_layers() -> None:
     assert counts[0] == counts[1] == 1
 
 
+@pytest.mark.slow
 def test_pieces_through_aot_autograd() -> None:
     """As Inductor would get them: functionalised, with the inputs of the first layer that has the piece."""
     aot = torch._dynamo.lookup_backend("aot_eager")
@@ -107,6 +109,7 @@ def test_the_default_backend_compiles_a_block_once() -> None:
     assert state is not None and state.backend.artefacts.compiled == 1
 
 
+@pytest.mark.slow
 def test_another_shape_is_another_piece_and_an_old_one_is_found_again() -> None:
     artefacts = Artefacts()
     model = wan(num_layers=3)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from diffusers_models import CASES, arguments, build
 from literal import attention, literal
+from slow import slow
 
 import freeloc_fx
 from freeloc_fx import Profile, passes, plans, transform
@@ -35,7 +36,7 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=[slow(name) if name in ("LTX2", "Wan I2V") else name for name in CASES])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -88,7 +89,7 @@ def test_rates_of_a_learned_table() -> None:
     assert np.allclose(plan.sites[0].rope.omega, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["LTX", "LTX2", "LTX2 split"])
+@pytest.mark.parametrize("name", ["LTX", slow("LTX2"), "LTX2 split"])
 def test_rates_where_axes_take_turns(name: str) -> None:
     """Pairs go to time, height and width in turn across all heads; rates are known up to whole turns per frame."""
     model = build(name)

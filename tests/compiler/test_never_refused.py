@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers_models import CASES, Case, arguments, build
 from models import DiT, latents, wan, wan_inputs
+from slow import slow
 from torch import nn
 
 from freeloc_fx import Profile, plan, plans, transform
@@ -84,7 +85,7 @@ def test_autocast_where_tables_are_kept_out_of_it(name: str) -> None:
     check(model, *given, lambda: torch.autocast("cpu", torch.bfloat16), tolerance=2e-2)
 
 
-@pytest.mark.parametrize("size", [(1, 2, 3), (4, 1, 2), (4, 3, 1), (3, 1, 1)])
+@pytest.mark.parametrize("size", [slow((1, 2, 3)), (4, 1, 2), slow((4, 3, 1)), (3, 1, 1)])
 def test_pairs_that_turn_by_half_a_turn(size: tuple[int, int, int]) -> None:
     """LTX spreads positions over [-1, 1], so the one place of a one-token axis is half a turn of the first pair."""
     model, random = build("LTX"), torch.Generator().manual_seed(1)
@@ -97,7 +98,7 @@ def test_pairs_that_turn_by_half_a_turn(size: tuple[int, int, int]) -> None:
     check(model, given(*size), given(13, *size[1:]))
 
 
-@pytest.mark.parametrize(("blocks", "mask"), [([1], None), ([0, 1], 0.0), ([1], 1.0)])
+@pytest.mark.parametrize(("blocks", "mask"), [slow([1], None), slow([0, 1], 0.0), ([1], 1.0)])
 def test_guidance_that_perturbs_blocks(blocks: list[int], mask: float | None) -> None:
     """LTX2's spatio-temporal guidance branches on a tensor in a block, and leaves attentions out in some calls."""
     case = CASES["LTX2"]
@@ -131,7 +132,7 @@ def allegro(frames: int, hidden: bool, batch: int = 1) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [slow(1), 3])
 def test_a_mask_of_keys_that_is_repeated_over_heads(batch: int) -> None:
     check(build("Allegro"), allegro(4, False, batch), allegro(9, False, batch))
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models import DiT, latents, wan, wan_inputs
+from slow import slow
 from transformed import ALL, LONG, distance, reference, run
 
 import freeloc_fx
@@ -71,6 +72,7 @@ def test_the_plan_of_each_call_is_kept(model: Any) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_shape_that_was_seen_is_not_compiled_again(model: Any) -> None:
     changed = transform(model, ALL, backend="eager")
     calls: list[dict[str, Any]] = [
@@ -116,6 +118,7 @@ def test_a_guidance_pair_is_two_single_calls(model: Any) -> None:
             assert distance(changed(**one)[0], pair[index : index + 1]) <= 1e-5
 
 
+@pytest.mark.slow
 def test_bfloat16() -> None:
     model = wan(dtype=torch.bfloat16)
     found = run(transform(model, ALL, backend="eager"), dtype=torch.bfloat16)
@@ -165,7 +168,7 @@ def test_inductor_at_a_long_length(model: Any) -> None:
     assert distance(found, run(transform(model, ALL, backend="eager"))) <= 1e-4
 
 
-@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("grad", [slow(False, id="no_grad"), pytest.param(True, id="grad")])
 def test_aot_eager_at_a_long_length(model: Any, grad: bool) -> None:
     """Also outside torch.no_grad with weights that want gradients, as someone calls a model at a prompt."""
     expected = run(transform(model, ALL, backend="eager"))

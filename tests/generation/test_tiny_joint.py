@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gate import mean, reconstructions, scene
+from slow import slow
 
 import freeloc_fx
 from freeloc_fx import Profile
@@ -205,7 +206,7 @@ def test_the_gate_can_fail(clips: list[np.ndarray], reconstructed: list[GroundTr
     assert mean(other, "presence") < 0.7 * mean(reconstructed, "presence")
 
 
-@pytest.mark.parametrize("strategy", ["vrpr", "tsa+temp", "vrpr+tsa"])
+@pytest.mark.parametrize("strategy", [slow("vrpr"), slow("tsa+temp"), "vrpr+tsa"])
 def test_161_frames_on_tiles_equal_the_reference(pipe: Any, strategy: str) -> None:
     outputs = []
     for attention in ("tiles", "reference"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gate import mean, reconstructions, scene
+from slow import slow
 
 import freeloc_fx
 from freeloc_fx.evaluation.metrics import GroundTruthScore, score
@@ -93,7 +94,7 @@ def test_81_frames_are_bitwise_those_of_the_untransformed_model(pipe: Any, clips
     np.testing.assert_array_equal(video.frames, clips[0])
 
 
-@pytest.mark.parametrize("strategy", ["vrpr", "tsa+temp", "vrpr+tsa", "profile"])
+@pytest.mark.parametrize("strategy", [slow("vrpr"), slow("tsa+temp"), "vrpr+tsa", "profile"])
 def test_161_frames_through_the_whole_pipeline(pipe: Any, strategy: str) -> None:
     outputs = []
     for attention in ("tiles", "reference"):
