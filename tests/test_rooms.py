@@ -23,6 +23,7 @@ ROOMS = (
     "generation",
     "evaluation",
     "probing",
+    "integrations",
     "cli",
 )
 """Each uses only those before it."""

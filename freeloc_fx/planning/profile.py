@@ -284,7 +284,7 @@ class Profile:
         self._check_indices(count)
 
     def check_model(self, model: Any) -> None:
-        """Refuse a model whose class or config is not what the profile is for; a profile for any model passes.
+        """Refuse a model that the profile is not for, by class and config or by matrices; one for any model passes.
 
         Args:
             model: a diffusers transformer, or anything with `.config`, compiled or not.
@@ -353,10 +353,11 @@ class Profile:
 
     @classmethod
     def for_model(cls, model: Any) -> Profile:
-        """Find the shipped profile made for a model, told by the model's class and config.
+        """Find the shipped profile made for a model, told by the model's class and config, or by its matrices.
 
         Args:
-            model: a diffusers transformer, or anything with `.config`, compiled or not.
+            model: a diffusers transformer, or anything with `.config`, compiled or not; or the same checkpoint as
+                another code base has it, where the profile counts its matrices.
 
         Returns:
             The fitting profile that names most of the config.

@@ -10,9 +10,12 @@ from typing import Any
 
 import diffusers
 import pytest
+import torch
 from torch import nn
 
 from freeloc_fx import Profile
+from freeloc_fx.errors import ProfileError
+from freeloc_fx.planning.fingerprint import by_weights
 
 SHIPPED = {name: Profile.load(name) for name in Profile.names()}
 
@@ -78,3 +81,46 @@ def provenance(profile: Profile) -> Any:
 def test_provenance_says_where_the_strategy_is_from(name: str) -> None:
     source = str(dict(SHIPPED[name].provenance)["source"])
     assert source == "solved, not probed" or source.startswith("probed") or source == "paper", source
+
+
+# The same weights in another code base
+
+
+def elsewhere(counts: dict[str, int]) -> nn.Module:
+    """A module of no known class and without a configuration that has these matrices, beside vectors of its own."""
+    model = nn.Module()
+    shapes = [tuple(map(int, shape.split(" x "))) for shape, count in counts.items() for _ in range(count)]
+    model.all = nn.ParameterList(nn.Parameter(torch.empty(shape, device="meta")) for shape in [*shapes, (7,)])
+    return model
+
+
+WEIGHED: dict[str, dict[str, int]] = {
+    name: dict(found) for name, profile in SHIPPED.items() if (found := dict(profile.model or {}).get("weights"))
+}
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_a_checkpoint_is_told_by_its_matrices(name: str) -> None:
+    counts = WEIGHED[name]
+    assert Profile.for_model(elsewhere(counts)).name == name
+    first = next(iter(counts))
+    for other in (counts | {first: counts[first] + 1}, {k: v for k, v in counts.items() if k != first}):
+        with pytest.raises(ProfileError, match="no shipped profile is for this Module"):
+            Profile.for_model(elsewhere(other))
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_the_matrices_are_those_of_the_class(name: str) -> None:
+    cls, config = class_and_config(SHIPPED[name])
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    shapes = [tuple(map(int, shape.split(" x "))) for shape in WEIGHED[name]]
+    (hidden,) = (rows for rows, columns in shapes if columns == width != rows)
+    with torch.device("meta"):
+        model = getattr(diffusers, cls)(**config, ffn_dim=hidden, out_channels=config["in_channels"])
+    assert by_weights(SHIPPED[name].model, model)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", [{"3 by 4": 1}, {"3 x 4": 0}, {"3 x 4": 1.5}, [3, 4]])
+def test_malformed_counts_are_refused(weights: Any) -> None:
+    with pytest.raises(ProfileError, match=r"model\.weights"):
+        Profile(3, model={"class": "Any", "weights": weights})
