@@ -36,7 +36,9 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
-@pytest.fixture(params=[slow(name) if name in ("LTX2", "Wan I2V") else name for name in CASES])
+@pytest.fixture(
+    params=[slow(name) if name in ("LTX2", "Wan I2V", "ChronoEdit", "ConsisID") else name for name in CASES]
+)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import diffusers
 import torch
 from torch import nn
 
@@ -114,6 +115,20 @@ _LTX2 = _LTX | {
     "audio_cross_attention_dim": 16,
 }
 
+_KANDINSKY = {
+    "in_visual_dim": 4,
+    "in_text_dim": 16,
+    "in_text_dim2": 8,
+    "time_dim": 16,
+    "out_visual_dim": 4,
+    "patch_size": (1, 2, 2),
+    "model_dim": 24,
+    "ff_dim": 32,
+    "num_text_blocks": 1,
+    "num_visual_blocks": 2,
+    "axes_dims": (4, 4, 4),
+}
+
 CASES = {
     "Wan": Case("WanTransformer3DModel", _WAN, ("blocks.0.attn1", "blocks.1.attn1"), _powers(1e4, 4)),
     "Wan I2V": Case(  # reads a first image by channels beside the noise and by cross-attention of its own
@@ -148,6 +163,7 @@ CASES = {
         _powers(1e4, 4),
     ),
     "SkyReelsV2": Case("SkyReelsV2Transformer3DModel", _WAN, ("blocks.0.attn1", "blocks.1.attn1"), _powers(1e4, 4)),
+    "ChronoEdit": Case("ChronoEditTransformer3DModel", _WAN, ("blocks.0.attn1", "blocks.1.attn1"), _powers(1e4, 4)),
     "AnyFlow": Case(
         "AnyFlowTransformer3DModel",
         {key: value for key, value in _WAN.items() if key != "qk_norm"},
@@ -189,6 +205,24 @@ CASES = {
         size=(2, 3),
         regions=True,
     ),
+    "MotifVideo": Case(
+        "MotifVideoTransformer3DModel",
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "patch_size": 2,
+            "patch_size_t": 1,
+            "text_embed_dim": 16,
+            "rope_axes_dim": (4, 4, 4),
+        },
+        ("transformer_blocks.0.attn", "single_transformer_blocks.0.attn"),
+        _powers(256.0, 4),
+        text=(0, 16),
+    ),
     "CogVideoX": Case(
         "CogVideoXTransformer3DModel",
         _COGVIDEO | {"patch_size_t": None},
@@ -203,6 +237,13 @@ CASES = {
         _powers(1e4, 4),
         text=(8, 0),
         patch=(2, 2, 2),
+    ),
+    "ConsisID": Case(
+        "ConsisIDTransformer3DModel",
+        _COGVIDEO,
+        ("transformer_blocks.0.attn1", "transformer_blocks.1.attn1"),
+        _powers(1e4, 4),
+        text=(8, 0),
     ),
     "EasyAnimate": Case(
         "EasyAnimateTransformer3DModel",
@@ -306,30 +347,24 @@ CASES = {
     ),
     "Kandinsky5": Case(
         "Kandinsky5Transformer3DModel",
-        {
-            "in_visual_dim": 4,
-            "in_text_dim": 16,
-            "in_text_dim2": 8,
-            "time_dim": 16,
-            "out_visual_dim": 4,
-            "patch_size": (1, 2, 2),
-            "model_dim": 24,
-            "ff_dim": 32,
-            "num_text_blocks": 1,
-            "num_visual_blocks": 2,
-            "axes_dims": (4, 4, 4),
-        },
+        _KANDINSKY,
         ("visual_transformer_blocks.0.self_attention", "visual_transformer_blocks.1.self_attention"),
         _powers(1e4, 4),
         lora=("to_query", "to_key", "to_value"),
     ),
+    "Kandinsky6": Case(
+        "Kandinsky6Transformer3DModel",
+        _KANDINSKY | {"visual_cond": False},
+        tuple(f"visual_transformer_blocks.{i}.video_dec_block.self_attention" for i in range(2)),
+        _powers(1e4, 4),
+        lora=("to_query", "to_key", "to_value"),
+    ),
 }
+CASES = {name: case for name, case in CASES.items() if hasattr(diffusers, case.cls)}  # an older one has fewer
 
 
 def build(name: str, seed: int = 0, case: Case | None = None) -> Any:
     """A model with random weights whose attention has a visible effect on the output."""
-    import diffusers
-
     case = case or CASES[name]
     torch.manual_seed(seed)
     model: Any = getattr(diffusers, case.cls)(**case.config).eval()

@@ -79,12 +79,13 @@ def makers(model: nn.Module, frames: int, height: int, width: int) -> dict[str, 
         result["hidden_states"] = zeros(1, frames, height, width, last)
         result["visual_rope_pos"] = lambda: [torch.arange(n, device=device) for n in positions]
         result["text_rope_pos"] = lambda: torch.arange(text, device=device)
+        result["encoder_attention_mask"] = lambda: torch.ones((1, text), device=device, dtype=torch.bool)
     if flat:
         result |= {"num_frames": lambda: frames, "height": lambda: height, "width": lambda: width}
         result["hidden_states"] = zeros(1, positions[0] * positions[1] * positions[2], channels)
         # Seconds and pixels of one latent at 25 frames a second and the usual compression.
         result["rope_interpolation_scale"] = lambda: (8 / 25, 32, 32)
-    if "audio_hidden_states" in names:
+    if "audio_encoder_hidden_states" in names:
         sound = 8 * frames
         result |= {
             "audio_hidden_states": zeros(1, sound, first("audio_in_channels", default=channels)),
