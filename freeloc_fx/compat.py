@@ -368,3 +368,27 @@ def wan_decode_piece(vae: Any, hidden: torch.Tensor, **options: bool) -> torch.T
 
         made = unpatchify(made, patch_size=vae.config.patch_size)
     return made
+
+
+# torch 2.13.0, diffusers 0.42.1: parallelism. Hooks share out the tokens; attention processors may exchange them.
+
+PARALLEL = "_parallel_config"
+"""Attribute of an attention processor (and of a model) that says by which ranks it exchanges tokens."""
+
+
+def sharding_hooks(module: nn.Module) -> list[Any]:
+    """Hooks on a module that share out its tokens over ranks or gather them: `metadata` says which of them."""
+    return [hook for hook in diffusers_hooks(module).values() if hasattr(hook, "parallel_config")]
+
+
+def token_group(config: Any) -> tuple[str, int, int]:
+    """Name of the process group over which a ContextParallelConfig shares out tokens, its size, and this rank in it."""
+    group = config._flattened_mesh.get_group()
+    return str(group.group_name), torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+
+
+def all_to_all(flat: torch.Tensor, received: list[int], sent: list[int], group: str) -> torch.Tensor:
+    """Send stretches of a flat tensor to all ranks of a group, of these sizes, and get theirs. A tracer can trace it."""
+    calls = torch.ops._c10d_functional
+    result: torch.Tensor = calls.wait_tensor.default(calls.all_to_all_single.default(flat, received, sent, group))
+    return result
