@@ -188,6 +188,11 @@ def example_value(node: fx.Node) -> Any:
     return node.meta.get("example_value", node.meta.get("val"))
 
 
+def set_example_value(node: fx.Node, value: Any) -> None:
+    """Say what a node gives: a fake tensor, or one of its shape and dtype."""
+    node.meta["example_value"] = value
+
+
 STACK = "nn_module_stack"
 """Meta key of the modules that a node came from."""
 

@@ -19,7 +19,10 @@ from freeloc_fx.graph.leaf import Leaf
 
 from .swapped import ABSENT, swapped
 
-__all__ = ["Leaves", "check_blocks", "hooks_of", "inside", "without_caches"]
+__all__ = ["HOOKED", "Leaves", "check_blocks", "hooks_of", "inside", "without_caches"]
+
+
+HOOKED = "the blocks carry hooks, which stay outside the graphs"
 
 
 def hooks_of(module: nn.Module) -> dict[str, Any]:
