@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from freeloc_fx.compiler.capture.conventions import check_limits, check_one_clip
 from freeloc_fx.compiler.capture.examples import example_inputs
 from freeloc_fx.compiler.capture.facts import facts_of
 from freeloc_fx.compiler.capture.rehearsal import plan_of_call
+from freeloc_fx.compiler.capture.shallow import shallow_copy
 from freeloc_fx.compiler.capture.state import State, lock_of, state_of
 from freeloc_fx.errors import CaptureError, FreelocError, TransformError
 from freeloc_fx.method.checks import is_whole
@@ -122,7 +122,7 @@ def transform(
     disabled = check_names(disable_passes)
     chosen = choose_profile(model, profile)
     check_mode(backend, chosen)
-    result = copy.copy(model)
+    result = shallow_copy(model)
     made = Backend(chosen, layer_table(model), compiler(backend), attention, verify, model=result, disabled=disabled)
     return attach(result, model, made)
 
@@ -272,7 +272,7 @@ def rehearse(
         model, profile = state.original, profile if profile is not None else state.backend.profile
     check_one_clip(model)
     check_limits(model, frames, height, width)
-    copied = copy.copy(model)
+    copied = shallow_copy(model)
     chosen = choose_profile(model, profile)
     made = Backend(chosen, layer_table(model), None, attention, plan_only=True, model=copied)
     made.listings = listings

@@ -19,3 +19,7 @@ FORKED_WITH = (
     torch.distributed.fsdp.fully_shard,
     torch.distributed.tensor.parallel.parallelize_module,
 )
+
+# What a first capture imports, imported; on one thread, so that there are none to be lost in a fork.
+torch.set_num_threads(1)
+torch.compile(torch.nn.Linear(1, 1), backend="eager")(torch.ones(1, 1))

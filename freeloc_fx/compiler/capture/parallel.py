@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from freeloc_fx.method.shards import Shards
 from .hooks import hooks_of
 from .swapped import swapped
 
-__all__ = ["TokenGroup", "token_group_of", "unsharded", "without_exchange"]
+__all__ = ["TokenGroup", "exchange_themselves", "token_group_of", "unsharded", "without_exchange"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,18 @@ def _processors(model: nn.Module) -> Iterator[Any]:
     """Every attention processor of a model that can exchange tokens, once."""
     found = {id(one): one for module in model.modules() if (one := getattr(module, "processor", None)) is not None}
     return (one for one in found.values() if hasattr(one, PARALLEL))
+
+
+def exchange_themselves(model: nn.Module, blocks: Iterable[str]) -> bool:
+    """Whether all attention processors in a model's blocks exchange tokens, as those that diffusers has fitted do.
+
+    Args:
+        model: whose tokens are shared out.
+        blocks: module paths of its transformer blocks.
+    """
+    inside = [module for path in blocks for module in model.get_submodule(path).modules()]
+    found = [one for module in inside if (one := getattr(module, "processor", None)) is not None]
+    return bool(found) and all(_context(getattr(one, PARALLEL, None)) is not None for one in found)
 
 
 @contextmanager

@@ -19,12 +19,13 @@ from freeloc_fx.compat import plain_call
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.graph.capture import CallFacts
+from freeloc_fx.graph.records import AttentionSite
 from freeloc_fx.graph.sharding import Adopted, by_path
 from freeloc_fx.planning.plan import Plan
 
 from .blocks import BlockByBlock
 from .facts import check_captured
-from .parallel import TokenGroup, without_exchange
+from .parallel import TokenGroup, exchange_themselves, without_exchange
 from .rehearsal import plan_of_call
 
 __all__ = ["SharedCalls"]
@@ -79,7 +80,7 @@ class SharedCalls:
             call = self._planned(group, known, given)
             self.backend.plans.append(call.plan)
             self._known[key] = call
-        if call.by_block is None:  # within the trained length: what diffusers does, bitwise
+        if call.by_block is None:  # nothing is rewritten: what diffusers does, bitwise
             return plain_call(self.model)(*args, **kwargs)
         with without_exchange(self.model):
             output, found = call.by_block.run(*args, **kwargs)
@@ -96,8 +97,14 @@ class SharedCalls:
             )
         planning = self.backend.for_planning()
         plan = plan_of_call(self.model, plain_call(self.model), planning, known, given)
-        if not plan.rewritten:
+        if not plan.rewritten and exchange_themselves(self.model, self.backend.layers):
             return _Call(plan, None)
+        for site in planning.sites or ():
+            if site.kind == "video" and (reason := _unshared(site)):
+                raise CaptureError(
+                    f"{site.path}: {reason}; expected FSDP or tensor parallelism for this model, found its tokens "
+                    f"shared out over {group.shards.ranks} ranks"
+                )
         for site in plan.sites:
             if site.heads < group.shards.ranks:
                 raise CaptureError(
@@ -116,6 +123,15 @@ class SharedCalls:
                 f"{lost[0]}: planned of the unsharded model, but this rank's blocks hold {len(found.sites)} of "
                 f"{len(plan.sites)} planned attentions"
             )
+
+
+def _unshared(site: AttentionSite) -> str:
+    """Why an attention cannot work on a share of its tokens; empty for one that can."""
+    if site.padded:
+        return "the number of its tokens depends on data, since padded text is left out"
+    if site.mask is not None:
+        return f"padding is hidden by a mask over all {site.key_shape[2]} tokens, which no rank's share takes"
+    return ""
 
 
 def _signature(value: Any) -> Hashable:
