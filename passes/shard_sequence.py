@@ -103,8 +103,8 @@ def _exchange(graph: fx.Graph, node: fx.Node, site: AttentionSite, whole: Attent
 def _layout(site: AttentionSite, whole: AttentionSite, adopted: Adopted) -> Layout:
     """Where the tokens of a self-attention lie."""
     grid, tokens = whole.grid, whole.query_shape[2]
-    stretches = [tokens] if grid is None else [grid.text_first, grid.video, grid.text_last]
-    layout = layout_of(adopted.shards, stretches, site.query_shape[2])
+    stretches = [0, tokens, 0] if grid is None else [grid.text_first, grid.video, grid.text_last]
+    layout = layout_of(adopted.shards, stretches, 1, site.query_shape[2])
     if layout is None:
         shares = [adopted.shards.sizes(n)[adopted.shards.rank] for n in stretches if n]
         raise _refused(

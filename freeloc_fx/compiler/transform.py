@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from freeloc_fx.compat import ADAPTERS, compiled_call, plain_call, unwrapped
+from freeloc_fx.compat import ADAPTERS, compiled_call, plain_call, sharding_hooks, unwrapped
 from freeloc_fx.compiler.capture.attach import Model, attach, check_forward, check_mode
 from freeloc_fx.compiler.capture.conventions import check_limits, check_one_clip, layer_table
 from freeloc_fx.compiler.capture.examples import example_inputs
@@ -144,9 +144,14 @@ def restore(model: Model) -> Model:
         The model that `transform` was given.
 
     Raises:
-        TransformError: the model is not transformed.
+        TransformError: the model is not transformed, or its tokens were shared out after it was.
     """
     state = _state(model)
+    if (alone := sharding_hooks(model)) and len(sharding_hooks(state.original)) < len(alone):
+        raise TransformError(
+            f"context parallelism was enabled on this transformed {type(model).__name__}, whose hooks the original "
+            "shares but for those on the model itself; expected enable_parallelism before transform"
+        )
     # Adapters sit on the shared modules; the original must know of those that were loaded or unloaded here.
     for name in ADAPTERS:
         if name in model.__dict__:

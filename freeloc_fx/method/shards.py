@@ -84,21 +84,20 @@ class Layout:
         return tuple(found)
 
 
-def layout_of(shards: Shards, stretches: Sequence[int], local: int) -> Layout | None:
+def layout_of(shards: Shards, stretches: Sequence[int], video: int, local: int) -> Layout | None:
     """The layout in which a rank holds `local` tokens; None where there is none.
 
     Args:
         shards: the ranks.
-        stretches: tokens of the sequence's stretches in order, the video among them; 0 for one that is not there.
-        local: tokens that this rank holds. The largest stretch is shared out; the others are too, or lie whole on every
-            rank.
+        stretches: tokens of the sequence's stretches in order; 0 for one that is not there.
+        video: which of them is the video, which is shared out; the others are too, or lie whole on every rank.
+        local: tokens that this rank holds.
     """
-    given = [tokens for tokens in stretches if tokens]
-    largest = max(given, default=0)
     # Fewer tokens than ranks cannot have been shared out: nobody's part of such a text may be nothing.
-    everything = Layout(shards, tuple((tokens, tokens >= shards.ranks) for tokens in given))
-    video_only = Layout(shards, tuple((tokens, tokens == largest) for tokens in given))
-    for layout in (everything, video_only):
+    everything = [(tokens, tokens >= shards.ranks) for tokens in stretches]
+    video_only = [(tokens, place == video) for place, tokens in enumerate(stretches)]
+    for form in (everything, video_only):
+        layout = Layout(shards, tuple(stretch for stretch in form if stretch[0]))
         if sum(layout.lengths(shards.rank)) == local:
             return layout
     return None

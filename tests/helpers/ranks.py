@@ -7,13 +7,12 @@ beside its own work. What hangs is ended at a time limit, and a rank that fails 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["RanksError", "an_accelerator", "context_parallel", "on_ranks"]
+from freeloc_fx.generation.parallel import an_accelerator
+
+__all__ = ["RanksError", "context_parallel", "on_ranks"]
 
 LIMIT = 100.0
 """Seconds that ranks may take all together before they are killed."""
@@ -102,21 +103,6 @@ def _rank(
     except BaseException:
         Path(f"{folder}/{rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
         os._exit(1)
-
-
-@contextlib.contextmanager
-def an_accelerator() -> Iterator[None]:
-    """Context: torch says that there is one accelerator.
-
-    diffusers 0.42.1 numbers its device by `rank % torch.accelerator.device_count()`, which on a machine without one is
-    a division by zero; the device it makes of that is then the CPU.
-    """
-    before = torch.accelerator.device_count
-    torch.accelerator.device_count = lambda: 1
-    try:
-        yield
-    finally:
-        torch.accelerator.device_count = before
 
 
 def context_parallel(model: Any, cp_plan: Any = None, **options: Any) -> Any:

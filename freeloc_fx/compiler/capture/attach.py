@@ -20,7 +20,7 @@ from .blocks import BlockByBlock, first_line
 from .conventions import call_arguments
 from .facts import calling, check_captured, facts_of
 from .gate import gate_of
-from .hooks import HOOKED, check_blocks
+from .hooks import HOOKED, check_blocks, check_devices
 from .loop import running_timesteps
 from .parallel import token_group_of
 from .shared import SharedCalls
@@ -85,6 +85,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
                 "would run untransformed; expected it unset, or restore(model) to run the original"
             )
         check_forward(result)
+        check_devices(result)
         given = call_arguments(result, args, kwargs)
         known = facts_of(result, given)
         told = running()

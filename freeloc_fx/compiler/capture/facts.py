@@ -40,11 +40,15 @@ def facts_of(model: nn.Module, given: Mapping[str, Any]) -> CallFacts:
     if size is not None:
         check_limits(model, *size)
     shapes = tuple(tuple(v.shape) for v in given.values() if isinstance(v, torch.Tensor) and v.ndim == 5)
-    return CallFacts(integer_size(given), shapes, _grid(model, size))
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    ranks = torch.distributed.get_world_size() if there else 1
+    return CallFacts(integer_size(given), shapes, _grid(model, size, ranks), ranks)
 
 
-def _grid(model: nn.Module, size: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-    if size is None or config_of(model).get("patch_size") is None:
+def _grid(model: nn.Module, size: tuple[int, int, int] | None, ranks: int) -> tuple[int, int, int] | None:
+    """Token frames, rows and columns. On one of several ranks a model without a patch size counts as one of single
+    latents: fewer tokens than latents may be larger patches, or a rank's share of the tokens."""
+    if size is None or (config_of(model).get("patch_size") is None and ranks == 1):
         return None
     frames, height, width = (count // patch for count, patch in zip(size, patches(model), strict=True))
     return frames, height, width

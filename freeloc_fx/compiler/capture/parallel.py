@@ -7,8 +7,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from freeloc_fx.attention.exchange import gather_along
 from freeloc_fx.compat import PARALLEL, keeps_results, sharding_hooks, token_group
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.shards import Shards
@@ -16,7 +18,7 @@ from freeloc_fx.method.shards import Shards
 from .hooks import hooks_of
 from .swapped import swapped
 
-__all__ = ["TokenGroup", "exchange_themselves", "token_group_of", "unsharded", "without_exchange"]
+__all__ = ["TokenGroup", "exchange_themselves", "gathering", "token_group_of", "unsharded", "without_exchange"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,26 @@ def without_exchange(model: nn.Module) -> Iterator[None]:
     with ExitStack() as put:
         for processor in _processors(model):
             put.enter_context(swapped(processor, PARALLEL, None))
+        yield
+
+
+@contextmanager
+def gathering(group: TokenGroup) -> Iterator[None]:
+    """Context: gather hooks take shares of any sizes on any backend; gloo's own gather takes equal ones only.
+
+    Args:
+        group: the ranks.
+    """
+    from diffusers.hooks.context_parallel import PartitionAnythingSharder
+
+    def unshard(tensor: torch.Tensor, dim: int, mesh: Any) -> torch.Tensor:
+        own = torch.tensor([tensor.shape[dim]], device=tensor.device)
+        sizes = [torch.empty_like(own) for _ in range(group.shards.ranks)]
+        torch.distributed.all_gather(sizes, own, group=mesh.get_group())
+        tokens = sum(int(size) for size in sizes)
+        return gather_along(tensor, group.shards, tokens, tensor.shape, dim % tensor.ndim, group.name)
+
+    with swapped(PartitionAnythingSharder, "unshard_anything", staticmethod(unshard)):
         yield
 
 

@@ -25,7 +25,7 @@ from freeloc_fx.planning.plan import Plan
 
 from .blocks import BlockByBlock
 from .facts import check_captured
-from .parallel import TokenGroup, exchange_themselves, without_exchange
+from .parallel import TokenGroup, exchange_themselves, gathering, without_exchange
 from .rehearsal import plan_of_call
 
 __all__ = ["SharedCalls"]
@@ -81,8 +81,9 @@ class SharedCalls:
             self.backend.plans.append(call.plan)
             self._known[key] = call
         if call.by_block is None:  # nothing is rewritten: what diffusers does, bitwise
-            return plain_call(self.model)(*args, **kwargs)
-        with without_exchange(self.model):
+            with gathering(group):
+                return plain_call(self.model)(*args, **kwargs)
+        with gathering(group), without_exchange(self.model):
             output, found = call.by_block.run(*args, **kwargs)
         check_captured(type(self.model).__name__, 0)
         if found is not None:
