@@ -87,9 +87,7 @@ def _exchange(graph: fx.Graph, node: fx.Node, site: AttentionSite, whole: Attent
         given["attn_mask"] = _mask_of_heads(graph, node, mask, site, layout, own)
     _read(node, given)
     batch, count, tokens, dim = site.query_shape[0], own.stop - own.start, layout.tokens, site.query_shape[3]
-    back = partial(
-        heads_to_tokens, layout=layout, shape=(batch, count, tokens, dim), heads=heads, group=adopted.group
-    )
+    back = partial(heads_to_tokens, layout=layout, shape=(batch, count, tokens, dim), heads=heads, group=adopted.group)
     after, users = node.next, list(node.users)
     _resize(node, (batch, count, tokens, dim))
     result = insert(graph, after, back, node, node)
@@ -143,9 +141,7 @@ def _gather(graph: fx.Graph, node: fx.Node, site: AttentionSite, whole: Attentio
         shape = shape_of(one) or ()
         axis %= len(shape)
         if shape[axis] not in (1, tokens):
-            every = partial(
-                gather_along, shards=shards, tokens=tokens, shape=shape, axis=axis, group=adopted.group
-            )
+            every = partial(gather_along, shards=shards, tokens=tokens, shape=shape, axis=axis, group=adopted.group)
             given[name] = insert(graph, node, every, one, node)
     _read(node, given)
     batch, heads, _, dim = site.key_shape

@@ -81,7 +81,9 @@ def heads_to_tokens(x: torch.Tensor, layout: Layout, shape: Sequence[int], heads
     return flat.view(heads, batch, own, dim).transpose(0, 1)
 
 
-def gather_along(x: torch.Tensor, shards: Shards, tokens: int, shape: Sequence[int], axis: int, group: str) -> torch.Tensor:
+def gather_along(
+    x: torch.Tensor, shards: Shards, tokens: int, shape: Sequence[int], axis: int, group: str
+) -> torch.Tensor:
     """Give all of a tensor whose tokens are shared out, on every rank.
 
     Args:

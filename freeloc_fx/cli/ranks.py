@@ -1,10 +1,11 @@
 """Several processes that make one video: what torchrun started, and who of them speaks and writes.
 
-    torchrun --nproc_per_node 8 -m freeloc_fx.cli generate PROMPT --parallel ulysses --shard fsdp
+torchrun --nproc_per_node 8 -m freeloc_fx.cli generate PROMPT --parallel ulysses --shard fsdp
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 import typer
 
-from freeloc_fx.generation.parallel import share_tokens, shard_weights
+from freeloc_fx.generation.parallel import shard_weights, share_tokens
 
 from .common import Job, UsageError, err, out
 
@@ -73,6 +74,23 @@ class Ranks:
             share_tokens(pipe, job.latent)
         if self.shard is not None:
             shard_weights(pipe)
+
+    def denoise(self, job: Job, pipe: Any, prompt: str, seed: int, latents: torch.Tensor | None) -> None:
+        """Take part in a generation up to its last step, and leave the rest to the rank that writes.
+
+        Args:
+            job: the checked request.
+            pipe: shared out, with a strategy.
+            prompt: what to show.
+            seed: of the initial noise.
+            latents: initial noise; None for the pipeline's own.
+        """
+
+        def done(_: Any) -> None:
+            raise OtherRank
+
+        with contextlib.suppress(OtherRank):
+            job.run(pipe, prompt, seed, lambda *_: None, latents, done)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from freeloc_fx.attention.running import Checked
 from freeloc_fx.compat import copy_source, is_inductor, is_region_call
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.records import AttentionSite, sites
-from freeloc_fx.graph.sharding import Adopted
 from freeloc_fx.graph.shapes import value_of
+from freeloc_fx.graph.sharding import Adopted
 from freeloc_fx.graph.table_inputs import with_tables
 from freeloc_fx.planning.plan import Plan
 from freeloc_fx.planning.profile import Profile

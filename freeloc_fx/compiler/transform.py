@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from freeloc_fx.compat import ADAPTERS, compiled_call, plain_call, sharding_hooks, unwrapped

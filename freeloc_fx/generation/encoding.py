@@ -128,7 +128,7 @@ class Mp4Writer:
         command = [self._ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
         command += ["-s", "{}x{}".format(*self._size), "-r", str(Fraction(fps).limit_denominator()), "-i", "-", "-an"]
         command += ["-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-preset", "medium"]
-        self._said = tempfile.TemporaryFile()  # a pipe that nobody reads would stop it
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  a pipe that nobody reads would stop it
         self._process = subprocess.Popen(
             [*command, "-movflags", "+faststart", self._name],
             stdin=subprocess.PIPE,

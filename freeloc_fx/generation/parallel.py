@@ -1,8 +1,8 @@
 """Share a pipeline's work out over the ranks of torch.distributed: its tokens, its weights, or both.
 
-    share_tokens(pipe, latent=(81, 60, 104))  # Ulysses: each rank holds some tokens, and some heads in an attention
-    shard_weights(pipe)                       # FSDP2: each rank holds a part of every weight
-    apply(pipe, strategy="vrpr+tsa")          # then as on one process; every rank makes the same calls
+share_tokens(pipe, latent=(81, 60, 104))  # Ulysses: each rank holds some tokens, and some heads in an attention
+shard_weights(pipe)                       # FSDP2: each rank holds a part of every weight
+apply(pipe, strategy="vrpr+tsa")          # then as on one process; every rank makes the same calls
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from freeloc_fx.errors import ModelError
 
 from .components import transformers_of
 
-__all__ = ["an_accelerator", "share_tokens", "shard_weights"]
+__all__ = ["an_accelerator", "shard_weights", "share_tokens"]
 
 
 @contextmanager
@@ -57,9 +57,7 @@ def share_tokens(pipe: Any, latent: tuple[int, int, int]) -> None:
         anything = bool(tokens % ranks or heads % ranks)
         try:
             with an_accelerator():
-                model.enable_parallelism(
-                    config=ContextParallelConfig(ulysses_degree=ranks, ulysses_anything=anything)
-                )
+                model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=ranks, ulysses_anything=anything))
         except (AttributeError, ValueError) as error:
             raise ModelError(
                 f"{type(model).__name__}: diffusers cannot share out its tokens over {ranks} ranks ({error}); expected "

@@ -1,8 +1,8 @@
 """A video file that grows while its clip is decoded, so that no copy of the clip is ever held.
 
-    with streamed("long.mp4", frames=1281, height=480, width=832) as film:
-        video = generate(pipe, prompt, frames=1281, on_frames=film.add)  # video.frames holds nothing
-    sheet_of("long.png", film.chosen)
+with streamed("long.mp4", frames=1281, height=480, width=832) as film:
+    video = generate(pipe, prompt, frames=1281, on_frames=film.add)  # video.frames holds nothing
+sheet_of("long.png", film.chosen)
 """
 
 from __future__ import annotations

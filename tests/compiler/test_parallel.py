@@ -319,18 +319,18 @@ def test_what_cannot_serve_is_refused_on_every_rank() -> None:
 
 def test_a_rank_that_is_killed_ends_the_run() -> None:
     started = time.monotonic()
-    with pytest.raises(RanksError, match="rank 1: it was killed, exit code 9|rank 0: .*[Cc]onnection"):
+    with pytest.raises(RanksError, match=r"rank 1: it was killed, exit code 9|rank 0: .*[Cc]onnection"):
         on_ranks(one_of_them_is_killed, 2)
     assert time.monotonic() - started < 60
 
 
 def test_a_rank_that_fails_ends_the_others_with_its_message() -> None:
-    with pytest.raises(RanksError, match="no such thing on rank 1|[Cc]onnection"):
+    with pytest.raises(RanksError, match=r"no such thing on rank 1|[Cc]onnection"):
         on_ranks(one_of_them_raises, 2)
 
 
 def test_ranks_that_hang_are_ended() -> None:
-    with pytest.raises(RanksError, match="ranks \\[0.*still running"):
+    with pytest.raises(RanksError, match=r"ranks \[0.*still running"):
         on_ranks(one_of_them_hangs, 2, limit=4)
 
 

@@ -47,6 +47,6 @@ def test_every_token_that_is_shared_out_lies_on_one_rank() -> None:
 
 def test_what_is_exchanged_by_hand() -> None:
     layout = Layout(Shards(2, 0), ((8, True),))
-    # Four tokens, for q, k and v three of six heads of two channels leave; of the result the other four tokens of three.
+    # Of four tokens' q, k and v three of six heads leave; of the result the other four tokens' three heads.
     assert exchanged_elements(layout, 6, 2) == (3 * 4 * 3 * 2, 4 * 3 * 2)
     assert exchanged_elements(Layout(Shards(1, 0), ((8, True),)), 6, 2) == (0, 0)

@@ -35,6 +35,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 log = logging.getLogger("freeloc_fx")
 
+
 def attach(result: Model, original: Model, backend: Backend) -> Model:
     """Give a shallow copy of a model our backend: its calls are captured and run through it from now on.
 
@@ -105,10 +106,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
                 within(Running(step, told.told, backend.checked, backend.choices)),
                 gate.open(),
             ):
-                if group is None:
-                    output = run(*args, **kwargs)
-                else:
-                    output = shared.run(group, known, given, args, kwargs)
+                output = run(*args, **kwargs) if group is None else shared.run(group, known, given, args, kwargs)
             state.units.look_at(backend.plans[before:])
         return output
 

@@ -57,7 +57,12 @@ class SharedCalls:
         self._known: dict[Hashable, _Call] = {}
 
     def run(
-        self, group: TokenGroup, known: CallFacts, given: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        group: TokenGroup,
+        known: CallFacts,
+        given: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Call the model.
 
