@@ -190,6 +190,11 @@ def example_value(node: fx.Node) -> Any:
     return node.meta.get("example_value", node.meta.get("val"))
 
 
+def set_example_value(node: fx.Node, value: Any) -> None:
+    """Say what a node gives: a fake tensor, or one of its shape and dtype."""
+    node.meta["example_value"] = value
+
+
 STACK = "nn_module_stack"
 """Meta key of the modules that a node came from."""
 
@@ -370,3 +375,27 @@ def wan_decode_piece(vae: Any, hidden: torch.Tensor, **options: bool) -> torch.T
 
         made = unpatchify(made, patch_size=vae.config.patch_size)
     return made
+
+
+# torch 2.13.0, diffusers 0.42.1: parallelism. Hooks share out the tokens; attention processors may exchange them.
+
+PARALLEL = "_parallel_config"
+"""Attribute of an attention processor (and of a model) that says by which ranks it exchanges tokens."""
+
+
+def sharding_hooks(module: nn.Module) -> list[Any]:
+    """Hooks on a module that share out its tokens over ranks or gather them: `metadata` says which of them."""
+    return [hook for hook in diffusers_hooks(module).values() if hasattr(hook, "parallel_config")]
+
+
+def token_group(config: Any) -> tuple[str, int, int]:
+    """Name of the process group over which a ContextParallelConfig shares out tokens, its size, and this rank in it."""
+    group = config._flattened_mesh.get_group()
+    return str(group.group_name), torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+
+
+def all_to_all(flat: torch.Tensor, received: list[int], sent: list[int], group: str) -> torch.Tensor:
+    """Send stretches of a flat tensor, of these sizes, to all ranks of a group and get theirs; can be traced."""
+    calls = torch.ops._c10d_functional
+    result: torch.Tensor = calls.wait_tensor.default(calls.all_to_all_single.default(flat, received, sent, group))
+    return result

@@ -14,6 +14,13 @@ from freeloc_fx.method.grid import TokenGrid
 __all__ = ["infer_token_grid"]
 
 
+_SHARED = (
+    ". This is one of {} processes, whose hooks may share out tokens that nobody exchanges: expected "
+    "enable_parallelism(config=ContextParallelConfig(ulysses_degree=N)) for that, and the sizes of patches in the "
+    "model's configuration"
+)
+
+
 Shapes = list[tuple[int, ...]]
 
 
@@ -76,7 +83,7 @@ def _contradiction(site: AttentionSite, grid: TokenGrid, shapes: Shapes, call: C
             return ""
         return (
             f"RoPE implies {grid.frames} latent frames of {grid.tokens} tokens, the model's input has {frames} of "
-            f"{rows} x {columns}"
+            f"{rows} x {columns}" + (_SHARED.format(call.ranks) if call.ranks > 1 else "")
         )
     frames_of = [n for shape in shapes for n in shape[1:3]] + ([call.size[0]] if call.size else [])
     if frames_of and grid.frames not in frames_of:

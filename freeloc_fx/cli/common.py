@@ -51,14 +51,8 @@ err = Console(stderr=True, markup=False, emoji=False)
 
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-
-
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
 Engine = Literal["auto", "eager", "inductor"]
-
-
 Attention = Literal["auto", "flex", "tiles", "calls", "reference"]
 
 
@@ -201,6 +195,7 @@ class Job:
         on_step: Callable[[int, int], None],
         latents: torch.Tensor | None = None,
         on_latents: Callable[[library.Latents], None] | None = None,
+        on_frames: Callable[[Any], None] | None = None,
     ) -> library.Video:
         """Generate one video.
 
@@ -211,6 +206,7 @@ class Job:
             on_step: called as on_step(done, total) after each denoising step.
             latents: initial noise; None for the pipeline's own.
             on_latents: called with the denoised latents before they are decoded.
+            on_frames: takes the frames as they are decoded.
 
         Returns:
             The video.
@@ -228,6 +224,7 @@ class Job:
             on_step=on_step,
             latents=latents,
             on_latents=on_latents,
+            on_frames=on_frames,
         )
 
 

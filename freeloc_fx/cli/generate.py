@@ -15,7 +15,8 @@ from freeloc_fx.generation.windows import context_windows
 from . import common
 from .common import UsageError, exits, load, prepare, progress, scorable, warn
 from .latents import kept
-from .writing import describe, settings_of, write
+from .ranks import Parallel, Shard, ranks
+from .writing import describe, filmed, settings_of, write
 
 __all__ = ["generate"]
 
@@ -51,19 +52,26 @@ def generate(
     backend: common.BackendOption = "auto",
     attention: common.AttentionOption = "auto",
     fps: common.Fps = 16.0,
+    parallel: Parallel = None,
+    shard: Shard = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="A .mp4 or .gif file.")] = Path("out.mp4"),
     debug: common.Debug = False,
 ) -> None:
     """Generate one video, with a contact sheet (PNG) of its frames and what made it (JSON) beside it.
 
     An embedded model prints how well the video shows what the prompt asks for, where the prompt is in its grammar. What
-    fails once denoising is done keeps the latents beside the output; freeloc decode makes the video of them.
+    fails once denoising is done keeps the latents beside the output; freeloc decode makes the video of them. Several
+    GPUs: torchrun --nproc_per_node N -m freeloc_fx.cli generate ... --parallel ulysses, and --shard fsdp.
     """
     written: list[Path] = []
-    with exits(debug, lambda: f"wrote {written[0]} before that" if written else "nothing written"):
-        check_output(output)
-        check_output(output.with_suffix(".png"), SHEETS)
-        check_output(output.with_suffix(".json"), (".json",))
+    with (
+        exits(debug, lambda: f"wrote {written[0]} before that" if written else "nothing written"),
+        ranks(parallel, shard) as here,
+    ):
+        if here.writes:
+            check_output(output)
+            check_output(output.with_suffix(".png"), SHEETS)
+            check_output(output.with_suffix(".json"), (".json",))
         if windows and strategy not in (None, "direct"):
             raise UsageError(f"--windows: a window has the trained length, so --strategy {strategy} would do nothing")
         strategy = "direct" if windows else strategy
@@ -75,6 +83,7 @@ def generate(
         if model in library.EMBEDDED and reason:
             warn(f"no scores: {reason}")
         pipe = load(job)
+        here.share(pipe, job)
         library.apply(pipe, job.profile, strategy, backend=job.backend, attention=job.attention)
         trained = 0
         if windows or noise == "freenoise":
@@ -88,17 +97,20 @@ def generate(
         if noise == "freenoise":
             latents = for_pipeline(pipe, job.frames, job.height, job.width, trained, seed=seed)
         settings = settings_of(job, prompt, strategy, seed, fps, noise=noise, windows=windows)
+        if not here.writes:
+            here.denoise(job, pipe, prompt, seed, latents)
+            return
         with kept(output, settings, strategy, job) as keep:
-            with progress() as bar:
+            with filmed(output, job, fps) as film, progress() as bar:
                 task = bar.add_task("denoising", total=job.steps)
 
                 def on_step(done: int, total: int) -> None:
                     bar.update(task, completed=done, description="denoising" if done < total else "decoding")
 
-                video = job.run(pipe, prompt, seed, on_step, latents, keep)
+                video = job.run(pipe, prompt, seed, on_step, latents, keep, None if film is None else film.add)
                 bar.update(task, description="done")
             plan = None if video.plan is None else video.plan.to_dict()
             content = {"settings": settings, "seconds": video.seconds, "plan": plan}
             summary = describe(video.plan, strategy, job.latent[0])
             shown = prompt if reason is None else None
-            write(output, video, fps, content, summary, strategy or "profile", shown, written)
+            write(output, video, fps, content, summary, strategy or "profile", shown, written, film)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.table import Table
+from torch import nn
 
 from freeloc_fx.compiler.listing import Listing
 from freeloc_fx.compiler.runner import PassRun
@@ -22,6 +23,7 @@ from freeloc_fx.planning.profile import Profile
 
 from . import common
 from .common import Job, exits, load, out, prepare, write_json
+from .shares import shares, shares_table
 
 __all__ = ["inspect"]
 
@@ -54,6 +56,10 @@ def inspect(
     graph: Annotated[
         bool, typer.Option("--graph", help="Also print the first rewritten block before and after, as CUDA gets it.")
     ] = False,
+    ranks: Annotated[
+        int | None,
+        typer.Option(min=2, help="Also count what so many GPUs would exchange and hold.", show_default="none"),
+    ] = None,
     debug: common.Debug = False,
 ) -> None:
     """Show the attention sites that were found, their RoPE and token grid, and each layer's strategy and cost.
@@ -68,9 +74,10 @@ def inspect(
         if pictures is not None:
             check_folder(pictures)
         if model.endswith(".json") or re.fullmatch(r"[A-Z]\w*Model", model):
-            name, plan, runs = _from_configuration(
+            transformer, plan, runs = _from_configuration(
                 model, profile, strategy, latent, trained_frames, _attention_of(graph), listings
             )
+            name = type(transformer).__name__
             title = f"{name}: {plan.grid.frames} frames of tokens, from its configuration"
             data = {"model": model, "class": name, "request": {"latent": latent}, **_totals(plan), **plan.to_dict()}
         elif latent is not None or trained_frames is not None:
@@ -94,6 +101,8 @@ def inspect(
             name = type(transformer).__name__
             title = f"{name} of {job.model}: {job.frames} frames of {job.width}x{job.height} pixels"
             data = _report(job, name, plan)
+        if ranks is not None:
+            data["ranks"] = shares(transformer, plan, ranks)
         if passes:
             data["passes"] = [[asdict(run) for run in graph] for graph in runs]
         if graph:
@@ -102,6 +111,8 @@ def inspect(
             write_json(None, data)
         else:
             _show(title, plan)
+            if ranks is not None:
+                out.print(shares_table(data["ranks"]))
             if passes:
                 _show_passes(runs)
             if graph:
@@ -140,7 +151,7 @@ def _from_configuration(
     trained_frames: int | None,
     attention: str,
     listings: list[Listing],
-) -> tuple[str, Plan, list[list[PassRun]]]:
+) -> tuple[nn.Module, Plan, list[list[PassRun]]]:
     sizes = re.fullmatch(r"(\d+)x(\d+)x(\d+)", latent or "")
     if sizes is None:
         raise common.UsageError(f"--latent: expected FRAMESxHEIGHTxWIDTH, such as 33x60x104, found {latent!r}")
@@ -153,7 +164,7 @@ def _from_configuration(
         chosen = chosen.with_layers(str(strategy))
     frames, height, width = map(int, sizes.groups())
     found = rehearse(model, chosen, frames=frames, height=height, width=width, attention=attention, listings=listings)
-    return type(model).__name__, *found
+    return model, *found
 
 
 def _totals(plan: Plan) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from freeloc_fx.generation.video import SHEETS, check_output
 
 from . import common
 from .common import Job, UsageError, err, exits, load, scorable, warn
-from .writing import describe, write
+from .writing import describe, filmed, write
 
 __all__ = ["SUFFIX", "decode", "kept"]
 
@@ -120,11 +120,12 @@ def decode(
             ) from None
         job = common.prepare(source, None, ["direct"], frames, height, width, dtype=dtype, device=device)
         pipe = load(job)
-        with err.status("decoding"):
-            video = library.decode_latents(pipe, found, vae_tiling=tiling)
         rate = fps if fps is not None else float(settings.get("fps") or 16.0)
+        with err.status("decoding"), filmed(output, job, rate) as film:
+            take = None if film is None else film.add
+            video = library.decode_latents(pipe, found, vae_tiling=tiling, on_frames=take)
         report = {"settings": {**settings, "fps": rate}, "seconds": video.seconds, "plan": found.facts.get("plan")}
         prompt = str(settings.get("prompt") or "")
         shown = prompt if scorable(job, prompt) is None else None
         summary, strategy = str(found.facts.get("summary") or ""), str(settings.get("strategy") or "profile")
-        write(output, video, rate, report, summary, strategy, shown)
+        write(output, video, rate, report, summary, strategy, shown, film=film)

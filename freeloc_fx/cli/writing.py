@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from rich.table import Table
 
 from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.generation import pipelines as library
-from freeloc_fx.generation.video import contact_sheet, write_video
+from freeloc_fx.generation.streaming import Film, streamed
+from freeloc_fx.generation.video import contact_sheet, sheet_of, write_video
 from freeloc_fx.planning.plan import Plan
 
 from . import common
 from .common import Job, out, write_json
 
-__all__ = ["describe", "number", "score_table", "settings_of", "write"]
+__all__ = ["describe", "filmed", "number", "score_table", "settings_of", "write"]
 
 
 SHOWN = {
@@ -56,6 +58,30 @@ def settings_of(job: Job, prompt: str, strategy: str | None, seed: int, fps: flo
     }  # fmt: skip
 
 
+_STREAMED_FROM = 81 * 480 * 832
+"""Pixels of a clip past which its frames go to the file as they are decoded, and are not held."""
+
+
+@contextmanager
+def filmed(output: Path, job: Job, fps: float) -> Iterator[Film | None]:
+    """Open the file of a long video, so that its frames can go there as they are decoded.
+
+    Args:
+        output: the video.
+        job: the checked request.
+        fps: frames per second of the file.
+
+    Yields:
+        What takes the frames; None for a clip that is short or small enough to be held, and for .gif.
+    """
+    large = job.frames * job.height * job.width > _STREAMED_FROM and common.enlargement(job.height, 256) == 1
+    if output.suffix.lower() != ".mp4" or not large:
+        yield None
+        return
+    with streamed(output, frames=job.frames, height=job.height, width=job.width, fps=fps) as film:
+        yield film
+
+
 def write(
     output: Path,
     video: library.Video,
@@ -65,6 +91,7 @@ def write(
     strategy: str,
     prompt: str | None,
     written: list[Path] | None = None,
+    film: Film | None = None,
 ) -> None:
     """Write a video, its contact sheet and its report, and say what ran and how well it shows the prompt.
 
@@ -77,16 +104,23 @@ def write(
         strategy: its name.
         prompt: to score the video against; None where it cannot be scored.
         written: gets each file that is there.
+        film: has written the video already; None: it is written here.
 
     Raises:
         WriteError: a file could not be written whole.
     """
     sheet, beside = output.with_suffix(".png"), output.with_suffix(".json")
     done = written if written is not None else []
-    count, height, width, _ = video.frames.shape
-    write_video(output, video.frames, fps, common.enlargement(height, 256))
+    if film is None:
+        count, height, width, _ = video.frames.shape
+        write_video(output, video.frames, fps, common.enlargement(height, 256))
+    else:
+        count, (height, width) = film.frames, film.size
     done.append(output)
-    contact_sheet(sheet, video.frames, scale=common.enlargement(height, 128), fps=fps)
+    if film is None:
+        contact_sheet(sheet, video.frames, scale=common.enlargement(height, 128), fps=fps)
+    else:
+        sheet_of(sheet, film.chosen, scale=common.enlargement(height, 128), fps=fps)
     done.append(sheet)
     write_json(beside, dict(report))
     done.append(beside)

@@ -16,7 +16,9 @@ from freeloc_fx.attention.registry import Specs
 from freeloc_fx.attention.running import Checked
 from freeloc_fx.compat import copy_source, is_inductor, is_region_call
 from freeloc_fx.graph.capture import Capture
+from freeloc_fx.graph.records import AttentionSite, sites
 from freeloc_fx.graph.shapes import value_of
+from freeloc_fx.graph.sharding import Adopted
 from freeloc_fx.graph.table_inputs import with_tables
 from freeloc_fx.planning.plan import Plan
 from freeloc_fx.planning.profile import Profile
@@ -77,6 +79,8 @@ class Backend:
     Attributes:
         plans: one for each captured graph.
         passes: the passes that ran over each captured graph.
+        sites: gets the attentions of each graph that is captured for its plan only, where it is a list.
+        adopted: what a rank of context parallelism knows of the unsharded model, and the plan that was made of it.
         listings: gets the first rewritten block of each captured graph as text, where it is a list.
         prefix: path of the module that it captures, "" for the whole model; a part may hold no site at all.
         artefacts: compiled pieces.
@@ -105,6 +109,8 @@ class Backend:
         self.prefix = ""
         self.plans: list[Plan] = []
         self.listings: list[Listing] | None = None
+        self.sites: list[AttentionSite] | None = None
+        self.adopted: tuple[Plan, Adopted] | None = None
         self.passes: list[list[PassRun]] = []
         self.artefacts, self.checked = Artefacts(), Checked()
         self.how = pipeline.Rewriting.read(attention, verify)
@@ -124,6 +130,18 @@ class Backend:
         """A backend that treats one block of the model as this one treats the whole; it shares what this one keeps."""
         made = copy.copy(self)
         made.prefix, made.plans = path, []
+        return made
+
+    def for_planning(self) -> Backend:
+        """A backend that ends each capture with its plan, and keeps the attentions that it saw on the way."""
+        made = copy.copy(self)
+        made.plan_only, made.sites, made.plans, made.listings = True, [], [], None
+        return made
+
+    def adopting(self, plan: Plan, adopted: Adopted) -> Backend:
+        """A backend for a rank's own share of a call whose unsharded plan is known; it shares what this one keeps."""
+        made = copy.copy(self)
+        made.adopted = (plan, adopted)
         return made
 
     def with_compiler(self, inner: Compiler | None) -> Backend:
@@ -157,10 +175,15 @@ class Backend:
         stamped = any(map(is_region_call, graph.nodes))
         runner = Runner(graph, capture, verify=self.verify, disabled=self.disabled)
         self.passes.append(runner.runs)
-        plan = pipeline.analyse(runner, root, self.model, self.profile)
+        if self.adopted is None:
+            plan = pipeline.analyse(runner, root, self.model, self.profile)
+        else:
+            plan = pipeline.adopt(runner, root, self.model, *self.adopted)
         self.plans.append(plan)
         if self.plan_only:
-            if plan.rewritten:
+            if self.sites is not None:
+                self.sites.extend(site for _, site in sites(graph))
+            elif plan.rewritten:
                 self._rewrite(runner, plan, root)
             if self.prefix:
                 return blank(output)
@@ -170,6 +193,8 @@ class Backend:
             self.recorder.expect(plan)
             pipeline.observe(runner, plan, self.recorder.name)
             return self._compiled(runner, plan, root, gm, inputs)
+        if not plan.rewritten and self.adopted is not None:
+            return self._compiled(runner, plan, root, gm, inputs)  # its tokens have to be exchanged all the same
         if not plan.rewritten:
             # Within the trained length the model runs exactly as it was captured, bitwise, whatever the backend.
             return fx.GraphModule(root, graph).forward if stamped else gm.forward

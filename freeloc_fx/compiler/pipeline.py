@@ -2,6 +2,8 @@
 
     capture -> analyse -> plan -> rewrite (or observe) -> cut into blocks -> compile
 
+Ranks of context parallelism analyse and plan the unsharded view of the model, and adopt that on their own share.
+
 What a rewrite puts in place of an attention depends on how it is to run: nodes of rotary and FlexAttention for "flex",
 one operator for every other lowering.
 
@@ -24,7 +26,9 @@ from freeloc_fx.attention.registry import Specs
 from freeloc_fx.errors import VerificationError
 from freeloc_fx.graph.capture import Pass
 from freeloc_fx.graph.records import sites
+from freeloc_fx.graph.sharding import Adopted
 from freeloc_fx.graph.splice import CapturedFunctions
+from freeloc_fx.passes.adopt_plan import adopt_plan
 from freeloc_fx.passes.annotate_sensitivity import annotate_sensitivity
 from freeloc_fx.passes.cut_blocks import cut_blocks
 from freeloc_fx.passes.find_attention import find_attention
@@ -37,13 +41,14 @@ from freeloc_fx.passes.name_modules import name_modules
 from freeloc_fx.passes.observe_attention import observe_attention
 from freeloc_fx.passes.reencode_rotary import reencode_rotary
 from freeloc_fx.passes.rewrite_attention import rewrite_attention
+from freeloc_fx.passes.shard_sequence import shard_sequence
 from freeloc_fx.passes.tiered_sparse_attention import tiered_sparse_attention
 from freeloc_fx.planning.plan import Plan, make_plan
 from freeloc_fx.planning.profile import Profile
 
 from .runner import Runner, name_of
 
-__all__ = ["PASSES", "Rewriting", "analyse", "check_names", "cut", "observe", "rewrite"]
+__all__ = ["PASSES", "Rewriting", "adopt", "analyse", "check_names", "cut", "observe", "rewrite"]
 
 log = logging.getLogger("freeloc_fx")
 
@@ -51,6 +56,8 @@ PASSES = (
     name_modules,
     inline_regions,
     find_attention,
+    adopt_plan,
+    shard_sequence,
     find_key_mask,
     infer_rope,
     infer_token_grid,
@@ -63,7 +70,8 @@ PASSES = (
     cut_blocks,
 )
 """Every pass, in the order in which they run. `reencode_rotary` and `tiered_sparse_attention` run where attention is
-"flex", `rewrite_attention` where it is not, and `observe_attention` in place of all that rewrites."""
+"flex", `rewrite_attention` where it is not, and `observe_attention` in place of all that rewrites. `adopt_plan` and
+`shard_sequence` run on ranks of context parallelism, in place of the inference of RoPE and grid."""
 
 
 def check_names(names: Collection[str]) -> frozenset[str]:
@@ -96,6 +104,18 @@ def analysis_passes(root: torch.nn.Module, model: torch.nn.Module | None, profil
         infer_rope,
         infer_token_grid,
         partial(annotate_sensitivity, sensitivities=profile.sensitivities or {}),
+    ]
+
+
+def adopting_passes(root: torch.nn.Module, model: torch.nn.Module | None, adopted: Adopted) -> list[Pass]:
+    """Passes that make a rank's capture one flat graph with the unsharded view's records, in order."""
+    return [
+        partial(name_modules, root=root, model=model),
+        partial(inline_regions, root=root, model=model),
+        find_attention,
+        partial(adopt_plan, adopted=adopted),
+        partial(shard_sequence, adopted=adopted),
+        find_key_mask,
     ]
 
 
@@ -196,6 +216,28 @@ def analyse(runner: Runner, root: torch.nn.Module, model: torch.nn.Module | None
     for note in plan.notes:
         log.warning("%s", note)
     return plan
+
+
+def adopt(runner: Runner, root: torch.nn.Module, model: torch.nn.Module | None, plan: Plan, adopted: Adopted) -> Plan:
+    """Run the passes that put an unsharded plan onto a rank's own graph, and the exchange of tokens into it.
+
+    Args:
+        runner: of the captured graph.
+        root: as of `analyse`.
+        model: as of `analyse`.
+        plan: of the whole model, unsharded.
+        adopted: the unsharded view's sites.
+
+    Returns:
+        The plan of the sites that lie in this graph.
+
+    Raises:
+        CaptureError: the graph is not a share of what was planned.
+        VerificationError: a pass left the graph inconsistent.
+    """
+    runner.run(adopting_passes(root, model, adopted))
+    here = {site.path for _, site in sites(runner.graph) if site.kind == "video"}
+    return replace(plan, sites=tuple(site for site in plan.sites if site.path in here))
 
 
 def rewrite(runner: Runner, plan: Plan, how: Rewriting, root: torch.nn.Module) -> int:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from freeloc_fx.compat import ADAPTERS, compiled_call, dynamo_errors, plain_call, unwrapped
-from freeloc_fx.compiler.capture.attach import HOOKED, Model, attach, check_forward, check_mode
-from freeloc_fx.compiler.capture.blocks import BlockByBlock
+from freeloc_fx.compat import ADAPTERS, compiled_call, plain_call, sharding_hooks, unwrapped
+from freeloc_fx.compiler.capture.attach import Model, attach, check_forward, check_mode
 from freeloc_fx.compiler.capture.conventions import check_limits, check_one_clip, layer_table
 from freeloc_fx.compiler.capture.examples import example_inputs
-from freeloc_fx.compiler.capture.facts import calling, facts_of
-from freeloc_fx.compiler.capture.hooks import check_blocks, without_caches
+from freeloc_fx.compiler.capture.facts import facts_of
+from freeloc_fx.compiler.capture.rehearsal import plan_of_call
+from freeloc_fx.compiler.capture.shallow import shallow_copy
 from freeloc_fx.compiler.capture.state import State, lock_of, state_of
-from freeloc_fx.compiler.capture.trace_once import Marks
-from freeloc_fx.compiler.capture.whole import call_whole, capture_settings
 from freeloc_fx.errors import CaptureError, FreelocError, TransformError
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.plan import Plan
@@ -125,7 +121,7 @@ def transform(
     disabled = check_names(disable_passes)
     chosen = choose_profile(model, profile)
     check_mode(backend, chosen)
-    result = copy.copy(model)
+    result = shallow_copy(model)
     made = Backend(chosen, layer_table(model), compiler(backend), attention, verify, model=result, disabled=disabled)
     return attach(result, model, made)
 
@@ -147,9 +143,14 @@ def restore(model: Model) -> Model:
         The model that `transform` was given.
 
     Raises:
-        TransformError: the model is not transformed.
+        TransformError: the model is not transformed, or its tokens were shared out after it was.
     """
     state = _state(model)
+    if (alone := sharding_hooks(model)) and len(sharding_hooks(state.original)) < len(alone):
+        raise TransformError(
+            f"context parallelism was enabled on this transformed {type(model).__name__}, whose hooks the original "
+            "shares but for those on the model itself; expected enable_parallelism before transform"
+        )
     # Adapters sit on the shared modules; the original must know of those that were loaded or unloaded here.
     for name in ADAPTERS:
         if name in model.__dict__:
@@ -275,34 +276,13 @@ def rehearse(
         model, profile = state.original, profile if profile is not None else state.backend.profile
     check_one_clip(model)
     check_limits(model, frames, height, width)
-    copied = copy.copy(model)
+    copied = shallow_copy(model)
     chosen = choose_profile(model, profile)
     made = Backend(chosen, layer_table(model), None, attention, plan_only=True, model=copied)
     made.listings = listings
     arguments = example_inputs(model, frames, height, width, inputs)
     known = facts_of(model, arguments)
-    blocks = [(path, model.get_submodule(path)) for path in made.layers]
-    with lock_of(model):  # a running call has put compiled calls of its own on the blocks
-        check_blocks(blocks)
-    with (
-        lock_of(model),
-        without_caches(model),
-        torch.no_grad(),
-        capture_settings(made),
-        calling(known),
-        _explained(model, (frames, height, width)),
-    ):
-        try:
-            if check_blocks(blocks):
-                _, found = BlockByBlock(model, made, HOOKED).run(**arguments)
-            else:
-                compiled = torch.compile(plain_call(copied), backend=made, fullgraph=True, dynamic=False)
-                call_whole(Marks(block for _, block in blocks), compiled, **arguments)
-                found = None
-        except PlanReady as ready:
-            return ready.plan, made.passes
-        except dynamo_errors("NO_SINGLE_GRAPH") as why:
-            _, found = BlockByBlock(model, made, why).run(**arguments)
-    if found is not None:
-        return found, made.passes
-    raise CaptureError(f"{type(model).__name__}: the forward pass ran without anything to capture")
+    with lock_of(model), _explained(model, (frames, height, width)):
+        # While a call is running it has put compiled calls of its own on the blocks.
+        found = plan_of_call(model, plain_call(copied), made, known, arguments)
+    return found, made.passes

@@ -7,22 +7,27 @@ cache carries over from any chunk of latent frames to the next, so here a chunk 
 
     with in_chunks(pipe.vae, height, width) as chunk:  # latent frames a call takes; None where nothing is changed
         pipe(prompt, num_frames=801)
+
+With somebody who takes the frames as they come, 8-bit and on the host, no chunk outlives the next one's decoding, and
+what is held does not grow with the clip but for its latents.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from freeloc_fx.compat import wan_decode_piece, wan_frames
 from freeloc_fx.compiler.capture.swapped import swapped
+from freeloc_fx.errors import FreelocError
 
-__all__ = ["PIXELS", "chunk_of", "decode", "in_chunks"]
+__all__ = ["PIXELS", "chunk_of", "decode", "eight_bit", "in_chunks", "pieces"]
 
 
 PIXELS = 600_000
@@ -48,7 +53,7 @@ def chunk_of(vae: Any, height: int, width: int) -> int | None:
     return max(1, PIXELS // (wan_frames(vae) * height * width))
 
 
-def decode(vae: Any, latents: torch.Tensor, chunk: int) -> torch.Tensor:
+def pieces(vae: Any, latents: torch.Tensor, chunk: int) -> Iterator[torch.Tensor]:
     """Decode as `AutoencoderKLWan._decode` does, up to rounding, with several latent frames a call.
 
     Args:
@@ -57,29 +62,69 @@ def decode(vae: Any, latents: torch.Tensor, chunk: int) -> torch.Tensor:
         chunk: latent frames a call takes at most, at least 1. The first latent frame, which makes a single frame, is a
             call of its own; the others are dealt out evenly, since a small rest takes torch's slow convolution.
 
-    Returns:
-        The video, (batch, 3, frames, height, width) in [-1, 1], in the VAE's dtype.
+    Yields:
+        Stretches of the video in order, (batch, 3, frames, height, width) in [-1, 1], in the VAE's dtype.
     """
     count = latents.shape[2]
     vae.clear_cache()
     try:
         hidden = vae.post_quant_conv(latents)
-        first = wan_decode_piece(vae, hidden[:, :, :1], first_chunk=True).clamp_(-1.0, 1.0)
-        each = wan_frames(vae)
-        video = first.new_empty((*first.shape[:2], 1 + each * (count - 1), *first.shape[3:]))
-        video[:, :, :1] = first
+        yield wan_decode_piece(vae, hidden[:, :, :1], first_chunk=True).clamp_(-1.0, 1.0)
         calls = math.ceil((count - 1) / chunk)
         edges = [i * (count - 1) // calls for i in range(calls + 1)] if calls else []
         for start, end in itertools.pairwise(edges):
-            made = wan_decode_piece(vae, hidden[:, :, 1 + start : 1 + end])
-            video[:, :, 1 + each * start : 1 + each * end] = made.clamp_(-1.0, 1.0)
-        return video
+            yield wan_decode_piece(vae, hidden[:, :, 1 + start : 1 + end]).clamp_(-1.0, 1.0)
     finally:
         vae.clear_cache()
 
 
+def decode(vae: Any, latents: torch.Tensor, chunk: int) -> torch.Tensor:
+    """Decode by `pieces` into one tensor.
+
+    Args:
+        vae: as of `pieces`.
+        latents: as of `pieces`.
+        chunk: as of `pieces`.
+
+    Returns:
+        The video, (batch, 3, frames, height, width) in [-1, 1], in the VAE's dtype.
+    """
+    video, done = None, 0
+    for made in pieces(vae, latents, chunk):
+        if video is None:
+            frames = 1 + wan_frames(vae) * (latents.shape[2] - 1)
+            video = made.new_empty((*made.shape[:2], frames, *made.shape[3:]))
+        video[:, :, done : done + made.shape[2]] = made
+        done += made.shape[2]
+    assert video is not None, "latents of no frame cannot be made"
+    return video
+
+
+def eight_bit(video: torch.Tensor) -> np.ndarray:
+    """Give frames as a pipeline and the video file's writer together make them of a VAE's output.
+
+    Args:
+        video: (3, frames, height, width) in [-1, 1], floating point.
+
+    Returns:
+        uint8 RGB on the host, (frames, height, width, 3).
+
+    Raises:
+        FreelocError: they are not finite.
+    """
+    if not torch.isfinite(video).all():
+        raise FreelocError(
+            f"the video holds NaN or infinity ({torch.isnan(video).float().mean().item():.1%} NaN); "
+            "try float32 instead of a half-precision dtype, or less guidance"
+        )
+    scaled = (video * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 3, 0)
+    return np.ascontiguousarray(scaled.float().mul(255).round().to(torch.uint8).cpu().numpy())
+
+
 @contextmanager
-def in_chunks(vae: Any, height: int, width: int) -> Iterator[int | None]:
+def in_chunks(
+    vae: Any, height: int, width: int, on_frames: Callable[[np.ndarray], None] | None = None
+) -> Iterator[int | None]:
     """Let a VAE decode by `decode` within a `with` block. Blocks may be nested; the inner one's size then holds.
 
     Args:
@@ -87,6 +132,8 @@ def in_chunks(vae: Any, height: int, width: int) -> Iterator[int | None]:
             are.
         height: of the video in pixels.
         width: of the video in pixels.
+        on_frames: takes the frames as they come, uint8 (frames, height, width, 3); the VAE then returns the last frame
+            alone, and decodes one clip a call. None: the VAE returns them all.
 
     Yields:
         Latent frames that a call takes; None where nothing is changed.
@@ -96,10 +143,18 @@ def in_chunks(vae: Any, height: int, width: int) -> Iterator[int | None]:
         yield None
         return
 
+    def handed_over(latents: torch.Tensor) -> torch.Tensor:
+        assert on_frames is not None
+        if latents.shape[0] != 1:
+            raise ValueError(f"on_frames: expected the latents of one clip, found {latents.shape[0]}")
+        for made in pieces(vae, latents, chunk):
+            on_frames(eight_bit(made[0]))
+        return made[:, :, -1:]
+
     def _decode(latents: torch.Tensor, return_dict: bool = True) -> Any:
         from diffusers.models.autoencoders.vae import DecoderOutput
 
-        video = decode(vae, latents, chunk)
+        video = decode(vae, latents, chunk) if on_frames is None else handed_over(latents)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
     with swapped(vae, "_decode", _decode):  # what the VAE's `decode` calls, between its own hooks and slices

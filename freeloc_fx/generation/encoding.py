@@ -5,10 +5,12 @@ What these raise as OSError, `files.replacing` says of the file that was to be m
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
 import subprocess
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import numpy as np
 
 from freeloc_fx.errors import FreelocError
 
-__all__ = ["VideoError", "need", "write_gif", "write_mp4"]
+__all__ = ["Mp4Writer", "VideoError", "need", "write_gif", "write_mp4"]
 
 
 class VideoError(FreelocError, ValueError):
@@ -93,40 +95,113 @@ def write_mp4(path: Path, clip: np.ndarray, fps: float, crf: int) -> None:
         OSError: ffmpeg failed, or the video is not whole; with what ffmpeg said.
         VideoError: imageio-ffmpeg is missing.
     """
-    ffmpeg = need("imageio_ffmpeg")
-    if clip.shape[1] % 2 or clip.shape[2] % 2:  # yuv420p stores colour for 2x2 pixels
-        clip = np.pad(clip, ((0, 0), (0, clip.shape[1] % 2), (0, clip.shape[2] % 2), (0, 0)), mode="edge")
-    count, height, width = clip.shape[:3]
-    name = os.path.abspath(path)  # a colon in a relative path would name a protocol
-    # imageio-ffmpeg's own writer passes over ffmpeg's exit status and its messages.
-    command = [ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    command += ["-s", f"{width}x{height}", "-r", str(Fraction(fps).limit_denominator()), "-i", "-", "-an"]
-    command += ["-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-preset", "medium"]
-    done = subprocess.run(
-        [*command, "-movflags", "+faststart", name],
-        input=np.ascontiguousarray(clip).reshape(-1).data,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is ours; ffmpeg ends with its input
-        check=False,
-    )
-    said = _words(done.stderr.decode("utf-8", "replace"))
-    if done.returncode:
-        how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
-        raise OSError(f"ffmpeg ended with {how} ({said or 'without a message'})")
-    try:
-        reader = ffmpeg.read_frames(name)
-        size = tuple(next(reader)["size"])
-        reader.close()
-        found, _ = ffmpeg.count_frames_and_secs(name)
-    except (OSError, RuntimeError, StopIteration, KeyError, ValueError) as error:
-        why = said or _words(str(error).splitlines()[-1] if str(error).strip() else type(error).__name__)
-        raise OSError(f"the video cannot be decoded ({why})") from error
-    if (found, *size) != (count, width, height):
-        raise OSError(
-            f"{found} frames of {size[0]}x{size[1]} pixels of {count} of {width}x{height} in the video"
-            + (f" ({said})" if said else "")
+    with Mp4Writer(path, clip.shape[1], clip.shape[2], fps, crf) as writer:
+        for frame in clip:  # a pipe takes a frame at a time anyway, and a padded copy of all would be as large as they
+            writer.add(frame[None])
+
+
+class Mp4Writer:
+    """A video that is handed to ffmpeg piece by piece; leaving the context decodes what was written.
+
+    Args:
+        path: the file.
+        height: pixels; yuv420p stores colour for 2x2 pixels, so an odd side is padded by a pixel.
+        width: pixels.
+        fps: frames per second.
+        crf: x264's constant rate factor.
+
+    Attributes:
+        count: frames so far.
+
+    Raises:
+        OSError: on leaving: ffmpeg failed, or the video is not whole; with what ffmpeg said.
+        VideoError: imageio-ffmpeg is missing.
+    """
+
+    def __init__(self, path: Path, height: int, width: int, fps: float, crf: int) -> None:
+        self._ffmpeg = need("imageio_ffmpeg")
+        self._name = os.path.abspath(path)  # a colon in a relative path would name a protocol
+        self._odd = (height % 2, width % 2)
+        self._size = (width + width % 2, height + height % 2)
+        self.count = 0
+        # imageio-ffmpeg's own writer passes over ffmpeg's exit status and its messages.
+        command = [self._ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+        command += ["-s", "{}x{}".format(*self._size), "-r", str(Fraction(fps).limit_denominator()), "-i", "-", "-an"]
+        command += ["-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-preset", "medium"]
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  a pipe that nobody reads would stop it
+        self._process = subprocess.Popen(
+            [*command, "-movflags", "+faststart", self._name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._said,
+            start_new_session=True,  # Ctrl-C is ours; ffmpeg ends with its input
         )
+
+    def add(self, clip: np.ndarray) -> None:
+        """Append frames.
+
+        Args:
+            clip: (frames, height, width, 3) uint8.
+
+        Raises:
+            OSError: ffmpeg has ended, with what it said.
+        """
+        if any(self._odd):
+            clip = np.pad(clip, ((0, 0), (0, self._odd[0]), (0, self._odd[1]), (0, 0)), mode="edge")
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(np.ascontiguousarray(clip).reshape(-1).data)
+        except BrokenPipeError:
+            self._ended()
+            raise
+        self.count += len(clip)
+
+    def __enter__(self) -> Mp4Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is not None:
+                self._process.kill()
+                self._process.wait()
+                return
+            said = self._ended()
+            self._check(said)
+        finally:
+            if self._process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    self._process.stdin.close()
+            self._said.close()
+
+    def _ended(self) -> str:
+        """Wait for ffmpeg; returns what it said."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        code = self._process.wait()
+        self._said.seek(0)
+        said = _words(self._said.read().decode("utf-8", "replace"))
+        if code:
+            how = f"status {code}" if code > 0 else f"signal {-code}"
+            raise OSError(f"ffmpeg ended with {how} ({said or 'without a message'})")
+        return said
+
+    def _check(self, said: str) -> None:
+        """Decode the file again."""
+        width, height = self._size
+        try:
+            reader = self._ffmpeg.read_frames(self._name)
+            size = tuple(next(reader)["size"])
+            reader.close()
+            found, _ = self._ffmpeg.count_frames_and_secs(self._name)
+        except (OSError, RuntimeError, StopIteration, KeyError, ValueError) as error:
+            why = said or _words(str(error).splitlines()[-1] if str(error).strip() else type(error).__name__)
+            raise OSError(f"the video cannot be decoded ({why})") from error
+        if (found, *size) != (self.count, width, height):
+            raise OSError(
+                f"{found} frames of {size[0]}x{size[1]} pixels of {self.count} of {width}x{height} in the video"
+                + (f" ({said})" if said else "")
+            )
 
 
 def _words(said: str) -> str:

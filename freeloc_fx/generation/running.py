@@ -20,7 +20,7 @@ from freeloc_fx.errors import FreelocError
 from freeloc_fx.planning.plan import Plan
 
 from .components import check_pipeline, transformers_of
-from .decoding import in_chunks
+from .decoding import chunk_of, in_chunks
 from .hints import call_counts, check_transformers, check_unit, checking_calls
 from .latents import Latents, LatentsError
 from .request import check_request, defaults
@@ -30,7 +30,10 @@ __all__ = ["Video", "decode_latents", "generate"]
 
 log = logging.getLogger("freeloc_fx")
 
-_TILE_FROM = 81 * 480 * 832  # pixels of a clip past which decoding is tiled: Wan 2.1's own clip still is not
+_TILE_FROM = 81 * 480 * 832
+"""Pixels of a clip past which a VAE that cannot decode a few frames at a time decodes in spatial tiles."""
+_LARGE = 1280 * 720
+"""Pixels of a picture past which one that can does, too: it then holds all tiles of the clip."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Video:
     """A generated clip.
 
     Args:
-        frames: float32 RGB in [0, 1], (frames, height, width, 3).
+        frames: float32 RGB in [0, 1], (frames, height, width, 3); none where `on_frames` took them.
         seconds: wall time of denoising and decoding.
         plan: what became of the attention; None where the model ran untransformed.
         settings: the request, JSON-serialisable.
@@ -72,30 +75,50 @@ def _plan(pipe: Any, latent: tuple[int, int, int], before: Mapping[Any, int]) ->
     return None
 
 
-def _run(pipe: Any, settings: Mapping[str, Any], tiling: bool | None, **arguments: Any) -> tuple[np.ndarray, Any, bool]:
+def _run(
+    pipe: Any,
+    settings: Mapping[str, Any],
+    tiling: bool | None,
+    on_frames: Callable[[np.ndarray], None] | None,
+    **arguments: Any,
+) -> tuple[np.ndarray, Any, bool]:
     """Call a pipeline for a video of these settings.
 
     Returns:
-        The frames, float32 in [0, 1]; latent frames that a decoder call took; whether it decoded in spatial tiles.
+        The frames, float32 in [0, 1], none where somebody took them; latent frames that a decoder call took; whether it
+        decoded in spatial tiles.
 
     Raises:
         FreelocError: the frames are not finite.
     """
     frames, height, width = (int(settings[name]) for name in ("frames", "height", "width"))
-    tiling = frames * height * width > _TILE_FROM if tiling is None else tiling
+    vae = getattr(pipe, "vae", None)
+    if tiling is None:
+        by_time = chunk_of(vae, height, width) is not None
+        tiling = height * width > _LARGE if by_time else frames * height * width > _TILE_FROM
     undo = _tiling(pipe, tiling)
     try:
-        with in_chunks(getattr(pipe, "vae", None), height, width) as chunk:
+        with in_chunks(vae, height, width, on_frames) as chunk:
             result = pipe(num_frames=frames, height=height, width=width, output_type="np", **arguments)
     finally:
         undo()
     video = np.asarray(result.frames[0], dtype=np.float32)
+    if on_frames is not None and chunk is not None:
+        return video[:0], chunk, tiling
     if not np.isfinite(video).all():
         raise FreelocError(
             f"the video holds NaN or infinity ({np.isnan(video).mean():.1%} NaN); "
             "try float32 instead of a half-precision dtype, or less guidance"
         )
+    if on_frames is not None:  # of a VAE that makes all frames at once
+        for start in range(0, len(video), _AT_ONCE):
+            on_frames((video[start : start + _AT_ONCE] * 255).round().astype(np.uint8))
+        return video[:0], chunk, tiling
     return video, chunk, tiling
+
+
+_AT_ONCE = 16
+"""Frames that are made 8-bit together where the whole clip is there."""
 
 
 def generate(
@@ -113,6 +136,7 @@ def generate(
     vae_tiling: bool | None = None,
     latents: torch.Tensor | None = None,
     on_latents: Callable[[Latents], None] | None = None,
+    on_frames: Callable[[np.ndarray], None] | None = None,
 ) -> Video:
     """Run a pipeline. The same seed gives the same initial noise whatever the device and the strategy.
 
@@ -131,9 +155,13 @@ def generate(
         negative_prompt: what the video is not to show; None: the pipeline's default.
         on_step: called as on_step(done, total) after each denoising step; what it raises ends the run.
         vae_tiling: whether to decode in spatial tiles (Wan's VAE decodes a few frames at a time anyway, see
-            `decoding`); None: where the clip has more pixels than 81 frames of 480x832.
+            `decoding`); None: where a picture has more pixels than 1280x720, with VAEs that decode all frames at once
+            where the clip has more than 81 frames of 480x832.
         latents: initial noise in place of that of the seed, in the pipeline's own layout (`noise.for_pipeline`).
         on_latents: called with the denoised latents before they are decoded, to keep them in a file.
+        on_frames: takes the frames as they are decoded, uint8 RGB (frames, height, width, 3) (see
+            `streaming.streamed`); what is held then does not grow with the clip, and the result has no frames. A VAE
+            other than Wan's makes them all before it hands them over.
 
     Returns:
         The clip, with the plan and the settings that it was made with.
@@ -188,6 +216,7 @@ def generate(
             pipe,
             settings,
             vae_tiling,
+            on_frames,
             prompt=prompt,
             negative_prompt=negative_prompt,
             num_inference_steps=steps,
@@ -201,7 +230,13 @@ def generate(
     return Video(video, time.monotonic() - started, _plan(pipe, latent, before), settings)
 
 
-def decode_latents(pipe: Any, latents: Latents, *, vae_tiling: bool | None = None) -> Video:
+def decode_latents(
+    pipe: Any,
+    latents: Latents,
+    *,
+    vae_tiling: bool | None = None,
+    on_frames: Callable[[np.ndarray], None] | None = None,
+) -> Video:
     """Make the video of denoised latents; bitwise the one that `generate` would have made.
 
     Every pipeline scales, unpacks and decodes latents in its own way, so it is the pipeline that runs: over one step,
@@ -211,6 +246,7 @@ def decode_latents(pipe: Any, latents: Latents, *, vae_tiling: bool | None = Non
         pipe: a diffusers pipeline of the class that made the latents, with the same VAE; enabled or not.
         latents: what `generate` kept, or `Latents.load` read.
         vae_tiling: as of `generate`.
+        on_frames: as of `generate`.
 
     Returns:
         The clip, with the plan of the latents where it is known; its seconds are those of denoising and of decoding.
@@ -241,6 +277,7 @@ def decode_latents(pipe: Any, latents: Latents, *, vae_tiling: bool | None = Non
             pipe,
             latents.settings,
             vae_tiling,
+            on_frames,
             prompt="",
             num_inference_steps=1,
             guidance_scale=1.0,

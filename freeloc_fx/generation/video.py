@@ -23,7 +23,9 @@ __all__ = [
     "check_output",
     "comparison_sheet",
     "contact_sheet",
+    "sheet_of",
     "side_by_side",
+    "spread",
     "write_video",
 ]
 
@@ -166,11 +168,41 @@ def contact_sheet(
         rows = min(4, -(-len(clip) // max(columns, 1)))
     if columns < 1 or rows < 1:
         raise VideoError(f"columns={columns} and rows={rows} must be at least 1")
-    chosen = _spread(len(clip), columns * rows)
+    chosen = {index: clip[index] for index in spread(len(clip), columns * rows)}
+    return sheet_of(path, chosen, columns, labels=labels, scale=scale, fps=fps)
+
+
+def sheet_of(
+    path: str | os.PathLike[str],
+    chosen: Mapping[int, np.ndarray],
+    columns: int = 8,
+    *,
+    labels: bool = True,
+    scale: int = 2,
+    fps: float | None = None,
+) -> Path:
+    """Write a PNG grid of frames that were picked already.
+
+    Args:
+        path: ends in .png.
+        chosen: index in the clip -> (height, width, 3) uint8, in the order of the sheet.
+        columns: as of `contact_sheet`.
+        labels: as of `contact_sheet`.
+        scale: as of `contact_sheet`.
+        fps: as of `contact_sheet`.
+
+    Returns:
+        The path.
+
+    Raises:
+        VideoError: as in `write_video`.
+        WriteError: as in `write_video`.
+    """
+    path = check_output(path, SHEETS)
     columns = min(columns, len(chosen))
     cells = []
-    for index in chosen:
-        cell = _enlarge(clip[index : index + 1], scale)[0]
+    for index, frame in chosen.items():
+        cell = _enlarge(frame[None], scale)[0]
         if labels:
             words = f"{index}" if fps is None else f"{index} · {index / fps:.2f} s"
             cell = np.concatenate([cell, _caption(words, cell.shape[1])])
@@ -242,7 +274,7 @@ def comparison_sheet(
             words.append(value if isinstance(value, str) else f"{value:.3f}")
         wide = max(wide, *(_width(w) + 10 for w in words))
         cells = []
-        for index in _spread(len(clip), columns):
+        for index in spread(len(clip), columns):
             cell = _enlarge(clip[index : index + 1], scale)[0]
             cells.append(np.concatenate([cell, _caption(f"{index}", cell.shape[1])]))
         rows.append((words, cells))
@@ -283,8 +315,13 @@ def _enlarge(clip: np.ndarray, scale: int) -> np.ndarray:
     return clip.repeat(int(scale), 1).repeat(int(scale), 2) if scale > 1 else clip
 
 
-def _spread(frames: int, count: int) -> list[int]:
-    """`count` (or all) frame indices from the first to the last, evenly spaced."""
+def spread(frames: int, count: int) -> list[int]:
+    """Choose `count` frame indices (or all) from the first to the last, evenly spaced.
+
+    Args:
+        frames: of the clip.
+        count: at most.
+    """
     return [0] if count == 1 else [int(i) for i in np.linspace(0, frames - 1, min(frames, count)).round()]
 
 

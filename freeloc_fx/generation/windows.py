@@ -8,7 +8,6 @@ neither new positions nor new context, and no frame sees beyond its windows.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections import OrderedDict
 from typing import Any, Literal, TypeVar, get_args
@@ -19,6 +18,7 @@ from torch import nn
 from freeloc_fx.compat import COMPILED_CALL, own_hooks
 from freeloc_fx.compiler.capture.conventions import call_arguments
 from freeloc_fx.compiler.capture.loop import running_timesteps
+from freeloc_fx.compiler.capture.shallow import shallow_copy
 from freeloc_fx.compiler.capture.steps import StepCounter
 from freeloc_fx.errors import LengthError
 from freeloc_fx.method.checks import is_whole
@@ -150,7 +150,7 @@ def context_windows(
     _check_choice("fusion", fusion, Fusion)
     _check_choice("schedule", schedule, Schedule)
     windowed = _Windowed(model, window, stride, fusion, schedule)
-    result = copy.copy(model)
+    result = shallow_copy(model)
     # The inner call runs the original with its compiled call, its hooks and whatever replaced its forward.
     result.__dict__[COMPILED_CALL] = None
     for name in own_hooks(result):

@@ -25,11 +25,13 @@ class CallFacts:
         shapes: of the five-dimensional tensors among the call's arguments.
         grid: token frames, rows and columns that the latents have in the patches that the model's configuration or
             patch embedding names; None where neither does.
+        ranks: processes of torch.distributed, over which somebody may have shared out the tokens.
     """
 
     size: tuple[int, int, int] | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
     grid: tuple[int, int, int] | None = None
+    ranks: int = 1
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ for each layer and shift, and one for each layer with a window, with a reward on
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import uuid
@@ -24,6 +23,7 @@ from torch import nn
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.compiler.capture.attach import attach
 from freeloc_fx.compiler.capture.conventions import layer_table
+from freeloc_fx.compiler.capture.shallow import shallow_copy
 from freeloc_fx.compiler.capture.state import state_of
 from freeloc_fx.compiler.transform import restore, transform
 from freeloc_fx.errors import CaptureError, ProfileError
@@ -275,7 +275,7 @@ def observing(model: nn.Module, recorder: Recorder) -> Any:
         The watched model.
     """
     everything = Profile(trained_frames=2, layers="direct", name="observed")
-    watched = copy.copy(model)
+    watched = shallow_copy(model)
     backend = Backend(everything, layer_table(model), None, recorder=recorder, model=watched)
     yield attach(watched, model, backend)
 

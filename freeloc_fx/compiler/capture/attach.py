@@ -20,20 +20,20 @@ from .blocks import BlockByBlock, first_line
 from .conventions import call_arguments
 from .facts import calling, check_captured, facts_of
 from .gate import gate_of
-from .hooks import check_blocks
+from .hooks import HOOKED, check_blocks, check_devices
 from .loop import running_timesteps
+from .parallel import token_group_of
+from .shared import SharedCalls
 from .state import State, lock_of, state_of
 from .steps import StepCounter, follows_steps
 from .trace_once import Marks
 from .whole import call_whole, capture_settings
 
-__all__ = ["HOOKED", "Model", "attach", "check_forward", "check_mode"]
+__all__ = ["Model", "attach", "check_forward", "check_mode"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
 log = logging.getLogger("freeloc_fx")
-
-HOOKED = "the blocks carry hooks, which stay outside the graphs"
 
 
 def attach(result: Model, original: Model, backend: Backend) -> Model:
@@ -57,6 +57,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
     gate, lock = gate_of(result), lock_of(original)
     compiled = torch.compile(plain_call(result), backend=backend, fullgraph=True, dynamic=False)
     marks = Marks(result.get_submodule(path) for path in backend.layers)
+    shared = SharedCalls(result, backend)
     counter = StepCounter() if follows_steps(backend.profile) else None
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -85,6 +86,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
                 "would run untransformed; expected it unset, or restore(model) to run the original"
             )
         check_forward(result)
+        check_devices(result)
         given = call_arguments(result, args, kwargs)
         known = facts_of(result, given)
         told = running()
@@ -92,8 +94,9 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
         with lock:
             state.calls += 1
             before = len(backend.plans)
+            group = token_group_of(result)
             blocks = ((path, result.get_submodule(path)) for path in backend.layers)
-            if check_blocks(blocks) and state.by_block is None:
+            if check_blocks(blocks) and state.by_block is None and group is None:
                 state.by_block = BlockByBlock(result, backend, HOOKED)
                 log.info("%s: captured block by block: %s", type(result).__name__, HOOKED)
             with (
@@ -103,7 +106,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
                 within(Running(step, told.told, backend.checked, backend.choices)),
                 gate.open(),
             ):
-                output = run(*args, **kwargs)
+                output = run(*args, **kwargs) if group is None else shared.run(group, known, given, args, kwargs)
             state.units.look_at(backend.plans[before:])
         return output
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import nn
 
 from freeloc_fx.compat import dynamo_switched_off
@@ -39,11 +40,15 @@ def facts_of(model: nn.Module, given: Mapping[str, Any]) -> CallFacts:
     if size is not None:
         check_limits(model, *size)
     shapes = tuple(tuple(clips.shape) for v in given.values() if (clips := as_clips(v)) is not None)
-    return CallFacts(integer_size(given), shapes, _grid(model, size))
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    ranks = torch.distributed.get_world_size() if there else 1
+    return CallFacts(integer_size(given), shapes, _grid(model, size, ranks), ranks)
 
 
-def _grid(model: nn.Module, size: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-    known = known_patches(model)
+def _grid(model: nn.Module, size: tuple[int, int, int] | None, ranks: int) -> tuple[int, int, int] | None:
+    """Token frames, rows and columns. On one of several ranks a model without a patch size counts as one of single
+    latents: fewer tokens than latents may be larger patches, or a rank's share of the tokens."""
+    known = known_patches(model) or ((1, 1, 1) if ranks > 1 else None)
     if size is None or known is None:
         return None
     frames, height, width = (count // patch for count, patch in zip(size, known, strict=True))

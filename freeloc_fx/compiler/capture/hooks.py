@@ -19,7 +19,10 @@ from freeloc_fx.graph.leaf import Leaf
 
 from .swapped import ABSENT, swapped
 
-__all__ = ["Leaves", "check_blocks", "hooks_of", "inside", "without_caches"]
+__all__ = ["HOOKED", "Leaves", "check_blocks", "check_devices", "hooks_of", "inside", "without_caches"]
+
+
+HOOKED = "the blocks carry hooks, which stay outside the graphs"
 
 
 def hooks_of(module: nn.Module) -> dict[str, Any]:
@@ -69,6 +72,23 @@ def check_blocks(blocks: Iterable[tuple[str, nn.Module]]) -> bool:
                         "FirstBlockCache: disable_cache() first"
                     )
     return found
+
+
+def check_devices(model: nn.Module) -> None:
+    """Refuse a model that accelerate's `device_map` has spread over devices: its hooks move every module's inputs.
+
+    Args:
+        model: with its hooks in place.
+
+    Raises:
+        CaptureError: names the devices.
+    """
+    places = sorted({str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()})
+    if len(places) > 1:
+        raise CaptureError(
+            f"{type(model).__name__}: device_map spreads its modules over {', '.join(places)}; expected one device: "
+            "enable_group_offload, FSDP2 or tensor parallelism share out the weights of a transformed model"
+        )
 
 
 @contextmanager

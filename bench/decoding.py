@@ -1,0 +1,101 @@
+"""How much host memory does decoding a long clip take? Real sizes, a miniature VAE, from latents to the file.
+
+    python bench/decoding.py                      # 480x832: 161, 641 and 1,281 frames streamed, 161 held
+    python bench/decoding.py --frames 81,161
+
+Each run is a process of its own that decodes random latents and writes a video; its peak resident memory counts, less
+that of a process that has done the same with 17 frames, which is the libraries' and the VAE's own. Streamed: chunks go
+from the VAE to 8-bit to the encoder. Held: all frames are there as float32 first, as `Video.frames` has them. Exits
+with 1 where a streamed clip takes more than 1 GB beyond the VAE's own. Writes results/decoding.json and decoding.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import save, save_table
+
+from freeloc_fx.generation.decoding import in_chunks
+from freeloc_fx.generation.streaming import streamed
+from freeloc_fx.generation.video import write_video
+
+HEIGHT, WIDTH = 480, 832
+LEAST = 17
+"""Frames of the run that shows what the libraries and the VAE take themselves."""
+LIMIT = 10**9
+
+
+def miniature() -> Any:
+    """An AutoencoderKLWan of few channels, which compresses time by 4 and pictures by 8."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    cls: Any = AutoencoderKLWan
+    return cls(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[True, True], in_channels=12,
+        out_channels=12, patch_size=2, scale_factor_spatial=8, latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    ).eval()  # fmt: skip
+
+
+def run(frames: int, way: str) -> dict[str, Any]:
+    """Decode and write in this process; the most memory that was resident."""
+    torch.set_num_threads(1)
+    vae, started = miniature(), time.monotonic()
+    latents = 0.01 * torch.randn(1, 4, (frames - 1) // 4 + 1, HEIGHT // 8, WIDTH // 8)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        file = Path(folder) / "clip.mp4"
+        if way == "streamed":
+            with streamed(file, frames=frames, height=HEIGHT, width=WIDTH) as film:
+                with in_chunks(vae, HEIGHT, WIDTH, film.add):
+                    vae.decode(latents)
+        else:
+            with in_chunks(vae, HEIGHT, WIDTH):
+                video = vae.decode(latents).sample[0].permute(1, 2, 3, 0)
+            write_video(file, (video * 0.5 + 0.5).numpy())
+        size = file.stat().st_size
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"frames": frames, "way": way, "peak": peak, "seconds": time.monotonic() - started, "file": size}
+
+
+def alone(frames: int, way: str) -> dict[str, Any]:
+    """`run` in a process of its own."""
+    command = [sys.executable, __file__, "--one", str(frames), way]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", default="161,641,1281", help="4n+1 each")
+    parser.add_argument("--held", default="161", help="4n+1 each; empty for none")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(run(int(args.one[0]), args.one[1])))
+        return
+    own = alone(LEAST, "streamed")["peak"]
+    rows = [alone(int(frames), "streamed") for frames in args.frames.split(",")]
+    rows += [alone(int(frames), "held") for frames in args.held.split(",") if frames]
+    lines = ["| 480x832 | frames | MB beyond the VAE's own | MB of the frames as float32 |", "|---|---|---|---|"]
+    for row in rows:
+        row["beyond"] = row["peak"] - own
+        floats = row["frames"] * HEIGHT * WIDTH * 3 * 4
+        lines.append(f"| {row['way']} | {row['frames']} | {row['beyond'] / 1e6:.0f} | {floats / 1e6:.0f} |")
+    save_table("decoding", "\n".join(lines))
+    save("decoding", {"own_bytes": own, "rows": rows})
+    if any(row["beyond"] > LIMIT for row in rows if row["way"] == "streamed"):
+        raise SystemExit(f"a streamed clip took more than {LIMIT / 1e9:.0f} GB beyond the VAE's own")
+
+
+if __name__ == "__main__":
+    main()

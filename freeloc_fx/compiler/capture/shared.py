@@ -1,0 +1,151 @@
+"""Calls of a model whose tokens are shared out over ranks: planned as one process would, captured by share.
+
+A rank sees some tokens of a clip and cannot tell from them how long the clip is. So the first call with given shapes is
+captured without the sharding, for its plan only; no tensor of all tokens is made on the way but what the model makes
+itself before its first block. The blocks are then captured on this rank's tokens, adopt that plan, and exchange tokens
+for heads around their attentions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from freeloc_fx.compat import plain_call
+from freeloc_fx.compiler.backend import Backend
+from freeloc_fx.errors import CaptureError
+from freeloc_fx.graph.capture import CallFacts
+from freeloc_fx.graph.records import AttentionSite
+from freeloc_fx.graph.sharding import Adopted, by_path
+from freeloc_fx.planning.plan import Plan
+
+from .blocks import BlockByBlock
+from .facts import check_captured
+from .parallel import TokenGroup, exchange_themselves, gathering, without_exchange
+from .rehearsal import plan_of_call
+
+__all__ = ["SharedCalls"]
+
+
+@dataclass
+class _Call:
+    """What calls of one kind run through.
+
+    Args:
+        plan: of the unsharded model.
+        by_block: captures this rank's share; None where nothing is rewritten and the model runs as it is.
+    """
+
+    plan: Plan
+    by_block: BlockByBlock | None
+
+
+class SharedCalls:
+    """The calls of one model under context parallelism, by their shapes.
+
+    Args:
+        model: transformed; its own forward is in place when `run` is called.
+        backend: of the model.
+    """
+
+    def __init__(self, model: nn.Module, backend: Backend) -> None:
+        self.model, self.backend = model, backend
+        self._known: dict[Hashable, _Call] = {}
+
+    def run(
+        self,
+        group: TokenGroup,
+        known: CallFacts,
+        given: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Call the model.
+
+        Args:
+            group: the ranks.
+            known: what the call says about its latents.
+            given: forward's arguments by name.
+            args: the call's own.
+            kwargs: the call's own.
+
+        Returns:
+            The model's result.
+
+        Raises:
+            FreelocError: as capture and planning raise it, on every rank and before anything is exchanged.
+        """
+        key = (group, known, _signature(given))
+        call = self._known.get(key)
+        if call is None:
+            call = self._planned(group, known, given)
+            self.backend.plans.append(call.plan)
+            self._known[key] = call
+        if call.by_block is None:  # nothing is rewritten: what diffusers does, bitwise
+            with gathering(group):
+                return plain_call(self.model)(*args, **kwargs)
+        with gathering(group), without_exchange(self.model):
+            output, found = call.by_block.run(*args, **kwargs)
+        check_captured(type(self.model).__name__, 0)
+        if found is not None:
+            self._check(found, call.plan)
+        return output
+
+    def _planned(self, group: TokenGroup, known: CallFacts, given: Mapping[str, Any]) -> _Call:
+        if self.backend.recorder is not None:
+            raise CaptureError(
+                f"{type(self.model).__name__}: attentions are observed on one process; expected a model without "
+                f"context parallelism, found {group.shards.ranks} ranks"
+            )
+        planning = self.backend.for_planning()
+        plan = plan_of_call(self.model, plain_call(self.model), planning, known, given)
+        if not plan.rewritten and exchange_themselves(self.model, self.backend.layers):
+            return _Call(plan, None)
+        for site in planning.sites or ():
+            if site.kind == "video" and (reason := _unshared(site)):
+                raise CaptureError(
+                    f"{site.path}: {reason}; expected FSDP or tensor parallelism for this model, found its tokens "
+                    f"shared out over {group.shards.ranks} ranks"
+                )
+        for site in plan.sites:
+            if site.heads < group.shards.ranks:
+                raise CaptureError(
+                    f"{site.path}: expected at least one head a rank, found {site.heads} heads for "
+                    f"{group.shards.ranks} ranks"
+                )
+        adopted = Adopted(by_path(planning.sites or ()), group.shards, group.name)
+        own = self.backend.adopting(plan, adopted)
+        return _Call(plan, BlockByBlock(self.model, own, "tokens are shared out over ranks"))
+
+    def _check(self, found: Plan, plan: Plan) -> None:
+        """Refuse a call in which a planned attention was not met."""
+        lost = sorted({site.path for site in plan.sites} - {site.path for site in found.sites})
+        if lost:
+            raise CaptureError(
+                f"{lost[0]}: planned of the unsharded model, but this rank's blocks hold {len(found.sites)} of "
+                f"{len(plan.sites)} planned attentions"
+            )
+
+
+def _unshared(site: AttentionSite) -> str:
+    """Why an attention cannot work on a share of its tokens; empty for one that can."""
+    if site.padded:
+        return "the number of its tokens depends on data, since padded text is left out"
+    if site.mask is not None:
+        return f"padding is hidden by a mask over all {site.key_shape[2]} tokens, which no rank's share takes"
+    return ""
+
+
+def _signature(value: Any) -> Hashable:
+    """Equal for arguments of equal shapes and equal plain values."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype, value.device
+    if isinstance(value, Mapping):
+        return tuple((key, _signature(one)) for key, one in sorted(value.items()))
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_signature, value))
+    return value if isinstance(value, (bool, int, float, str, type(None), torch.dtype)) else type(value)

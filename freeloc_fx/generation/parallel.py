@@ -1,0 +1,82 @@
+"""Share a pipeline's work out over the ranks of torch.distributed: its tokens, its weights, or both.
+
+share_tokens(pipe, latent=(81, 60, 104))  # Ulysses: each rank holds some tokens, and some heads in an attention
+shard_weights(pipe)                       # FSDP2: each rank holds a part of every weight
+apply(pipe, strategy="vrpr+tsa")          # then as on one process; every rank makes the same calls
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from freeloc_fx.compiler.capture.conventions import config_of, layer_table, patches
+from freeloc_fx.compiler.capture.swapped import swapped
+from freeloc_fx.errors import ModelError
+
+from .components import transformers_of
+
+__all__ = ["an_accelerator", "shard_weights", "share_tokens"]
+
+
+@contextmanager
+def an_accelerator() -> Iterator[None]:
+    """Context: torch counts one accelerator where there is none.
+
+    diffusers 0.42.1 numbers its device by `rank % torch.accelerator.device_count()`, a division by zero on a machine
+    without one; the device that it makes of the answer there is the CPU.
+    """
+    if torch.accelerator.device_count():
+        yield
+        return
+    with swapped(torch.accelerator, "device_count", lambda: 1):
+        yield
+
+
+def share_tokens(pipe: Any, latent: tuple[int, int, int]) -> None:
+    """Let all ranks share the tokens of a pipeline's transformers, by diffusers' context parallelism (Ulysses).
+
+    Args:
+        pipe: a diffusers pipeline that is not enabled yet, the same on every rank.
+        latent: frames, height and width of the latents, to choose how ranks share what they do not divide.
+
+    Raises:
+        ModelError: diffusers knows no way to share out the tokens of such a transformer.
+    """
+    from diffusers import ContextParallelConfig
+
+    ranks = dist.get_world_size()
+    for model in transformers_of(pipe).values():
+        tokens = math.prod(n // patch for n, patch in zip(latent, patches(model), strict=True))
+        heads = int(config_of(model).get("num_attention_heads") or ranks)
+        anything = bool(tokens % ranks or heads % ranks)
+        try:
+            with an_accelerator():
+                model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=ranks, ulysses_anything=anything))
+        except (AttributeError, ValueError) as error:
+            raise ModelError(
+                f"{type(model).__name__}: diffusers cannot share out its tokens over {ranks} ranks ({error}); expected "
+                "a model with a plan for that, such as Wan or LTX, or sharded weights instead"
+            ) from error
+
+
+def shard_weights(pipe: Any) -> None:
+    """Let all ranks share the weights of a pipeline's transformers by FSDP2, block by block.
+
+    Args:
+        pipe: a diffusers pipeline that is not enabled yet, the same on every rank.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    for model in transformers_of(pipe).values():
+        device = next(model.parameters()).device
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        for path in layer_table(model):
+            fully_shard(model.get_submodule(path), mesh=mesh)
+        fully_shard(model, mesh=mesh)

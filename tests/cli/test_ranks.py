@@ -1,0 +1,47 @@
+"""`freeloc generate` on several ranks: one file, one bar, the file that one process writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command import command
+from ranks import on_ranks
+
+PROMPT = "a red circle and a white square bounce slowly over a navy grid, the camera pans left"
+
+
+def both(folder: Path, frames: int, share: list[str], limit: float) -> None:
+    asked = ["generate", PROMPT, "--frames", str(frames), "--steps", "1", "--attention", "tiles"]
+    (alone,) = on_ranks(command, 1, asked, str(folder / "one.mp4"), limit=limit)
+    first, second = on_ranks(command, 2, [*asked, *share], str(folder / "two.mp4"), limit=limit)
+    assert alone["code"] == first["code"] == second["code"] == 0, (first, second)
+    assert first["digest"] == alone["digest"] != ""
+    assert first["out"].replace("two.", "one.").split()[:9] == alone["out"].split()[:9]
+    assert first["err"].count("denoising") + first["err"].count("done") >= 1
+    assert second["out"] == second["err"] == ""
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("one.json", "one.mp4", "one.png", "two.json", "two.mp4", "two.png")
+    ]
+
+
+def test_two_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
+    both(tmp_path, 101, ["--parallel", "ulysses"], 100)
+
+
+@pytest.mark.slow
+def test_ten_times_the_trained_length(tmp_path: Path) -> None:
+    both(tmp_path, 801, ["--parallel", "ulysses", "--shard", "fsdp"], 300)
+
+
+def test_what_cannot_be_shared(tmp_path: Path) -> None:
+    output = str(tmp_path / "no.mp4")
+    (one,) = on_ranks(command, 1, ["generate", PROMPT, "--parallel", "ulysses"], output)
+    assert one["code"] == 2 and "torchrun --nproc_per_node" in one["err"]
+    first, second = on_ranks(command, 2, ["generate", PROMPT], output)
+    assert first["code"] == second["code"] == 2
+    assert "expected --parallel ulysses, --shard fsdp or both" in first["err"]
+    first, second = on_ranks(command, 2, ["generate", PROMPT, "--model", "tiny-joint", "--parallel", "ulysses"], output)
+    assert first["code"] == second["code"] == 2
+    assert "cannot share out its tokens over 2 ranks" in first["err"]
+    assert not list(tmp_path.iterdir())

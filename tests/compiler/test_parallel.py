@@ -1,0 +1,339 @@
+"""Transformed models under diffusers' context parallelism, on two and four ranks, against one process."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from diffusers_models import arguments, build
+from models import DiT, latents, wan
+from ranks import RanksError, context_parallel, on_ranks
+from transformed import ALL, distance, run
+
+import freeloc_fx
+from freeloc_fx import Profile, plans, transform
+from freeloc_fx.attention.exchange import gather_along, heads_to_tokens, tokens_to_heads
+from freeloc_fx.errors import CaptureError, TransformError
+from freeloc_fx.method.catalogue import PARTS
+from freeloc_fx.method.grid import RopeLayout
+from freeloc_fx.method.shards import Layout, Shards
+
+PLAIN: dict[str, Any] = {"backend": "eager", "attention": "tiles"}
+MODIFY = ("temp", "squeeze", "hold")
+NAMES = [*(f"vrpr+{name}" if name in MODIFY else name for name in PARTS)]
+EVERY = Profile(trained_frames=5, layers=dict(enumerate(NAMES)))
+"""A strategy a layer, each part at least once."""
+
+
+def shared_wan(ranks: int, before: bool, profile: Profile, options: dict[str, Any], **config: Any) -> Any:
+    """A transformed Wan whose tokens are shared out, before or after it is transformed."""
+    model = wan(**config)
+    if before:
+        context_parallel(model, ulysses_degree=ranks)
+    changed = transform(model, profile, **options)
+    if not before:
+        context_parallel(changed, ulysses_degree=ranks)
+    return changed
+
+
+# What the ranks run
+
+
+def exchanges(rank: int, ranks: int) -> None:
+    """Every layout, there and back; each rank makes the whole tensor itself."""
+    shards, group = Shards(ranks, rank), dist.group.WORLD.group_name  # type: ignore[union-attr]
+    heads, text, video = ranks + 1, ranks + 1, 21
+    whole = torch.arange(2.0 * heads * (text + video) * 3).reshape(2, heads, text + video, 3)
+    for stretches in (((text, True), (video, True)), ((text, False), (video, True)), ((video, True), (text, True))):
+        layout = Layout(shards, stretches)
+        mine = torch.cat([whole[:, :, place] for place in layout.places(rank)], 2)
+        found = tokens_to_heads(mine, layout, mine.shape, group)
+        assert torch.equal(found, whole[:, shards.part(heads)])
+        assert torch.equal(heads_to_tokens(found, layout, found.shape, heads, group), mine)
+    for axis in (0, 1, 2):
+        mine = whole.narrow(axis, (own := shards.part(whole.shape[axis])).start, own.stop - own.start)
+        assert torch.equal(gather_along(mine, shards, whole.shape[axis], mine.shape, axis, group), whole)
+
+
+def wan_of_every_strategy(rank: int) -> dict[str, Any]:
+    torch.set_grad_enabled(False)
+    layers = len(EVERY.layers)  # type: ignore[arg-type]
+    alone = transform(wan(num_layers=layers), EVERY, **PLAIN)
+    expected = run(alone)
+    changed = shared_wan(2, True, EVERY, PLAIN, num_layers=layers)
+    return {
+        "away": distance(run(changed), expected),
+        "rewritten": [plan.rewritten for plan in plans(changed)],
+        "plan": plans(changed)[0].to_dict() == plans(alone)[0].to_dict(),
+    }
+
+
+def wan_in_both_orders(rank: int, ranks: int, frames: int) -> list[float]:
+    torch.set_grad_enabled(False)
+    config = {"num_attention_heads": ranks, "num_layers": 2}
+    expected = run(transform(wan(**config), ALL, **PLAIN), frames=frames)
+    found = []
+    for before in (True, False):
+        changed = shared_wan(ranks, before, ALL, PLAIN, **config)
+        found += [distance(run(changed, frames=frames), expected), distance(run(changed, frames=frames), expected)]
+        if not before:
+            try:
+                freeloc_fx.restore(changed)
+            except TransformError:
+                found.append(0.0)
+            else:
+                found.append(1.0)
+    return found
+
+
+def wan_other_ways(rank: int) -> dict[str, float]:
+    """FlexAttention in the graph, heads and tokens that the ranks do not divide, a plan beside the calls."""
+    torch.set_grad_enabled(False)
+    found = {}
+    expected = run(transform(wan(), ALL, **PLAIN))
+    flex = shared_wan(2, True, ALL, {"backend": "eager", "attention": "flex"})
+    found["flex"] = distance(run(flex), expected)
+    model = context_parallel(wan(num_attention_heads=3), ulysses_degree=2, ulysses_anything=True)
+    odd = transform(model, ALL, verify=True, **PLAIN)
+    config = {"height": 2, "width": 6}
+    found["odd"] = distance(
+        run(odd, frames=11, **config), run(transform(wan(num_attention_heads=3), ALL, **PLAIN), frames=11, **config)
+    )
+    found["planned"] = float(freeloc_fx.plan(model, ALL, frames=11, height=2, width=6).grid.frames - 11)
+    return found
+
+
+def within_the_trained_length(rank: int) -> list[bool]:
+    torch.set_grad_enabled(False)
+    own = context_parallel(wan(), ulysses_degree=2)
+    changed = shared_wan(2, True, ALL, PLAIN)
+    return [torch.equal(run(changed, frames=4), run(own, frames=4)), plans(changed)[0].rewritten == 0]
+
+
+def other_models(rank: int, name: str, cp_plan: str, options: dict[str, Any], wrong_heads: bool) -> float:
+    torch.set_grad_enabled(False)
+    profile = Profile(trained_frames=5, layers={0: "vrpr+tsa+temp", 1: "direct"})
+    given = arguments(name, build(name), 13)
+    shown = {} if "encoder_attention_mask" not in given else {"text_shown": 11}
+    given = arguments(name, build(name), 13, **shown) | {"return_dict": False}
+    expected = transform(build(name), profile, **PLAIN)(**given)[0]
+    model = context_parallel(build(name), PLANS[cp_plan]() if cp_plan else None, ulysses_degree=2, **options)
+    changed = transform(model, profile, **PLAIN)
+    if wrong_heads:
+        of_heads = RopeLayout.of_heads
+        RopeLayout.of_heads = lambda self, group: of_heads(self, slice(0, group.stop - group.start))  # type: ignore[method-assign]
+    return distance(changed(**given)[0], expected)
+
+
+def joint_within_the_trained_length(rank: int) -> tuple[float, float]:
+    """(of the transformed model, of the plain one) from one process: diffusers' processor exchanges nothing."""
+    torch.set_grad_enabled(False)
+    given = arguments("CogVideoX", build("CogVideoX"), 4) | {"return_dict": False}
+    expected = build("CogVideoX")(**given)[0]
+    model = context_parallel(build("CogVideoX"), PLANS["text whole"](), ulysses_degree=2)
+    changed = transform(model, Profile(trained_frames=5, layers="vrpr"), **PLAIN)
+    return distance(changed(**given)[0], expected), distance(model(**given)[0], expected)
+
+
+def refusals(rank: int) -> dict[str, str]:
+    """What each way that cannot serve is refused with; a barrier says that no rank is left waiting."""
+    torch.set_grad_enabled(False)
+    said = {}
+
+    def tried(name: str, model: Any, given: dict[str, Any] | None = None, profile: Profile = ALL) -> None:
+        try:
+            changed = transform(model, profile, **PLAIN)
+            changed(**given) if given else run(changed)
+        except CaptureError as error:
+            said[name] = str(error)
+        else:
+            said[name] = "nothing"
+        dist.barrier()
+
+    tried("ring", context_parallel(wan(), ring_degree=2))
+    cached = context_parallel(wan(), ulysses_degree=2)
+    from diffusers import FirstBlockCacheConfig
+
+    cached.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    tried("cache", cached)
+    tried("heads", context_parallel(wan(num_attention_heads=1), ulysses_degree=2))
+    for name, why in (("HunyuanVideo", "mask"), ("Mochi", "padded")):
+        given = arguments(name, build(name), 12, text_shown=9) | {"return_dict": False}
+        tried(why, context_parallel(build(name), PLANS[name](), ulysses_degree=2), given)
+    half = context_parallel(wan(), ulysses_degree=2)
+    from diffusers.hooks.context_parallel import remove_context_parallel
+
+    remove_context_parallel(half, type(half)._cp_plan)
+    tried("no hooks", half)
+    tried("somebody's own", split_by_hand(rank), {"hidden_states": latents(40)}, Profile(trained_frames=10))
+    return said
+
+
+def split_by_hand(rank: int) -> Any:
+    """A model whose tokens are shared out by hooks of somebody's own, and exchanged by nobody."""
+    model = DiT()
+
+    def share(tables: Any) -> Any:
+        return tuple(table.chunk(2, 0)[rank] for table in tables)
+
+    def gather(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(out) for _ in range(2)]
+        dist.all_gather(parts, out.contiguous())
+        return torch.cat(parts, 1)
+
+    model.blocks[0].register_forward_pre_hook(lambda module, a: (a[0].chunk(2, 1)[rank], share(a[1]), a[2]))
+    model.blocks[1].register_forward_pre_hook(lambda module, a: (a[0], share(a[1]), a[2]))
+    model.blocks[1].register_forward_hook(gather)
+    return model
+
+
+def one_of_them_is_killed(rank: int) -> None:
+    changed = shared_wan(2, True, ALL, PLAIN)
+    if rank == 1:
+        os._exit(9)
+    run(changed)
+    time.sleep(600)
+
+
+def one_of_them_raises(rank: int) -> None:
+    if rank == 1:
+        raise LookupError("no such thing on rank 1")
+    dist.barrier()
+
+
+def one_of_them_hangs(rank: int) -> None:
+    if rank == 0:
+        time.sleep(600)
+
+
+def inductor(rank: int) -> float:
+    torch.set_grad_enabled(False)
+    changed = shared_wan(2, True, ALL, {"backend": "inductor", "attention": "tiles"})
+    return distance(run(changed), run(transform(wan(), ALL, **PLAIN)))
+
+
+def _split(axis: int, dims: int, output: bool = False) -> Any:
+    from diffusers.models._modeling_parallel import ContextParallelInput
+
+    return ContextParallelInput(split_dim=axis, expected_dims=dims, split_output=output)
+
+
+def _gathered() -> Any:
+    from diffusers.models._modeling_parallel import ContextParallelOutput
+
+    return ContextParallelOutput(gather_dim=1, expected_dims=3)
+
+
+def _joint(tables: int, *texts: str) -> dict[str, Any]:
+    return {
+        "transformer_blocks.0": {name: _split(1, 3) for name in ("hidden_states", *texts)},
+        "transformer_blocks.*": {"image_rotary_emb": [_split(0, tables)] * 2},
+        "proj_out": _gathered(),
+    }
+
+
+PLANS = {
+    "text shared": lambda: _joint(2, "encoder_hidden_states"),
+    "text whole": lambda: _joint(2),
+    "Mochi": lambda: _joint(3),
+    "HunyuanVideo": lambda: {
+        "rope": {0: _split(0, 2, True), 1: _split(0, 2, True)},
+        "transformer_blocks.0": {"hidden_states": _split(1, 3)},
+        "proj_out": _gathered(),
+    },
+}
+"""Context-parallel plans for models of which diffusers ships none."""
+
+
+# What is to come of it
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_tokens_go_to_heads_and_back(ranks: int) -> None:
+    on_ranks(exchanges, ranks, ranks)
+
+
+def test_every_strategy_gives_what_one_process_gives() -> None:
+    for found in on_ranks(wan_of_every_strategy, 2):
+        assert found["away"] <= 1e-5
+        assert found["rewritten"] == [len(EVERY.layers) - 1]  # type: ignore[arg-type]
+        assert found["plan"], "a rank reports the plan of the whole model"
+
+
+@pytest.mark.parametrize(("ranks", "frames"), [(2, 12), (4, 21)])
+def test_before_and_after_transform(ranks: int, frames: int) -> None:
+    for found in on_ranks(wan_in_both_orders, ranks, ranks, frames):
+        assert len(found) == 5 and max(found) <= 1e-5
+
+
+def test_flex_and_what_ranks_do_not_divide() -> None:
+    for found in on_ranks(wan_other_ways, 2):
+        assert max(map(abs, found.values())) <= 1e-5, found
+
+
+def test_within_the_trained_length_it_is_bitwise_diffusers_own_run() -> None:
+    assert on_ranks(within_the_trained_length, 2) == [[True, True]] * 2
+
+
+@pytest.mark.parametrize("name", ["LTX", "LTX anything", "text shared", "text whole"])
+def test_other_models(name: str) -> None:
+    case = "LTX" if name.startswith("LTX") else "CogVideoX"
+    options = {"ulysses_anything": True} if name == "LTX anything" else {}
+    given = (case, "" if case == "LTX" else name, options)
+    if name == "text shared":
+        options["ulysses_anything"] = True
+    if case == "LTX" and not options:
+        pytest.skip("13 frames of 6 tokens on 2 ranks") if 13 * 6 % 2 else None
+    assert max(on_ranks(other_models, 2, *given, False)) <= 1e-5
+
+
+def test_the_rates_of_the_wrong_heads_show() -> None:
+    assert max(on_ranks(other_models, 2, "LTX", "", {}, True)) > 1e-3
+
+
+def test_a_joint_model_is_right_where_its_own_processor_is_not() -> None:
+    for ours, own in on_ranks(joint_within_the_trained_length, 2):
+        assert ours <= 1e-5
+        assert own > 1e-2, "diffusers exchanges by itself now: within the trained length its own run may serve"
+
+
+def test_what_cannot_serve_is_refused_on_every_rank() -> None:
+    first, second = on_ranks(refusals, 2)
+    expected = {
+        "ring": "ring_degree=2",
+        "cache": "disable_cache",
+        "heads": "found 1 heads for 2 ranks",
+        "mask": "padding is hidden by a mask over all",
+        "padded": "the number of its tokens depends on data",
+        "no hooks": "no hook shares them out",
+        "somebody's own": "20 latent frames of 16 tokens, the model's input has 40 of 4 x 4",
+    }
+    assert first.keys() == second.keys() == expected.keys()
+    for name, words in expected.items():
+        assert words in first[name] and words in second[name], name
+
+
+def test_a_rank_that_is_killed_ends_the_run() -> None:
+    started = time.monotonic()
+    with pytest.raises(RanksError, match=r"rank 1: it was killed, exit code 9|rank 0: .*[Cc]onnection"):
+        on_ranks(one_of_them_is_killed, 2)
+    assert time.monotonic() - started < 60
+
+
+def test_a_rank_that_fails_ends_the_others_with_its_message() -> None:
+    with pytest.raises(RanksError, match=r"no such thing on rank 1|[Cc]onnection"):
+        on_ranks(one_of_them_raises, 2)
+
+
+def test_ranks_that_hang_are_ended() -> None:
+    with pytest.raises(RanksError, match=r"ranks \[0.*still running"):
+        on_ranks(one_of_them_hangs, 2, limit=4)
+
+
+@pytest.mark.slow
+def test_inductor() -> None:
+    assert max(on_ranks(inductor, 2, limit=300)) <= 1e-5
