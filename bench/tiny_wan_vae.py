@@ -1,12 +1,12 @@
 """Whole-clip forward passes of AutoencoderKLWan, for training it quickly.
 
 diffusers runs the Wan VAE in chunks of four frames with a cache for each causal convolution. Over a whole clip the same
-modules give the same result in one pass, which a CPU does several times faster; `train_vae.py` checks the equality before
-it trains.
+modules give the same result in one pass, which a CPU does several times faster; `train_vae.py` checks the equality
+before it trains.
 
 Only the time_conv layers mix frames here: the earlier taps of every 3x3x3 convolution are zero and stay zero. With
-them, a VAE trained on 17 frames learned to keep colours in its causal memory instead of the latents, and lost them on longer
-clips. Without, a latent frame holds its own content, whatever the length.
+them, a VAE trained on 17 frames learned to keep colours in its causal memory instead of the latents, and lost them on
+longer clips. Without, a latent frame holds its own content, whatever the length.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, patchify, unpatchify
 from torch import nn
-
 
 Z_DIM = 12
 """Channels of a latent."""

@@ -9,19 +9,18 @@ prompt's words look like, learned from many prompts a batch), dit (on whole clip
 folder that the package ships, float16 safetensors, with the curves). "all" is every stage that the model has.
 
 Clips are drawn and encoded as it goes; a batch's generator is seeded by (seed, stage, step), so none ever repeats and a
-run that was stopped goes on with the batch that it had not seen. A stop of any kind leaves a checkpoint at most a minute
-old in --work; the same command goes on from it. The learning rate falls at the end of each run's --minutes.
+run that was stopped goes on with the batch that it had not seen. A stop of any kind leaves a checkpoint at most a
+minute old in --work; the same command goes on from it. The learning rate falls at the end of each run's --minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from checkpoints import Checkpoint
-from training_loop import Budget, train
+from training_loop import Budget, Stage, train
 
 SHARES = {"vae": 0.28, "short": 0.15, "dit": 0.57}
 """Of the minutes, where several stages run."""
@@ -36,7 +35,7 @@ def stages(args: argparse.Namespace) -> list[str]:
     return [args.stage]
 
 
-def make(name: str, args: argparse.Namespace, device: torch.device):
+def make(name: str, args: argparse.Namespace, device: torch.device) -> Stage:
     if name == "vae":
         from train_vae import VaeStage
 
@@ -54,7 +53,7 @@ def make(name: str, args: argparse.Namespace, device: torch.device):
     return DitStage(name, args, device)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="of this run, shared by its stages")
     parser.add_argument("--steps", type=int, help="of each stage's whole training, earlier runs included")
@@ -76,7 +75,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=12, help="clips of the validation")
     parser.add_argument("--save-every", type=float, default=40.0, help="seconds between two checkpoints")
     parser.add_argument("--report-every", type=float, default=60.0, help="seconds between two validations")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     device = torch.device(args.device)
     if args.batch is None and device.type == "cuda":
         args.batch = 48
@@ -106,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
