@@ -19,6 +19,7 @@ from checkpoints import Checkpoint, State
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from freeloc_fx.generation.tiny_wan.drawing import varied
 from freeloc_fx.generation.tiny_wan.scenes import Scene
 
 __all__ = ["Budget", "Clips", "Stage", "autocast", "is_quick_at_bfloat16", "to_pixels", "train"]
@@ -51,7 +52,7 @@ class Clips(Dataset):
         clips, prompts = [], []
         for b in range(self.batch):
             rng = np.random.default_rng((self.seed, self.key, self.first + index, b))
-            scene = Scene.varied(rng) if rng.random() < VARIED else Scene.random(rng)
+            scene = varied(rng) if rng.random() < VARIED else Scene.random(rng)
             clips.append((scene.render(self.frames) * 255 + 0.5).astype(np.uint8))
             prompts.append(scene.prompt)
         return torch.from_numpy(np.stack(clips)), prompts

@@ -9,14 +9,13 @@ leaves open (see `grammar`) is drawn once a clip and kept through it.
 
 from __future__ import annotations
 
-import colorsys
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from .grammar import describe, read
-from .palette import ATTRIBUTES, BACKGROUNDS, CAMERAS, COLOURS, SHAPES, SIZE, SIZES, SPEEDS, SURFACES, TEXTURES, VERBS
+from .palette import BACKGROUNDS, CAMERAS, COLOURS, SHAPES, SIZE, SPEEDS, TEXTURES, VERBS
 
 __all__ = [
     "BACKGROUNDS",
@@ -28,7 +27,9 @@ __all__ = [
     "TEXTURES",
     "Scene",
     "Shape",
+    "margin_of",
     "parse_prompt",
+    "signed_distance",
 ]
 
 
@@ -55,12 +56,6 @@ _SHADE = 0.72  # brightness of a surface's darker parts: still nearer to the sha
 
 
 _OUTSIDE = 4.0  # px between a wandering shape that is turned back and the frame: it is gone for 50 slow frames at most
-
-
-_STEEPEST = 0.4  # smallest share of a wandering shape's speed on each axis, lest it stays away for long
-
-
-_APART = 0.45  # RGB distance of two shapes' colours at least
 
 
 Colour = tuple[float, float, float]
@@ -223,35 +218,6 @@ class Scene:
             phase=(float(rng.uniform(0, _PERIOD)), float(rng.uniform(0, _PERIOD))),
         )
 
-    @classmethod
-    def varied(cls, rng: np.random.Generator) -> Scene:
-        """Draw a scene whose prompt leaves things open: in equal parts nearly all, about half, or hardly any.
-
-        What is left open is drawn from a continuum where there is one: colours, sizes, the background's tones. Things
-        of a clip differ in colour, and in 4 of 10 scenes they wander out of the frame and back.
-
-        Args:
-            rng: what to draw from.
-
-        Returns:
-            The scene.
-        """
-        known = cls.random(rng)
-        share = float(rng.choice([0.9, 0.5, 0.15]))
-        verb = "wander" if rng.random() < 0.4 else "bounce"
-        shapes: list[Shape] = []
-        for shape in known.shapes:
-            shapes.append(_varied_shape(rng, shape, share, verb, shapes))
-        left = frozenset(name for name in ("tones", "texture", "camera") if rng.random() < share)
-        return replace(
-            known,
-            shapes=tuple(shapes),
-            verb=verb,
-            open=left,
-            background="" if "tones" in left else known.background,
-            tones=_draw_tones(rng) if "tones" in left else None,
-        )
-
     @property
     def prompt(self) -> str:
         """The scene in the grammar that `parse_prompt` reads, without what it leaves open."""
@@ -271,7 +237,7 @@ class Scene:
         angle = np.array([s.direction for s in self.shapes])
         x = np.array([s.x for s in self.shapes]) + t * v * np.cos(angle)
         y = np.array([s.y for s in self.shapes]) + t * v * np.sin(angle)
-        margin = np.array([_margin(s.scale, self.verb) for s in self.shapes])
+        margin = np.array([margin_of(s.scale, self.verb) for s in self.shapes])
         return np.stack([_reflect(x, margin, SIZE - margin), _reflect(y, margin, SIZE - margin)], -1)
 
     def covers(self, frames: int) -> np.ndarray:
@@ -326,53 +292,17 @@ class Scene:
         return video.astype(np.float32)
 
 
-def _margin(scale: float, verb: str) -> float:
-    """Distance in px of the walls from the frame's edges, inside it for shapes that bounce."""
+def margin_of(scale: float, verb: str) -> float:
+    """Compute how far from the frame's edges the walls are that throw a shape's centre back.
+
+    Args:
+        scale: of the shape.
+        verb: one of `VERBS`.
+
+    Returns:
+        Pixels inside the frame, negative outside.
+    """
     return -(scale * RADIUS + _OUTSIDE) if VERBS[verb] else scale * RADIUS + 2
-
-
-def _draw_tones(rng: np.random.Generator) -> tuple[Colour, Colour]:
-    """Two tones of one hue, as muted as those that have a name."""
-    hue, saturation = rng.random(), rng.uniform(0, 0.6)
-    dark, light = (colorsys.hsv_to_rgb(hue, saturation, rng.uniform(*span)) for span in ((0.14, 0.27), (0.37, 0.45)))
-    return dark, light
-
-
-def _draw_tint(rng: np.random.Generator, others: list[Colour]) -> Colour:
-    """A bright colour that is apart from all others."""
-    while True:
-        tint = colorsys.hsv_to_rgb(rng.random(), 1 - rng.random() ** 2, rng.uniform(0.85, 1.0))
-        if all(math.dist(tint, other) >= _APART for other in others):
-            return tint
-
-
-def _varied_shape(rng: np.random.Generator, shape: Shape, share: float, verb: str, before: list[Shape]) -> Shape:
-    """The shape with some attributes left open, drawn anew."""
-    left = {name for name in ATTRIBUTES if rng.random() < share}
-    scale = float(rng.choice([*SIZES.values(), 1.0]))
-    if "surface" in left and scale == 1:  # the grammar has no word for the usual size beside an open surface
-        left.add("size")
-    if "size" in left:
-        scale = float(rng.uniform(0.7, 1.35))
-    if "colour" not in left and any(math.dist(COLOURS[shape.colour], s.rgb) < _APART for s in before):
-        left.add("colour")
-    margin, direction = _margin(scale, "bounce"), shape.direction
-    if VERBS[verb]:
-        limit = math.acos(_STEEPEST)
-        quarter = math.pi / 2
-        inside = (direction % quarter) / quarter  # 0..1 between two axes
-        direction = direction - direction % quarter + (quarter - limit) + inside * (2 * limit - quarter)
-    return replace(
-        shape,
-        x=float(rng.uniform(margin, SIZE - margin)),
-        y=float(rng.uniform(margin, SIZE - margin)),
-        direction=direction,
-        scale=scale,
-        surface=str(rng.choice(SURFACES)),
-        colour="" if "colour" in left else shape.colour,
-        tint=_draw_tint(rng, [s.rgb for s in before]) if "colour" in left else None,
-        open=frozenset(left),
-    )
 
 
 def parse_prompt(prompt: str) -> Scene:
