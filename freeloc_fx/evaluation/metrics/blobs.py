@@ -137,8 +137,11 @@ def read_size(blob: np.ndarray, others: np.ndarray) -> float:
         others: the other shapes, likewise.
 
     Returns:
-        The median area in px; that of the usual size where it is never seen whole.
+        The area in px.
     """
     area = blob.sum((1, 2))
     whole = (area >= SEEN * AREA / 2) & ~edges(blob) & ~((box(blob, 4) > 0) & others).any((1, 2))
-    return float(np.median(area[whole])) if whole.any() else AREA
+    if whole.any():
+        return float(np.median(area[whole]))
+    # Never alone: nearly the most that is seen of it at once.
+    return max(float(np.quantile(area, 0.95)), SEEN * AREA)

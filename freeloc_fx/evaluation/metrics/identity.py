@@ -26,6 +26,9 @@ _HIDDEN = 0.35  # expected visible share of a thing below which nothing is asked
 _THERE = 0.4  # share of what should be visible that has to be there
 
 
+_WHOLE = 0.8  # expected visible share of a thing from which on its size and kind are asked for
+
+
 _SECOND = 0.3  # share of a thing's area from which on what has its colour elsewhere is a second one
 
 
@@ -98,21 +101,23 @@ def _changes(count: np.ndarray) -> np.ndarray:
 
 def _kept(track: Track, count: np.ndarray) -> np.ndarray:
     head = slice(0, TRAINED)
-    clear = track.clear
+    visible = np.nan_to_num(track.visible)
+    whole = track.clear | (visible > _WHOLE)
     kept = np.full(len(count), np.nan)
     coloured = ~np.isnan(track.colour).any(1)
-    first = (clear & coloured)[head]
+    first = (track.clear & coloured)[head]
     if not first.any():  # others were near it all the time
-        first = (coloured & (np.nan_to_num(track.visible) > 0.7))[head]
+        first = (whole & coloured)[head]
     if not first.any():
         return kept
-    colour, size = np.median(track.colour[head][first], 0), float(np.median(track.area[head][first]))
+    area = track.area / np.maximum(visible, 0.05)
+    colour, size = np.median(track.colour[head][first], 0), float(np.median(area[head][first]))
     kind = int(np.bincount(track.kind[head][first]).argmax())
     distance = np.linalg.norm(track.colour - colour, axis=1)
     value = np.clip(1 - (distance - _SLACK) / (_OTHER - _SLACK), 0, 1)
-    ratio = track.area / max(size, 1e-6)
-    # A thing that others touch or the frame cuts has the size that can be seen of it: only its colour is asked for.
-    value[clear] *= np.minimum(ratio, 1 / np.maximum(ratio, 1e-6))[clear] * (track.kind == kind)[clear]
+    ratio = area / max(size, 1e-6)
+    # Of a thing that others hide or the frame cuts in good part only the colour is asked for.
+    value[whole] *= np.minimum(ratio, 1 / np.maximum(ratio, 1e-6))[whole] * (track.kind == kind)[whole]
     kept[coloured] = value[coloured]
     kept[np.isnan(count)] = np.nan
     kept[count == 0] = 0.0

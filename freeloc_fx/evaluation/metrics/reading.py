@@ -76,7 +76,7 @@ def _read_tones(pixels: np.ndarray) -> tuple[Colour, Colour]:
     split = float(level.mean())
     for _ in range(8):
         low, high = level[level <= split], level[level > split]
-        if not len(high):
+        if not (len(low) and len(high)):
             break
         split = float((low.mean() + high.mean()) / 2)
     dark, light = (np.median(part if len(part) else muted, 0) for part in (muted[level <= split], muted[level > split]))

@@ -30,7 +30,7 @@ __all__ = ["LAG", "Analysis", "Track", "analyse"]
 _LONGEST_HIDING = 48  # frames: a shape that stays away longer than this was lost, not hidden
 
 
-_LONGEST_ABSENCE = 64.0  # px of way: a shape that wandered out of the frame and went farther than this was lost
+_LONGEST_ABSENCE = 96.0  # px of way: a shape that wandered out of the frame and went farther than this was lost
 
 
 _CORE = 6  # pixels inside a shape that its colour can be told from
