@@ -22,8 +22,9 @@ from common import RESULTS, save, save_table
 from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.files import write_bytes
 
-PAIRS = 12
-LONG = 4  # pairs of 801 frames; the others have 321
+DOZENS = 2  # the scores were mended after the first was ordered, so only a later one can test them
+DOZEN = 12
+LONG = 4  # pairs of a dozen that have 801 frames; the others have 321
 NAMES = ("direct", "profile", "vrpr+tsa", "window", "vrpr", "riflex", "freenoise", "context-windows")
 FIRST_SEED = 900  # clips that no setting was chosen on
 SHOWN = 48  # frames of a video on the sheet
@@ -36,12 +37,18 @@ def drawn() -> list[dict[str, Any]]:
     """The pairs: seed, frames, and the strategies of A and B. Half of them have direct sampling in one place."""
     rng = np.random.default_rng(21)
     pairs = []
-    for n in range(PAIRS):
+    for n in range(DOZENS * DOZEN):
         others = [str(name) for name in rng.permutation(NAMES[1:])[:2]]
         names = ["direct", others[0]] if n % 2 == 0 else others
         a, b = (str(name) for name in rng.permutation(names))
         pairs.append(
-            {"pair": f"pair-{n:02d}", "seed": FIRST_SEED + n, "frames": 801 if n < LONG else 321, "A": a, "B": b}
+            {
+                "pair": f"pair-{n:02d}",
+                "seed": FIRST_SEED + n,
+                "frames": 801 if n % DOZEN < LONG else 321,
+                "A": a,
+                "B": b,
+            }
         )
     return pairs
 
@@ -54,6 +61,8 @@ def make(work: Path, steps: int) -> None:
     studio = Pipeline("tiny-wan")
     known, _ = contestants(studio.profile, studio.layers, text=False)
     for pair in drawn():
+        if pair["pair"] in choices():  # ordered already
+            continue
         for side in "AB":
             path = work / f"{pair['pair']}-{side}.npy"
             if not path.exists():
@@ -85,30 +94,43 @@ def sheet(work: Path, pair: dict[str, Any]) -> None:
     write_bytes(work / f"{pair['pair']}.png", stream.getvalue())
 
 
-def agreement(work: Path, choices: dict[str, Any]) -> dict[str, Any]:
-    """Each pair with its scores, and for each score in how many pairs it has the same order as the choice."""
-    rows = []
+def choices() -> dict[str, Any]:
+    path = RESULTS / "by_eye_choices.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def agreement(work: Path) -> dict[str, Any]:
+    """Each pair with its scores, and for each score in how many pairs of each dozen it orders them as the eye did."""
+    rows, seen = [], choices()
     for pair in drawn():
+        if pair["pair"] not in seen:
+            continue
         prompt = prompt_of(pair["seed"])
         found = {s: score(np.load(work / f"{pair['pair']}-{s}.npy").astype(np.float32) / 255, prompt) for s in "AB"}
-        row = {**pair, **choices[pair["pair"]]}
+        row = {**pair, **seen[pair["pair"]]}
         for name in (*SCORES, "constancy", "permanence", "pops", "loop", "freeze", "motion", "identity"):
             row[name] = [float(getattr(found[side], name)) for side in "AB"]
         rows.append(row)
-    agrees = {n: sum(("A" if r[n][0] > r[n][1] else "B") == r["better"] for r in rows) for n in SCORES}
-    return {"pairs": len(rows), "agrees": agrees, "rows": rows}
+    agrees = []
+    for first in range(0, len(rows), DOZEN):
+        part = rows[first : first + DOZEN]
+        counts = {n: sum(("A" if r[n][0] > r[n][1] else "B") == r["better"] for r in part) for n in SCORES}
+        agrees.append({"pairs": len(part), **counts})
+    return {"agrees": agrees, "rows": rows}
 
 
 def table(found: dict[str, Any]) -> str:
     names = (*SCORES, "constancy", "permanence", "pops", "loop", "freeze")
-    lines = ["| pair | frames | A | B | better by eye | " + " | ".join(names) + " |", "|---" * (5 + len(names)) + "|"]
+    head = ["pair", "frames", "A", "B", "better by eye", *names]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in found["rows"]:
         cells = [f"{row[name][0]:.2f}, {row[name][1]:.2f}" for name in names]
-        lines.append(
-            "| " + " | ".join([row["pair"], str(row["frames"]), row["A"], row["B"], row["better"], *cells]) + " |"
-        )
+        known = [row["pair"], str(row["frames"]), row["A"], row["B"], row["better"]]
+        lines.append("| " + " | ".join([*known, *cells]) + " |")
     lines.append("")
-    lines += [f"{name} agrees in {found['agrees'][name]} of {found['pairs']} pairs." for name in SCORES]
+    for number, agrees in enumerate(found["agrees"], 1):
+        words = ", ".join(f"{name} agrees in {agrees[name]}" for name in SCORES)
+        lines.append(f"Dozen {number}: of {agrees['pairs']} pairs {words}.")
     return "\n".join(lines)
 
 
@@ -121,13 +143,9 @@ def main(arguments: list[str] | None = None) -> None:
     if args.what == "make":
         make(args.work, args.steps)
         return
-    path = RESULTS / "by_eye_choices.json"
-    if not path.exists():
-        raise SystemExit(f"{path}: expected the choices made by eye, found none; they come before the scores")
-    choices = json.loads(path.read_text(encoding="utf-8"))
-    if missing := [p["pair"] for p in drawn() if choices.get(p["pair"], {}).get("better") not in ("A", "B")]:
-        raise SystemExit(f"{path}: expected A or B as better for every pair, found none for {', '.join(missing)}")
-    found = agreement(args.work, choices)
+    if not choices():
+        raise SystemExit(f"{RESULTS / 'by_eye_choices.json'}: expected the choices made by eye, found none")
+    found = agreement(args.work)
     save("by_eye", found)
     save_table("by_eye", table(found))
     print(table(found))

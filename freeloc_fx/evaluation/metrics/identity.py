@@ -74,12 +74,14 @@ def identities(analysis: Analysis) -> tuple[tuple[Identity, ...], np.ndarray]:
 
 
 def _identity(track: Track) -> Identity:
-    lost = np.isnan(track.visible)
-    visible = np.where(lost, 1.0, track.visible)
+    known = np.nan_to_num(track.visible)
+    lost = known == 0  # not seen, whether or not the track excuses it
+    visible = np.where(lost, 1.0, known)
     share = track.area / np.maximum(visible, 0.05)
     count = (share >= _THERE).astype(float) + ((track.second >= _SECOND) | (share > _DOUBLE))
     # Where it is hidden a second one still is one too many; that the first is not seen says nothing.
-    count[(visible < _HIDDEN) & (track.second < _SECOND)] = np.nan
+    hidden = np.where(lost, track.hidden, visible < _HIDDEN)
+    count[hidden & (track.second < _SECOND)] = np.nan
     return Identity(count, _changes(count), _kept(track, count))
 
 

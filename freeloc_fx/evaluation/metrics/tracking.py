@@ -33,6 +33,9 @@ _LONGEST_HIDING = 48  # frames: a shape that stays away longer than this was los
 _LONGEST_ABSENCE = 96.0  # px of way: a shape that wandered out of the frame and went farther than this was lost
 
 
+_COVERED = 0.5  # share of a lost shape that would be open to view, below which it may be hidden
+
+
 _CORE = 6  # pixels inside a shape that its colour can be told from
 
 
@@ -51,6 +54,7 @@ class Track:
         clear: whether the shape is seen whole, with no other near.
         sharpness: slope of the outline beside an ideal one's, NaN where it cannot be measured.
         error: mean squared error beside the ideal shape, NaN where it cannot be measured.
+        hidden: whether it may be behind another or outside the frame, by where it was seen before and after.
         second: area of what has its colour elsewhere, as a share of `size`.
         colour: float (frames, 3), mean RGB of its inside, NaN where too little is seen of it.
         size: area in px that the prompt tells, or that it has in the first trained length.
@@ -65,6 +69,7 @@ class Track:
     clear: np.ndarray
     sharpness: np.ndarray
     error: np.ndarray
+    hidden: np.ndarray
     second: np.ndarray
     colour: np.ndarray
     size: float
@@ -119,7 +124,8 @@ def analyse(video: np.ndarray, prompt: str) -> Analysis:
     palette = [*expected.colours, *expected.foreign]
     labels, alphas = label(video, middle, palette)
     count = len(scene.shapes)
-    longest = round(_LONGEST_ABSENCE / SPEEDS[scene.speed]) if scene.verb == "wander" else _LONGEST_HIDING
+    leaves = scene.verb == "wander"
+    longest = round(_LONGEST_ABSENCE / SPEEDS[scene.speed]) if leaves else _LONGEST_HIDING
     blobs = [main_blob(labels == index) for index in range(count)]
     stray = labels >= count
 
@@ -128,7 +134,9 @@ def analyse(video: np.ndarray, prompt: str) -> Analysis:
         mine, blob = labels == index, blobs[index]
         others = (labels >= 0) & (labels < count) & ~mine
         area = read_size(blob[:TRAINED], others[:TRAINED]) if size is None else size
-        return _track(video, blob, others, alphas[index], (dark, bright), palette[index], area, longest, mine & ~blob)
+        return _track(
+            video, blob, others, alphas[index], (dark, bright), palette[index], area, leaves, longest, mine & ~blob
+        )
 
     for index, blob in enumerate(blobs):
         stray |= (labels == index) & ~blob
@@ -196,10 +204,10 @@ def _contrast(alpha: np.ndarray) -> np.ndarray:
 
 def _track(
     video: np.ndarray, blob: np.ndarray, others: np.ndarray, alpha: np.ndarray, tones: tuple, colour: tuple,
-    size: float, longest: int, elsewhere: np.ndarray,
+    size: float, leaves: bool, longest: int, elsewhere: np.ndarray,
 ) -> Track:  # fmt: skip
-    """Of one shape: `size` is its expected area in px, `longest` the frames for which it may stay away, `elsewhere`
-    what has its colour outside of its blob."""
+    """Of one shape: `size` is its expected area in px, `leaves` whether it may leave the frame, `longest` for how many
+    frames it may stay away, `elsewhere` what has its colour outside of its blob."""
     frames = len(video)
     usual = math.sqrt(size / AREA)
     area = blob.sum((1, 2)) / size
@@ -247,7 +255,9 @@ def _track(
     mean = np.einsum("tyxc,tyx->tc", video, inside.astype(np.float32)) / np.maximum(enough, 1)[:, None]
     mean[enough < _CORE] = np.nan
     second = opened(elsewhere).sum((1, 2)) / size
-    return Track(centre, area, _excuse_hidden(visible, longest), kind, clear, sharpness, error, second, mean, size, 0)
+    hidden = _may_be_hidden(visible, centre, others, edges(blob) & leaves, usual, longest)
+    excused = _excuse_hidden(visible, longest)
+    return Track(centre, area, excused, kind, clear, sharpness, error, hidden, second, mean, size, 0)
 
 
 def _unsnap(measured: np.ndarray, kind: np.ndarray, scale: float) -> np.ndarray:
@@ -326,6 +336,35 @@ def _excuse_hidden(visible: np.ndarray, longest: int) -> np.ndarray:
         if stop - start <= longest and any(v < 0.85 for v in beside):
             visible[start:stop] = 0.0
     return visible
+
+
+def _may_be_hidden(
+    visible: np.ndarray, centre: np.ndarray, others: np.ndarray, cut: np.ndarray, scale: float, longest: int
+) -> np.ndarray:
+    """Whether a lost shape, on a straight way from where it was last seen to where it is seen again, would be covered
+    for the most part by others or outside the frame. One that was near another when it went is not yet behind it.
+
+    cut: where the frame cuts it; a wanderer that was cut when it went and when it came back was outside meanwhile, on
+    a way that the walls bend. All False for shapes that bounce.
+    """
+    hidden = np.zeros(len(visible), bool)
+    lost = np.isnan(visible)
+    seen = np.flatnonzero(np.nan_to_num(visible) > 0.2)
+    if not lost.any() or not len(seen):
+        return hidden
+    rows = np.flatnonzero(lost)
+    # A hint at where it goes matters more than the shape: a disc of its area, others widened by what a bounce bends.
+    way = np.stack([np.interp(rows, seen, centre[seen, axis]) for axis in (0, 1)], -1)
+    disc = _cover("circle", way, scale)
+    open_to_view = (disc * (box(others[rows], 3) == 0)).sum((1, 2)) / (AREA * scale**2)
+    hidden[rows] = open_to_view < _COVERED
+    turns = np.flatnonzero(np.diff(np.concatenate([[False], lost, [False]]).astype(int)))
+    for start, stop in turns.reshape(-1, 2):
+        ends = [i for i in (start - 1, stop) if 0 <= i < len(visible)]
+        if any(cut[i] for i in ends) and all(cut[i] or visible[i] < 0.85 for i in ends):
+            hidden[start:stop] = True
+        hidden[start:stop] &= stop - start <= longest
+    return hidden
 
 
 def _scroll(
