@@ -83,7 +83,7 @@ def opened(mask: np.ndarray) -> np.ndarray:
     Returns:
         bool, of the same shape, with the surroundings of what is kept.
     """
-    return box(box(mask, 2) == 25, 2) > 0
+    return np.asarray(box(box(mask, 2) == 25, 2) > 0)
 
 
 def edges(mask: np.ndarray) -> np.ndarray:
@@ -95,7 +95,8 @@ def edges(mask: np.ndarray) -> np.ndarray:
     Returns:
         bool (frames,).
     """
-    return mask[:, 0].any(1) | mask[:, -1].any(1) | mask[:, :, 0].any(1) | mask[:, :, -1].any(1)
+    sides = mask[:, 0].any(1) | mask[:, -1].any(1) | mask[:, :, 0].any(1) | mask[:, :, -1].any(1)
+    return np.asarray(sides)
 
 
 def centroid(weight: np.ndarray) -> np.ndarray:
