@@ -24,7 +24,6 @@ __all__ = ["describe", "number", "score_table", "settings_of", "write"]
 SHOWN = {
     "composite": "score",
     "presence": "found",
-    "shape_accuracy": "shape",
     "constancy": "keeps",
     "permanence": "once",
     "pops": "pops",
