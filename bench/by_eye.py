@@ -5,7 +5,8 @@
     python bench/by_eye.py score    # how often the scores agree: results/by_eye.json and .md
 
 Which strategies a pair shows and which of the two is A are drawn from a fixed seed and written on no sheet. The file of
-choices holds, beside them, what was seen: {"pair-00": {"better": "A", "seen": "..."}, ...}.
+choices holds, beside them, what was seen: {"pair-00": {"better": "A", "seen": "..."}, ...}; "-" where no difference is seen,
+which is left out of the counts.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def make(work: Path, steps: int) -> None:
     studio = Pipeline("tiny-wan")
     known, _ = contestants(studio.profile, studio.layers, text=False)
     for pair in drawn():
-        if pair["pair"] in choices():  # ordered already
+        if (work / f"{pair['pair']}.png").exists():
             continue
         for side in "AB":
             path = work / f"{pair['pair']}-{side}.npy"
@@ -113,7 +114,7 @@ def agreement(work: Path) -> dict[str, Any]:
         rows.append(row)
     agrees = []
     for first in range(0, len(rows), DOZEN):
-        part = rows[first : first + DOZEN]
+        part = [row for row in rows[first : first + DOZEN] if row["better"] in "AB"]
         counts = {n: sum(("A" if r[n][0] > r[n][1] else "B") == r["better"] for r in part) for n in SCORES}
         agrees.append({"pairs": len(part), **counts})
     return {"agrees": agrees, "rows": rows}
