@@ -5,8 +5,8 @@
     python bench/by_eye.py score    # how often the scores agree: results/by_eye.json and .md
 
 Which strategies a pair shows and which of the two is A are drawn from a fixed seed and written on no sheet. The file of
-choices holds, beside them, what was seen: {"pair-00": {"better": "A", "seen": "..."}, ...}; "-" where no difference is seen,
-which is left out of the counts.
+choices holds, beside them, what was seen: {"pair-00": {"better": "A", "seen": "..."}, ...}; "-" where no difference is
+seen, which is left out of the counts.
 """
 
 from __future__ import annotations

@@ -64,21 +64,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="of the export; default a folder in --work")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch", type=int, help="clips a step; default by stage and device")
-    parser.add_argument("--levels", type=int, default=2, help="noise levels at which a step shows each clip")
+    parser.add_argument("--levels", type=int, help="noise levels at which a step shows each clip; by device")
     parser.add_argument("--peak", type=float, help="learning rate; default by stage")
     parser.add_argument("--cooldown", type=float, default=0.25, help="share of the run in which the rate falls")
     parser.add_argument("--fresh", action="store_true", help="start from random weights, not from the embedded ones")
     parser.add_argument("--layers", type=int, help="default 10 (tiny-wan), 8 (tiny-joint, the first 2 of them dual)")
     parser.add_argument("--heads", type=int, default=5)
     parser.add_argument("--muon", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CPU")
     parser.add_argument("--held-out", type=int, default=12, help="clips of the validation")
     parser.add_argument("--save-every", type=float, default=40.0, help="seconds between two checkpoints")
     parser.add_argument("--report-every", type=float, default=60.0, help="seconds between two validations")
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
-    if args.batch is None and device.type == "cuda":
+    gpu = device.type == "cuda"
+    if args.batch is None and gpu:
         args.batch = 48
+    # A GPU waits for the clips, which the CPU renders, and has no minutes to spare for compiling.
+    args.levels = args.levels or (4 if gpu else 2)
+    args.compile = not gpu if args.compile is None else args.compile
     names = [] if args.stage == "export" else stages(args)
     whole = sum(SHARES[name] for name in names)
     for name in names:

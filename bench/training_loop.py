@@ -209,7 +209,7 @@ def train(
     workers = 0 if device.type == "cpu" else max(1, min(14, (os.cpu_count() or 2) - 1))
     clips = Clips(seed, stage.key, stage.batch, stage.frames, first=state.step)
     loader = iter(DataLoader(clips, batch_size=None, sampler=_InOrder(), num_workers=workers, collate_fn=_same,
-                             pin_memory=device.type == "cuda", prefetch_factor=4 if workers else None))  # fmt: skip
+                             pin_memory=device.type == "cuda", prefetch_factor=2 if workers else None))  # fmt: skip
     print(f"{stage.name}: from step {state.step} on {device}, {'compiled' if compiled else 'not compiled'}", flush=True)
     saved = reported = time.monotonic()
     cost = 0.0  # seconds of a validation
