@@ -46,6 +46,7 @@ ABOUT = {
     "random": "the layer-wise strategies dealt to the layers at random, fixed seeds, several draws",
     "split": "TSA in the 17 of 30 layers (in proportion) most sensitive to context, VRPR in the rest, as the paper has",
     "vrpr-separable": "VRPR quantised as floor(i/G) - floor(j/G), as the official code does",
+    "real": "the true clip itself",
     "reconstruction": "the model's VAE on the true clip: the best any sampler could score",
 }
 

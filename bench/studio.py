@@ -13,6 +13,7 @@ from clips import peak_growth, prompt_of, real_clip, reconstruct
 from contestants import Contestant, originals_of
 
 REFERENCE = "reconstruction"
+REAL = "real"
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ class Pipeline:
         if who.name == REFERENCE:
             made, memory = peak_growth(lambda: reconstruct(self.pipe, real_clip(job.seed, job.frames)), self.device)
             return Film(made, 0.0, memory, False)
+        if who.name == REAL:
+            return Film(real_clip(job.seed, job.frames), 0.0, None, False)
         key = (who.name, who.draw, who.content(job.latent(self.temporal)))
         fresh = (self._on, self._frames) != (key, job.frames)
         if self._on != key:

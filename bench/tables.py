@@ -27,7 +27,7 @@ import numpy as np
 from clips import prompt_of
 from common import RESULTS, environment
 from contestants import ABOUT, GROUPS, Contestant, contestants
-from studio import REFERENCE, Job, Pipeline, Studio
+from studio import REAL, REFERENCE, Job, Pipeline, Studio
 
 from freeloc_fx.errors import FreelocError
 from freeloc_fx.evaluation.metrics import evaluate
@@ -36,10 +36,14 @@ from freeloc_fx.evaluation.report.plots import draw_all
 from freeloc_fx.files import Journal, write_text
 from freeloc_fx.generation.video import write_video
 
-TRUTH = (
-    "composite", "quality", "motion", "identity", "presence", "shape_accuracy", "sharpness", "area", "speed", "psnr",
-    "foreign", "scroll_error", "loop",
-)  # fmt: skip
+TRUTH = {
+    name: name
+    for name in (
+        "composite", "composite_before", "quality", "constancy", "permanence", "pops", "motion", "identity", "presence",
+        "shape_accuracy", "sharpness", "area", "speed", "psnr", "foreign", "scroll_error", "loop",
+    )
+} | {"freeze": "frozen"}  # fmt: skip
+"""Field of `metrics.GroundTruthScore` -> column; freeze is a column of the pixels already."""
 PROXIES = {
     "subject_consistency": "subject_consistency",
     "background_consistency": "background_consistency",
@@ -51,7 +55,7 @@ PROXIES = {
     "imaging_quality": "imaging_quality",
 }
 """Measure of `metrics.Evaluation` -> column; its motion and loop look at pixels, not at the prompt's shapes."""
-CURVE = ("composite", "quality", "motion", "sharpness", "psnr")
+CURVE = ("composite", "quality", "constancy", "permanence", "motion", "sharpness", "psnr")
 STRETCH = 40  # frames of a point of the curve over time: speeds need about 24
 MACHINE = ("seconds", "memory")  # scores that say something of the machine, the others only of the video
 KIND = ("cpu", "cores", "threads", "gpu", "torch")  # of a machine: alike, its times may stand beside this one's
@@ -66,7 +70,7 @@ def measure(
     usable = period if period is not None and 2 <= period < frames else None
     found = evaluate(np.clip(video, 0, 1), prompt=prompt, fps=16.0, period=usable, segments=segments)
     assert found.ground_truth is not None  # a prompt was given
-    scores = {name: _plain(getattr(found.ground_truth, name)) for name in TRUTH}
+    scores = {column: _plain(getattr(found.ground_truth, name)) for name, column in TRUTH.items()}
     scores |= {column: _plain(getattr(found, name).value) for name, column in PROXIES.items()}
     if found.no_repeat is not None:
         scores["no_repeat"] = float(not found.no_repeat.repeats)
@@ -74,6 +78,11 @@ def measure(
     curve: dict[str, Any] = {"at": ((edges[1:] + edges[:-1]) / 2).tolist()}
     curve |= {name: [_plain(getattr(s, name)) for s in found.ground_truth_segments] for name in CURVE}
     return scores, curve
+
+
+def _is_scored(row: dict[str, Any]) -> bool:
+    """Whether a row has all of today's scores; one that lacks some has a composite of another kind."""
+    return set(TRUTH.values()) <= set(row["scores"])
 
 
 def _plain(value: float) -> float | None:
@@ -97,8 +106,9 @@ def jobs_of(
     for length in sorted(frames):
         if length <= short:  # within the trained length every strategy is the untouched model
             who = [Contestant(REFERENCE, None)] if length == short else []
-            jobs += [Job(c, length, s) for c in (*who, *known["direct"]) for s in seeds]
+            jobs += [Job(c, length, s) for c in (Contestant(REAL, None), *who, *known["direct"]) for s in seeds]
             continue
+        jobs += [Job(Contestant(REAL, None), length, s) for s in seeds]
         jobs += [Job(c, length, s) for n in names for c in known.get(n, ()) for s in seeds]
     return jobs
 
@@ -131,7 +141,7 @@ class Run:
         return json.dumps([*values, self.guidance])
 
     def _known(self) -> dict[str, dict[str, Any]]:
-        return {row["key"]: row for row in self.journal.rows}
+        return {row["key"]: row for row in self.journal.rows if "refused" in row or _is_scored(row)}
 
     def adopt(self, published: dict[str, Any]) -> int:
         """Take over a published table's rows of the jobs asked for; their times and memory only from a like machine.
@@ -139,7 +149,8 @@ class Run:
         Returns how many were new.
         """
         wanted, known = {self.key(job) for job in self.jobs}, self._known()
-        taken = [row for row in published["rows"] if (key := row.get("key")) in wanted and key not in known]
+        rows = [row for row in published["rows"] if _is_scored(row)]
+        taken = [row for row in rows if (key := row.get("key")) in wanted and key not in known]
         machines = published["environment"].get("machines", [published["environment"]])
         for row in taken:
             machine = {n: v for n, v in machines[row.get("machine", 0)].items() if n != "command"}
@@ -184,7 +195,7 @@ class Run:
             print(who.name, job.frames, job.seed, "refused:", error, flush=True)
             return {**facts, "refused": str(error)}
         scores, curve = self.measure(film.frames, prompt_of(job.seed), studio.period)
-        if who.name != REFERENCE:
+        if who.name not in (REFERENCE, REAL):
             scores |= {"seconds": film.seconds, "memory": None if film.memory is None else film.memory / 1e6}
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)

@@ -1,27 +1,32 @@
-"""Train a small text-to-video transformer on latents: text, batches, optimisers, checkpoints; for both models."""
+"""What the training changes: tiny-wan's transformer with its text encoder, the tokenizer, the optimisers."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
-import time
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from tiny_wan_vae import Z_DIM
 from torch import nn
+from training_loop import is_quick_at_bfloat16
 
-from freeloc_fx.files import save_figure
-from freeloc_fx.generation.tiny_wan.scenes import BACKGROUNDS, CAMERAS, COLOURS, SHAPES, SPEEDS, TEXTURES, Scene
+from freeloc_fx.generation.tiny_wan.palette import (
+    BACKGROUNDS,
+    CAMERAS,
+    COLOURS,
+    COUNTS,
+    FLOORS,
+    SHAPES,
+    SIZES,
+    SPEEDS,
+    SURFACES,
+    TEXTURES,
+    VERBS,
+)
 
-Z_DIM = 12
 FRAMES = 81
-LATENT_FRAMES = 21
-TEXT_LENGTH = 32
+TEXT_LENGTH = 32  # tokens that training reads of a prompt; one at least is padding, so that every text has a masked key
 PAD_LENGTH = 512  # WanPipeline zero-pads prompts to 512 tokens and attends to all of them
 
 
@@ -35,81 +40,10 @@ def dit_config(args: argparse.Namespace) -> dict:
         "text_dim": 128,
         "freq_dim": 256,
         "ffn_dim": args.heads * 32 * 3,
-        "num_layers": args.layers,
+        "num_layers": args.layers or 10,
         "cross_attn_norm": True,
         "rope_max_seq_len": 1024,
     }
-
-
-class Checkpoint:
-    """Model, optimisers' moments and the loss curve in one safetensors file, replaced atomically."""
-
-    def __init__(
-        self,
-        path: Path,
-        model: nn.Module,
-        optimizers: tuple[torch.optim.Optimizer, ...] = (),
-        ema: nn.Module | None = None,
-    ):
-        self.path, self.model, self.optimizers, self.ema = path, model, optimizers, ema
-
-    def save(self, step: int, curve: list) -> None:
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        if self.ema is not None:
-            tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        for n, optimizer in enumerate(self.optimizers):
-            for i, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optim.{n}.{i}.{k}": v for k, v in state.items()}
-        tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
-        temporary = self.path.with_suffix(".tmp")
-        save_file(tensors, temporary, metadata={"step": str(step), "curve": json.dumps(curve)})
-        os.replace(temporary, self.path)
-
-    def load(self) -> tuple[int, list]:
-        if not self.path.exists():
-            return 0, []
-        from safetensors import safe_open
-
-        with safe_open(self.path, "pt") as f:
-            meta = f.metadata()
-        tensors = load_file(self.path)
-
-        def part(prefix: str) -> dict:
-            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.model.load_state_dict(part("model."))
-        if self.ema is not None:
-            self.ema.load_state_dict(part("ema."))
-        for n, optimizer in enumerate(self.optimizers):
-            state: dict = {}
-            for key, value in part(f"optim.{n}.").items():
-                index, name = key.split(".", 1)
-                state.setdefault(int(index), {})[name] = value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        return int(meta["step"]), json.loads(meta["curve"])
-
-
-def schedule(step: int, total: int, peak: float, warmup: int = 100) -> float:
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))))
-
-
-def clock(text: str) -> float:
-    """Seconds since the epoch at HH:MM of today."""
-    now = time.localtime()
-    at = time.strptime(text, "%H:%M")
-    return time.mktime((now.tm_year, now.tm_mon, now.tm_mday, at.tm_hour, at.tm_min, 0, 0, 0, -1))
-
-
-def load_latents(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
-    paths = sorted((args.latents or args.work).glob("latents-*.safetensors"))
-    z = torch.cat([load_file(p)["z"] for p in paths])
-    mean = z.mean((0, 2, 3, 4))
-    std = z.std((0, 2, 3, 4))
-    prompts = [Scene.random(np.random.default_rng((args.seed, 2, i))).prompt for i in range(len(z))]
-    view = (1, -1, 1, 1, 1)
-    return (z - mean.view(view)) / std.view(view), mean, std, prompts
 
 
 def make_tokenizer():
@@ -124,13 +58,16 @@ def make_tokenizer():
     words = [*COLOURS, *SHAPES, *BACKGROUNDS, *TEXTURES, *SPEEDS]
     words += ["a", "and", "bounce", "over", "the", "camera", ",", "."]
     words += sorted({w for camera in CAMERAS for w in camera.split()})
-    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2}
     words += [f"{colour} {kind}" for colour in COLOURS for kind in SHAPES]
+    # Words that came later stand at the end, so that weights from before still fit.
+    words += ["some", "shape", "shapes", "floor", *VERBS, *COUNTS, *SIZES, *SURFACES, *FLOORS]
+    words += [f"{colour} shape" for colour in COLOURS]
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2}
     for word in words:
         vocabulary.setdefault(word, len(vocabulary))
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
-    shapes = rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b"
+    shapes = rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}|shape)\b"
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{shapes}|\w+|[^\w\s]+"), "removed", invert=True)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
@@ -238,136 +175,31 @@ def make_optimizers(model: nn.Module, args: argparse.Namespace) -> tuple[torch.o
     adam = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
     if not matrices:
         return (adam,)
-    if not args.bf16:
+    if not is_quick_at_bfloat16(next(model.parameters()).device):
         full_precision_muon()
     # match_rms_adamw gives both optimisers updates of one size, so that one learning rate serves them.
     return adam, torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
 
 
-def with_shape_tokens(table: torch.Tensor, encoder: nn.Module) -> torch.Tensor:
-    """An embedding table of the words alone gets rows for "red circle" and the like: the sum of the two words'."""
+def with_new_tokens(table: torch.Tensor, encoder: nn.Module) -> torch.Tensor:
+    """An embedding table of fewer tokens gets the rows it lacks: "red circle" is the sum of its words, the others are
+    new."""
     tokenizer = make_tokenizer()
-    if len(table) == len(tokenizer):
-        return table
-    wide = encoder.shared.weight.detach().clone()
+    wide = encoder.shared.weight.detach().clone().to(table.device)
     wide[: len(table)] = table
     for word, index in tokenizer.get_vocab().items():
-        if " " in word:
-            colour, kind = word.split()
-            wide[index] = table[tokenizer.convert_tokens_to_ids(colour)] + table[tokenizer.convert_tokens_to_ids(kind)]
+        if index >= len(table) and " " in word:
+            wide[index] = sum(wide[tokenizer.convert_tokens_to_ids(part)] for part in word.split())
     return wide
 
 
-def read_pipeline(folder: Path, *targets: TextToVideo) -> None:
+def read_pipeline(folder: Path, target: nn.Module) -> None:
+    """Read transformer and text encoder from the folder of a pipeline."""
     for name in ("transformer", "text_encoder"):
         (weights,) = (folder / name).glob("*.safetensors")
         part = {k: v.float() for k, v in load_file(weights).items()}
-        for target in targets:
-            if name == "text_encoder":
-                part["shared.weight"] = with_shape_tokens(part["shared.weight"], target.text_encoder)
-            missing, unexpected = getattr(target, name).load_state_dict(part, strict=False)
-            assert not unexpected and all("embed_tokens" in k for k in missing), (missing, unexpected)
-
-
-def train_dit(args: argparse.Namespace, make: type[nn.Module] = TextToVideo) -> None:
-    """Flow matching on windows of `frames` latent frames: three (stage short), or the whole clip (stage dit).
-
-    Args:
-        make: the class of what is trained, built and called as `TextToVideo` is.
-    """
-    short = args.stage == "short"
-    frames, batch, steps, shift = (
-        (3, args.short_batch, args.short_steps, 1.5) if short else (21, args.batch, args.dit_steps, 3.0)
-    )
-    torch.manual_seed(args.seed)
-    z, _, _, prompts = load_latents(args)
-    tokenizer = make_tokenizer()
-    tokens = tokenizer(prompts, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
-    empty = tokenizer([""], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
-    model = make(args, len(tokenizer))
-    model.prepare_training()
-    ema = make(args, len(tokenizer))
-    ema.requires_grad_(False)
-    print(f"parameters {sum(p.numel() for p in model.transformer.parameters()):,}", flush=True)
-    optimizers = make_optimizers(model, args)
-    checkpoint = Checkpoint(args.work / f"{args.stage}.safetensors", model, optimizers, ema)
-    step, curve = checkpoint.load()
-    if step == 0:
-        if not short and (args.work / "short.safetensors").exists():
-            Checkpoint(args.work / "short.safetensors", ema, (), model).load()  # its average starts this one
-        elif args.dit_init is not None:
-            read_pipeline(args.dit_init, model)
-            if args.reset_text_bias:
-                look_at_neighbours(model.text_encoder)
-        ema.load_state_dict(model.state_dict())
-    run = torch.compile(model) if args.compile else model
-    running, started, first = [], time.monotonic(), step
-    if args.until is not None:
-        steps = max(steps, step + 2)  # the rate is known after one
-    while step < steps:
-        if args.until is not None and step > first:  # as many steps as the time left has room for, at the rate so far
-            rate = (step - first) / (time.monotonic() - started)
-            steps = step + 1 + max(0, round((args.until - time.time()) * rate))
-        rng = np.random.default_rng((args.seed, 4 if short else 3, step))
-        generator = torch.Generator().manual_seed((args.seed + short) * 1_000_003 + step)
-        index = torch.from_numpy(rng.integers(0, len(z), batch))
-        begin = rng.integers(0, LATENT_FRAMES - frames + 1, batch)
-        x = torch.stack([z[i, :, b : b + frames] for i, b in zip(index.tolist(), begin.tolist(), strict=True)])
-        ids, mask = tokens.input_ids[index], tokens.attention_mask[index]
-        drop = torch.from_numpy(rng.random(batch) < 0.1)
-        ids = torch.where(drop[:, None], empty.input_ids, ids)
-        mask = torch.where(drop[:, None], empty.attention_mask, mask)
-        # Logit-normal times shifted towards noise, as the sampler spends its steps there (flow shift 3); fewer frames
-        # hide behind less noise.
-        u = torch.sigmoid(torch.randn(batch, generator=generator))
-        sigma = shift * u / (1 + (shift - 1) * u)
-        noise = torch.randn(x.shape, generator=generator)
-        s = sigma.view(-1, 1, 1, 1, 1)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = schedule(step, steps, args.dit_lr)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
-            prediction = run((1 - s) * x + s * noise, sigma * 1000, ids, mask)
-        loss = F.mse_loss(prediction.float(), noise - x)
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        decay = min(args.ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-        step += 1
-        running.append(loss.item())
-        if step % 25 == 0:
-            rate = (step - first) * batch / (time.monotonic() - started)
-            curve.append([step, float(np.mean(running))])
-            print(f"{args.stage} {step} loss {np.mean(running):.4f} {rate:.2f} samples/s", flush=True)
-            running = []
-        if step % 100 == 0 or step == steps:
-            checkpoint.save(step, curve)
-
-
-def draw_curves(recipe: dict, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    parts = []
-    if "vae" in recipe:
-        parts.append(("vae", 3, "VAE", "PSNR of training clips, dB"))
-    if "earlier" in recipe:
-        parts.append(("earlier", 1, "DiT, earlier run", "flow matching loss"))
-    if "short" in recipe:
-        parts.append(("short", 1, "DiT, 3 latent frames", "flow matching loss"))
-    if "dit" in recipe:
-        parts.append(("dit", 1, "DiT, 21 latent frames", "flow matching loss"))
-    figure, axes = plt.subplots(1, len(parts), figsize=(4.2 * len(parts), 3), constrained_layout=True, squeeze=False)
-    for axis, (name, column, title, label) in zip(axes[0], parts, strict=True):
-        stage = recipe[name] if name != "earlier" else recipe["earlier"]["dit"]
-        rows = np.array(stage["curve"]["rows"])
-        axis.plot(rows[:, 0], rows[:, column])
-        axis.set(title=title, xlabel="step", ylabel=label)
-    save_figure(figure, path, dpi=100)
-    plt.close(figure)
+        if name == "text_encoder":
+            part["shared.weight"] = with_new_tokens(part["shared.weight"], target.text_encoder)
+        missing, unexpected = getattr(target, name).load_state_dict(part, strict=False)
+        if unexpected or not all("embed_tokens" in k for k in missing):
+            raise ValueError(f"{weights}: expected the weights of {name}; missing {missing}, unexpected {unexpected}")

@@ -1,13 +1,12 @@
 """Whole-clip forward passes of AutoencoderKLWan, for training it quickly.
 
 diffusers runs the Wan VAE in chunks of four frames with a cache for each causal convolution. Over a whole clip the same
-modules give the same result in one pass, which a CPU does several times faster; `train_tiny_wan.py vae` checks the
-equality before it trains.
+modules give the same result in one pass, which a CPU does several times faster; `train_vae.py` checks the equality
+before it trains.
 
 Only the time_conv layers mix frames here: the earlier taps of every 3x3x3 convolution are zero and stay zero. With
-them,
-a VAE trained on 17 frames learned to keep colours in its causal memory instead of the latents, and lost them on longer
-clips. Without, a latent frame holds its own content, whatever the length.
+them, a VAE trained on 17 frames learned to keep colours in its causal memory instead of the latents, and lost them on
+longer clips. Without, a latent frame holds its own content, whatever the length.
 """
 
 from __future__ import annotations
@@ -17,6 +16,26 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, patchify, unpatchify
 from torch import nn
+
+Z_DIM = 12
+"""Channels of a latent."""
+
+
+def make_vae() -> AutoencoderKLWan:
+    """tiny-wan's VAE with random weights."""
+    return AutoencoderKLWan(
+        base_dim=16,
+        z_dim=Z_DIM,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=8,
+        latents_mean=[0.0] * Z_DIM,
+        latents_std=[1.0] * Z_DIM,
+    )
 
 
 @torch.no_grad()
@@ -34,10 +53,16 @@ def _conv(layer: WanCausalConv3d, x: torch.Tensor) -> torch.Tensor:
     return y.unflatten(0, (b, t)).transpose(1, 2)
 
 
+def _norm(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`WanRMS_norm` over the channels; F.normalize, which that calls, takes several times as long on CPU."""
+    length = x.float().square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt().to(x.dtype)
+    return x * length * layer.scale * layer.gamma + layer.bias
+
+
 def _resnet(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     shortcut = block.conv_shortcut(x)
-    x = _conv(block.conv1, block.nonlinearity(block.norm1(x)))
-    return _conv(block.conv2, block.nonlinearity(block.norm2(x))) + shortcut
+    x = _conv(block.conv1, block.nonlinearity(_norm(block.norm1, x)))
+    return _conv(block.conv2, block.nonlinearity(_norm(block.norm2, x))) + shortcut
 
 
 def _middle(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -75,7 +100,7 @@ def encode(vae: AutoencoderKLWan, x: torch.Tensor) -> torch.Tensor:
     x = _conv(encoder.conv_in, patchify(x, vae.config.patch_size))
     for layer in encoder.down_blocks:
         x = _down(layer, x) if isinstance(layer, WanResample) else _resnet(layer, x)
-    x = encoder.nonlinearity(encoder.norm_out(_middle(encoder.mid_block, x)))
+    x = encoder.nonlinearity(_norm(encoder.norm_out, _middle(encoder.mid_block, x)))
     return vae.quant_conv(_conv(encoder.conv_out, x))
 
 
@@ -88,5 +113,5 @@ def decode(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
             x = _resnet(resnet, x)
         for layer in block.upsamplers or ():
             x = _up(layer, x)
-    x = _conv(decoder.conv_out, decoder.nonlinearity(decoder.norm_out(x)))
+    x = _conv(decoder.conv_out, decoder.nonlinearity(_norm(decoder.norm_out, x)))
     return unpatchify(x, vae.config.patch_size)

@@ -14,6 +14,7 @@ import typer
 from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.files import installed_version
 from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation.tiny_wan.drawing import real
 from freeloc_fx.generation.video import SHEETS, check_folder, check_output, comparison_sheet, side_by_side, write_video
 
 from . import common
@@ -83,6 +84,7 @@ def compare(
         _make(finished, job, prompt, names, numbers, fps)
         found = {name: [_entry(finished, name, seed, prompt, reason) for seed in numbers] for name in names}
         means = {name: _mean([run["scores"] for run in runs]) for name, runs in found.items()} if reason is None else {}
+        real_clip = _real_clip(prompt, frames) if means else {}
         videos = {name: _kept(finished, name, numbers[0]).frames for name in names}
         write_video(output, side_by_side(videos, common.enlargement(job.height, 192)), fps)
         comparison_sheet(
@@ -91,7 +93,7 @@ def compare(
             scale=common.enlargement(job.height, 128),
             scores={name: values["composite"] for name, values in means.items()},
         )
-        write_json(report, _report(job, prompt, numbers, found, means))
+        write_json(report, {**_report(job, prompt, numbers, found, means), "real_clip": without_nan(real_clip) or None})
         del videos
         if keep_parts:
             finished.keep()
@@ -101,7 +103,7 @@ def compare(
         for name, runs in found.items():
             out.print(f"{name}: {runs[0]['summary']}, {runs[0]['seconds']:.0f} s", highlight=False, soft_wrap=True)
         if means:
-            out.print(score_table(means))
+            out.print(score_table({**means, "a real clip": real_clip}))
         out.print(f"{output}, {sheet} and {report}", highlight=False, soft_wrap=True)
 
 
@@ -181,6 +183,11 @@ def _entry(finished: FinishedVideos, name: str, seed: int, prompt: str, reason: 
     video = _kept(finished, name, seed)
     scores = score(video.frames.astype(np.float32) / 255, prompt).as_dict() if reason is None else None
     return {"seed": seed, **video.facts, "scores": scores}
+
+
+def _real_clip(prompt: str, frames: int) -> dict[str, Any]:
+    """Scores of one clip that the prompt describes, drawn: what the figures of a video without fault are."""
+    return score(real(prompt, np.random.default_rng(0)).render(frames), prompt).as_dict()
 
 
 def _mean(scores: list[dict[str, Any]]) -> dict[str, float]:

@@ -26,12 +26,12 @@ __all__ = ["describe", "filmed", "number", "score_table", "settings_of", "write"
 SHOWN = {
     "composite": "score",
     "presence": "found",
-    "shape_accuracy": "shape",
-    "area": "area",
+    "constancy": "keeps",
+    "permanence": "once",
+    "pops": "pops",
     "sharpness": "sharp",
     "motion": "motion",
-    "speed": "speed",
-    "psnr": "psnr",
+    "freeze": "freeze",
     "loop": "loop",
 }
 """Field of `metrics.GroundTruthScore` -> heading; short, so that the table fits 80 columns."""
@@ -161,7 +161,7 @@ def score_table(scores: dict[str, dict[str, Any]]) -> Table:
     Returns:
         The table, a row for each strategy.
     """
-    title = "Scores against the prompt (1 is right; loop: 0 is; psnr in dB)"
+    title = "Scores against the prompt (1 is right; pops per 100 frames, freeze, loop: 0 is)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("strategy", no_wrap=True)
     for heading in SHOWN.values():

@@ -30,6 +30,6 @@ def embedded_folder(package: str, needed: Sequence[str]) -> Path:
         if not (folder / file).is_file():
             raise ModelError(
                 f"{name.replace('_', '-')}: {folder / file} is missing; install freeloc_fx with its package data, "
-                f"or make the folder with bench/train_{name}.py"
+                f"or make the folder with bench/train.py"
             )
     return folder

@@ -242,7 +242,7 @@ def test_within_the_trained_length_there_is_one_contestant() -> None:
     known, _ = people.contestants(PROFILE, 10, 2)
     jobs = tables.jobs_of(known, list(people.GROUPS), [321, 81], [5, 6], 81)
     short = [(j.contestant.name, j.seed) for j in jobs if j.frames == 81]
-    assert short == [(n, s) for n in ("reconstruction", "direct") for s in (5, 6)]
+    assert short == [(n, s) for n in ("real", "reconstruction", "direct") for s in (5, 6)]
     assert [j.frames for j in jobs] == sorted(j.frames for j in jobs)
     keys = [(j.contestant.name, j.contestant.draw, j.frames, j.seed) for j in jobs]
     assert len(set(keys)) == len(keys)  # a contestant of two groups is filmed once
@@ -251,8 +251,22 @@ def test_within_the_trained_length_there_is_one_contestant() -> None:
 def test_only_some_contestants_of_the_groups() -> None:
     known, _ = people.contestants(PROFILE, 10, 2)
     jobs = tables.jobs_of(known, ["main", "ablation"], [321, 81], [5, 6], 81, ["profile", "tsa"])
-    assert {j.contestant.name for j in jobs if j.frames == 321} == {"profile", "tsa"}
-    assert {j.contestant.name for j in jobs if j.frames == 81} == {"reconstruction", "direct"}
+    assert {j.contestant.name for j in jobs if j.frames == 321} == {"profile", "tsa", "real"}
+    assert {j.contestant.name for j in jobs if j.frames == 81} == {"real", "reconstruction", "direct"}
+
+
+def test_rows_of_before_are_made_again() -> None:
+    """Their composite is of another kind, so they may not stand beside today's."""
+    now = {"key": "a", "scores": dict.fromkeys(tables.TRUTH.values(), 0.5)}
+    before = {"key": "b", "scores": {"composite": 0.5, "loop": 0.0}}
+    refused = {"key": "c", "refused": "why"}
+
+    class Rows:
+        rows = (now, before, refused)
+
+    run = tables.Run.__new__(tables.Run)
+    run.journal = Rows()  # type: ignore[assignment]
+    assert set(run._known()) == {"a", "c"}
 
 
 @pytest.mark.parametrize(("option", "value"), [("--only", "profile,hold"), ("--groups", "main,all")])

@@ -199,7 +199,7 @@ def test_compare_goes_on_where_it_was_interrupted(
 
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    assert "2 of 4 videos are there" in result.stdout and "psnr" in result.stdout
+    assert "2 of 4 videos are there" in result.stdout and "keeps" in result.stdout and "a real clip" in result.stdout
     assert generated == [3, 4, 3, 4, 4]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.json", "c.mp4", "c.png", "profile.json"]
     report = json.loads((tmp_path / "c.json").read_text())
@@ -208,6 +208,7 @@ def test_compare_goes_on_where_it_was_interrupted(
     assert [r["seed"] for r in runs] == [3, 4] and runs[0]["plan"]["rewritten"] == 2
     mean = report["strategies"]["direct"]["scores"]["foreign"]
     assert mean == pytest.approx(np.mean([r["scores"]["foreign"] for r in report["strategies"]["direct"]["runs"]]))
+    assert report["real_clip"]["composite"] > 0.9 > mean
     assert report["settings"]["seeds"] == [3, 4] and set(report["versions"]) >= {"torch", "freeloc_fx"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -194,3 +195,26 @@ def test_the_curve_is_the_mean_over_videos(tmp_path: Path) -> None:
     names = {p.name for p in draw_all(found, tmp_path)}
     assert names == {"lengths-main.png", "lengths-ablation.png", "curves.png", "cost.png"}
     assert all((tmp_path / n).read_bytes().startswith(b"\x89PNG") for n in names)
+
+
+def test_rows_of_before_load_and_show_what_they_have(tmp_path: Path) -> None:
+    """Results that know no constancy: they load, and their tables have no column of it."""
+    new = ("composite_before", "constancy", "permanence", "pops", "frozen")
+    found = results(GOOD)
+    rows = [{**r, "scores": {n: v for n, v in r["scores"].items() if n not in new}} for r in found.rows]
+    (tmp_path / "tables.json").write_text(json.dumps(replace(found, rows=rows).as_dict()))
+    old = Results.load(tmp_path)
+    text = markdown(old, summarise(old), judge_claims(old))
+    assert "| constancy |" not in text and "| composite |" in text
+    (tmp_path / "tables.json").write_text(json.dumps(found.as_dict()))
+    known = Results.load(tmp_path)
+    assert "| constancy |" in markdown(known, summarise(known), judge_claims(known))
+
+
+def test_composites_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    found = results(GOOD)
+    rows = [dict(r) for r in found.rows]
+    rows[3] = {**rows[3], "scores": {n: v for n, v in rows[3]["scores"].items() if n != "composite_before"}}
+    (tmp_path / "tables.json").write_text(json.dumps(replace(found, rows=rows).as_dict()))
+    with pytest.raises(ResultsError, match=r"rows\[3\] without and rows\[0\] with scores.composite_before"):
+        Results.load(tmp_path)

@@ -1,7 +1,8 @@
 """Score a tiny-wan clip against what its prompt says must be in it.
 
-Where the shapes start, and in which direction, is the sampler's choice; everything else follows from the prompt: which
-colours and kinds, how large, how fast, over which two background tones and with which scroll. A pixel belongs to the
+Where the shapes start, and in which direction, is the sampler's choice; the prompt tells the rest, or leaves some of it
+open: which colours and kinds, how large, how fast, over which two background tones and with which scroll. What it
+leaves open is read off the clip's first trained length (`reading`). A pixel belongs to the
 palette colour whose mixing line with the background it is nearest to, so a blurred edge keeps its shape's colour.
 A shape that others touch or hide, or that the frame cuts, is placed by fitting a template to what can be seen of it,
 and is held only to the area that should be visible.
@@ -16,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from freeloc_fx.generation.tiny_wan.scenes import AREA, SHAPES, SIZE, SPEEDS
+from freeloc_fx.generation.tiny_wan.scenes import SIZE, SPEEDS, Shape
 
+from .identity import Identity, constancy, identities, permanence, pops
 from .tracking import LAG, Analysis, Track, analyse
 
 __all__ = ["GroundTruthScore", "ShapeScore", "per_time", "score", "score_and_drift"]
@@ -35,14 +37,21 @@ _MATCH = 1.5  # px: two positions are the same
 _CAP = 60.0  # dB
 
 
+_STANDING = 0.25  # of the true speed: below it a shape stands
+
+
+_NOTICED = 20.0  # pops per 100 frames that make a clip e times worse
+
+
 @dataclass(frozen=True)
 class ShapeScore:
     """One shape of the prompt. Ratios are measured / true; a value is NaN where no frame allowed the measurement.
 
     Args:
-        name: colour and kind.
+        name: colour and kind, as far as the prompt tells them.
         presence: share of its countable frames with at least half the expected visible area in the right colour.
-        shape_accuracy: share of the frames in which it is seen whole whose best-fitting kind is the prompt's.
+        shape_accuracy: share of the frames in which it is seen whole whose best-fitting kind is the prompt's, or the
+            usual one in the first trained length.
         area: ratio, 1 is right.
         speed: ratio, 1 is right.
         motion: mean over chunks of 24 frames of min(speed, 1 / speed), so that fast and frozen halves do not cancel.
@@ -81,10 +90,19 @@ class GroundTruthScore:
         scroll_error: px per frame between the background's measured and true velocity (for stripes: across them).
         loop: 0..1. Over all lags of at least 16 frames, the largest share of the times t at which every shape is within
             1.5 px of where it was a lag earlier, for 9 frames on end, after having been more than 6 px away in between.
-        composite: 0..1, geometric mean of four terms, a NaN term left out; 0 where nothing was found. The terms are
-            identity = presence * shape_accuracy * asked / (asked + foreign), asked being the area the prompt asks for;
-            min(sharpness, 1 / sharpness); motion; min(area, 1 / area).
+        constancy: 0..1, how far each shape keeps the colour, size and kind that it had in the first trained length; 0
+            in frames where it is missing.
+        permanence: 0..1, share of the frames in which each shape is there exactly once, hidden ones left out.
+        pops: lasting changes of how often a shape is there, asked for or not, per 100 frames, summed over the shapes.
+        freeze: 0..1, share of the time in which a shape stands (moves at less than a quarter of the true speed).
+        composite: 0..1, geometric mean of four terms, what is not a number left out; 0 where nothing was found.
+            What is shown: identity = presence * shape_accuracy * asked / (asked + foreign). How it looks:
+            min(sharpness, 1 / sharpness) * min(area, 1 / area). What stays: constancy * permanence * exp(-pops / 20).
+            What goes on: motion * (1 - freeze) * (1 - loop).
+        composite_before: 0..1, the composite of results that know no constancy: geometric mean of identity,
+            min(sharpness, 1 / sharpness), motion and min(area, 1 / area). It hardly sees loops and freezes.
         shapes: the score of each shape.
+        asked: share of all pixels that the shapes should take.
     """
 
     presence: float
@@ -97,17 +115,23 @@ class GroundTruthScore:
     foreign: float
     scroll_error: float
     loop: float
+    constancy: float
+    permanence: float
+    pops: float
+    freeze: float
     composite: float
+    composite_before: float
     shapes: tuple[ShapeScore, ...]
+    asked: float
 
     @property
     def identity(self) -> float:
-        """The composite's first term, 0..1; NaN where no shape's kind could be told."""
-        return _identity(self.shapes, self.foreign)
+        """Shapes seen in their colour and kind and nothing else beside, 0..1; NaN where no kind could be told."""
+        return _identity(self.shapes, self.foreign, self.asked)
 
     @property
     def quality(self) -> float:
-        """The composite without motion, 0..1: what a still frame can show."""
+        """What a still frame can show, 0..1: geometric mean of identity and the closeness of sharpness and area."""
         if self.presence == 0:
             return 0.0
         return _geometric([self.identity, float(_closeness(self.sharpness)), float(_closeness(self.area))])
@@ -215,12 +239,12 @@ def _closeness(ratio: float | np.ndarray) -> Any:
     return np.minimum(ratio, 1 / np.maximum(ratio, 1e-6))
 
 
-def _score_shape(track: Track, kind: str, name: str, window: slice, speed: float) -> ShapeScore:
+def _score_shape(track: Track, name: str, window: slice, speed: float) -> ShapeScore:
     area, visible = track.area[window], track.visible[window]
     lost, clear = np.isnan(visible), track.clear[window]
     counted = lost | (visible >= 0.35)
     share = np.where(lost, 0, area / np.where(lost, 1, np.maximum(visible, 0.05)))
-    right = (track.kind[window] == SHAPES.index(kind)).astype(float)
+    right = np.full(len(area), math.nan) if track.told < 0 else (track.kind[window] == track.told).astype(float)
     well = ~lost & (visible > 0.7)
     speeds = _speeds(track, window, speed)
     error = _mean(track.error[window])
@@ -258,11 +282,16 @@ def _loop(tracks: tuple[Track, ...], window: slice, shortest: int = 16, run: int
     return best
 
 
-def _identity(shapes: tuple[ShapeScore, ...], foreign: float) -> float:
+def _identity(shapes: tuple[ShapeScore, ...], foreign: float, asked: float) -> float:
     """A shape that was never found is wrong; one that others hid all the time is unknown."""
-    asked = len(shapes) * AREA / SIZE**2
     found = _mean([0.0 if s.presence == 0 else s.presence * s.shape_accuracy for s in shapes])
     return found * asked / (asked + foreign)
+
+
+def _product(factors: list[float]) -> float:
+    """NaN factors left out; NaN of none."""
+    kept = [f for f in factors if not math.isnan(f)]
+    return math.prod(kept) if kept else math.nan
 
 
 def _geometric(terms: list[float]) -> float:
@@ -271,11 +300,21 @@ def _geometric(terms: list[float]) -> float:
     return math.prod(kept) ** (1 / len(kept)) if kept else 0.0
 
 
+def _freeze(tracks: tuple[Track, ...], window: slice, speed: float) -> float:
+    """See `GroundTruthScore.freeze`."""
+    return _mean([_mean(speeds < _STANDING) for track in tracks if len(speeds := _speeds(track, window, speed))])
+
+
+def _name(shape: Shape) -> str:
+    colour = "some" if "colour" in shape.open else shape.colour
+    return f"{colour} {'shape' if 'kind' in shape.open else shape.kind}"
+
+
 def _aggregate(analysis: Analysis, window: slice) -> GroundTruthScore:
-    scene = analysis.scene
+    scene, tracks = analysis.scene, analysis.tracks
+    speed = SPEEDS[scene.speed]
     shapes = tuple(
-        _score_shape(track, shape.kind, f"{shape.colour} {shape.kind}", window, SPEEDS[scene.speed])
-        for track, shape in zip(analysis.tracks, scene.shapes, strict=True)
+        _score_shape(track, _name(shape), window, speed) for track, shape in zip(tracks, scene.shapes, strict=True)
     )
     names = ("presence", "shape_accuracy", "area", "speed", "motion", "sharpness", "psnr")
     mean = {name: _mean([getattr(s, name) for s in shapes]) for name in names}
@@ -284,15 +323,35 @@ def _aggregate(analysis: Analysis, window: slice) -> GroundTruthScore:
         [float(np.median(measured[chunk])) - true for chunk in _chunks(window) if len(measured[chunk])]
         for measured, true in analysis.scroll
     ]
-    scroll_error = _mean(np.hypot.reduce(np.array(errors), axis=0))
-    identity = _identity(shapes, foreign)
-    terms = [identity, float(_closeness(mean["sharpness"])), mean["motion"], float(_closeness(mean["area"]))]
-    composite = _geometric(terms) if mean["presence"] != 0 else 0.0
+    asked = sum(track.size for track in tracks) / SIZE**2
+    stays = _stays(*identities(analysis), window)
+    loop, freeze = _loop(tracks, window), _freeze(tracks, window, speed)
+    close = [float(_closeness(mean["sharpness"])), float(_closeness(mean["area"]))]
+    still = [_identity(shapes, foreign, asked), *close]
+    terms = [
+        still[0],
+        _product(close),
+        _product([stays["constancy"], stays["permanence"], math.exp(-stays["pops"] / _NOTICED)]),
+        _product([mean["motion"], 1 - freeze, 1 - loop]),
+    ]
+    found = mean["presence"] != 0
     return GroundTruthScore(
         **mean,
+        **stays,
         foreign=foreign,
-        scroll_error=scroll_error,
-        loop=_loop(analysis.tracks, window),
-        composite=composite,
+        scroll_error=_mean(np.hypot.reduce(np.array(errors), axis=0)) if errors else math.nan,
+        loop=loop,
+        freeze=freeze,
+        composite=_geometric(terms) if found else 0.0,
+        composite_before=_geometric([*still, mean["motion"]]) if found else 0.0,
         shapes=shapes,
+        asked=asked,
     )
+
+
+def _stays(found: tuple[Identity, ...], strangers: np.ndarray, window: slice) -> dict[str, float]:
+    return {
+        "constancy": constancy(found, window),
+        "permanence": permanence(found, window),
+        "pops": pops(found, strangers, window),
+    }

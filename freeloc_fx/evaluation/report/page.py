@@ -20,7 +20,7 @@ from freeloc_fx.evaluation.metrics.clip import require
 from . import plots
 from .claims import FEWEST, MARGIN, Verdict, judge_claims
 from .rows import COLUMNS, Results
-from .summary import AGAINST, TRUTH, VBENCH, describe, finding_words, number, summarise
+from .summary import AGAINST, REFERENCES, TRUTH, VBENCH, describe, finding_words, number, summarise
 
 __all__ = ["PageError", "render"]
 
@@ -139,7 +139,7 @@ def _table(
     head += [(f"{COLUMNS[c].label} - {o}", f"difference from {o} within a clip, 95% interval", "") for o, c in extra]
     rows = []
     for record in records:
-        if record["contestant"] not in (*members, "reconstruction"):
+        if record["contestant"] not in (*members, *REFERENCES):
             continue
         cells = [
             {

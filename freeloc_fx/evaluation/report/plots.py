@@ -19,7 +19,7 @@ LENGTHS = ("composite", "quality", "motion", "subject_consistency", "flow", "rec
 """Consistency stands between what exposes it."""
 
 
-CURVES = ("composite", "quality", "motion")
+CURVES = ("composite", "constancy", "quality", "motion")
 
 
 _REFERENCE = "reconstruction"

@@ -6,27 +6,22 @@ clip with the mean of its draws, so that every interval is over clips.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
-import numpy as np
-
 from freeloc_fx.errors import FreelocError
+
+from .intervals import Interval, interval
 
 __all__ = ["COLUMNS", "COMPANIONS", "SCHEMA", "Column", "Results", "ResultsError", "interval", "with_companions"]
 
 
 SCHEMA = 1
-
-
-Interval = tuple[float | None, float | None, float | None]
 
 
 class ResultsError(FreelocError, ValueError):
@@ -55,8 +50,13 @@ class Column:
 
 
 COLUMNS: dict[str, Column] = {
-    "composite": Column("composite", "truth", help="geometric mean of identity, sharpness, motion and area"),
-    "quality": Column("quality", "truth", help="the composite without motion"),
+    "composite": Column("composite", "truth", help="what is shown, how it looks, what stays and what goes on"),
+    "composite_before": Column("before", "truth", help="geometric mean of identity, sharpness, motion and area"),
+    "quality": Column("quality", "truth", help="identity, sharpness and area: what a still frame can show"),
+    "constancy": Column("constancy", "truth", help="things keep the colour, size and kind of the first trained length"),
+    "permanence": Column("permanence", "truth", help="share of frames in which each thing is there once"),
+    "pops": Column("pops", "truth", 0.0, 1, help="things that appear, vanish or double, per 100 frames"),
+    "frozen": Column("frozen", "truth", 0.0, help="share of the time in which a thing stands"),
     "motion": Column("motion", "truth", help="closeness of the shapes' speed to the prompt's"),
     "identity": Column("identity", "truth", help="prompted shapes seen in their colour and kind, nothing else beside"),
     "presence": Column("found", "truth", help="prompted shapes seen in their colour"),
@@ -108,49 +108,6 @@ def with_companions(columns: Iterable[str]) -> list[str]:
     if last is None:
         return chosen
     return [*chosen[: last + 1], *(c for c in COMPANIONS if c not in chosen), *chosen[last + 1 :]]
-
-
-def interval(values: Iterable[float | None], draws: int = 10_000) -> Interval:
-    """Mean and its 95% bootstrap interval, what was not measurable left out; three None where nothing was.
-
-    The percentile interval (Efron 1979) of a few values is too narrow: of four it covers the truth in about four cases
-    of five. Its percentiles are moved outwards by the ratio of Student's interval to the normal one, Hesterberg's
-    expanded percentile interval ("What teachers should know about the bootstrap", 2015, section 5); of four or fewer
-    it is their range. One value has no interval.
-
-    Args:
-        values: of clips; None or not finite where not measurable.
-        draws: resamples of the bootstrap.
-
-    Returns:
-        Mean, low and high.
-    """
-    kept = np.array([v for v in values if v is not None and math.isfinite(v)], float)
-    if not len(kept):
-        return (None, None, None)
-    if len(kept) == 1:
-        return (float(kept[0]), None, None)
-    means = kept[_resamples(len(kept), draws)].mean(1)
-    tail = _tail(len(kept))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return (float(kept.mean()), float(low), float(high))
-
-
-@functools.lru_cache(maxsize=8)
-def _resamples(count: int, draws: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, count, (draws, count), dtype=np.int32)
-
-
-@functools.cache
-def _tail(count: int) -> float:
-    """Share of the bootstrap means to leave out at either end: Phi(-sqrt(n / (n - 1)) t), t of n - 1 degrees."""
-    degrees = count - 1
-    x = np.linspace(0, 20, 200_001)  # t is at most 12.7
-    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(degrees * math.pi)
-    density = scale * (1 + x**2 / degrees) ** (-(degrees + 1) / 2)
-    mass = np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(x))
-    t = float(x[1:][np.searchsorted(mass, 0.475)])
-    return NormalDist().cdf(-math.sqrt(count / degrees) * t)
 
 
 @dataclass(frozen=True)
@@ -218,6 +175,7 @@ class Results:
             for number, row in enumerate(made.rows):
                 _check(f"rows[{number}]", row, _ROW)
                 _check_scores(f"rows[{number}]", row)
+            _check_composites(made.rows)
             for number, video in enumerate(made.videos):
                 _check(f"videos[{number}]", video, _VIDEO)
         except ValueError as error:
@@ -371,6 +329,24 @@ def _check_parts(results: Results) -> None:
         if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
             raise ValueError(f"groups.{name}: {members!r} in place of a list of names")
     _check("settings", {"prompts": results.settings.get("prompts", {})}, {"prompts": dict})
+
+
+def _check_composites(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse rows of which some have the composite of before: the two cannot stand in one table. Rows that know no
+    constancy have that of before, under the name "composite".
+
+    Raises:
+        ValueError: names two rows.
+    """
+    kinds: dict[bool, int] = {}
+    for number, row in enumerate(rows):
+        if "composite" in row["scores"]:
+            kinds.setdefault("composite_before" in row["scores"], number)
+    if len(kinds) > 1:
+        raise ValueError(
+            f"rows[{kinds[False]}] without and rows[{kinds[True]}] with scores.composite_before: their composites are "
+            "of two kinds; make the older rows again"
+        )
 
 
 def _check_scores(place: str, row: Mapping[str, Any]) -> None:

@@ -9,12 +9,24 @@ from typing import Any
 from .claims import Finding, Verdict
 from .rows import COLUMNS, Column, Interval, Results, interval, with_companions
 
-__all__ = ["AGAINST", "PAIRED", "TRUTH", "VBENCH", "describe", "markdown", "number", "summarise"]
+__all__ = [
+    "AGAINST",
+    "PAIRED",
+    "REFERENCES",
+    "TRUTH",
+    "VBENCH",
+    "describe",
+    "markdown",
+    "measured",
+    "number",
+    "summarise",
+]
 
 
 TRUTH = (
-    "composite", "seconds", "memory", "quality", "motion", "identity", "presence", "shape_accuracy", "sharpness",
-    "area", "speed", "psnr", "foreign", "scroll_error", "loop",
+    "composite", "seconds", "memory", "quality", "constancy", "permanence", "pops", "motion", "frozen", "identity",
+    "presence", "shape_accuracy", "sharpness", "area", "speed", "psnr", "foreign", "scroll_error", "loop",
+    "composite_before",
 )  # fmt: skip
 """What a video costs stands right beside its quality."""
 
@@ -26,8 +38,12 @@ VBENCH = tuple(
 )
 
 
-PAIRED = ("composite", "quality", "motion")
+PAIRED = ("composite", "quality", "constancy", "motion")
 """Columns whose differences within a clip are shown."""
+
+
+REFERENCES = ("reconstruction", "real")
+"""Contestants that no sampler made: the VAE on the true clip, and the true clip itself."""
 
 
 AGAINST = ("direct", "profile")
@@ -64,6 +80,19 @@ def summarise(results: Results) -> list[dict[str, Any]]:
                 }
             )
     return records
+
+
+def measured(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
+    """Leave out the columns that no record has a value of: rows of before know fewer.
+
+    Args:
+        records: some of what `summarise` gives.
+        columns: keys of `COLUMNS`.
+
+    Returns:
+        The others, in order.
+    """
+    return [c for c in columns if any(record["means"][c][0] is not None for record in records)]
 
 
 def number(value: float | None, column: Column, signed: bool = False) -> str:
@@ -143,10 +172,11 @@ def markdown(results: Results, records: Sequence[dict[str, Any]], verdicts: Sequ
         figures = "<br>".join(finding_words(f) for f in verdict.findings)
         lines.append(_row([verdict.claim.text, verdict.claim.source, f"**{verdict.overall}**", *words, figures]))
     for group, members in results.groups.items():
-        kept = [r for r in records if r["contestant"] in (*members, "reconstruction")]
-        for title, columns in ((group, TRUTH), (f"{group}, VBench's definitions with offline stand-ins", VBENCH)):
+        kept = [r for r in records if r["contestant"] in (*members, *REFERENCES)]
+        for title, of_title in ((group, TRUTH), (f"{group}, VBench's definitions with offline stand-ins", VBENCH)):
+            columns = measured(kept, of_title)
             lines += ["", f"## {title}", ""]
-            extra = [f"composite - {o}" for o in AGAINST] if columns is TRUTH else []
+            extra = [f"composite - {o}" for o in AGAINST] if of_title is TRUTH else []
             lines += _head(("frames", "contestant", "clips", *(COLUMNS[c].label for c in columns), *extra))
             for record in kept:
                 cells = [

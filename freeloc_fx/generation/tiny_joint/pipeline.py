@@ -25,7 +25,7 @@ __all__ = ["MAX_TEXT", "TinyJointPipeline"]
 
 
 MAX_TEXT = 32
-"""Text tokens of a call. The grammar's longest prompt has 20; what is left is padding, which the model masks."""
+"""Text tokens of a call. The grammar's longest prompt has 26 or so; what is left is padding, which the model masks."""
 
 
 log = logging.get_logger(__name__)

@@ -1,9 +1,10 @@
 """Procedural clips with known ground truth: what tiny-wan was trained on and is scored against.
 
-A scene is two or three coloured shapes that bounce inside the frame over a scrolling textured background. Everything a
-metric needs (centre of each shape in each frame, its colour, its area, its speed, the background's offset) is a closed
-formula of the frame index, so that identity, motion and sharpness of a *generated* clip can be scored exactly against
-the prompt that asked for it.
+A scene is two or three shapes that bounce inside the frame, or wander out of it and back, over a scrolling textured
+background, the later ones in front of the earlier ones. Everything a metric needs (centre of each shape in each frame,
+its colour, its area, its speed, the background's offset) is a closed formula of the frame index, so that identity,
+motion and sharpness of a *generated* clip can be scored exactly against the prompt that asked for it. What a prompt
+leaves open (see `grammar`) is drawn once a clip and kept through it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from .grammar import describe, read
+from .palette import BACKGROUNDS, CAMERAS, COLOURS, SHAPES, SIZE, SPEEDS, TEXTURES, VERBS
 
 __all__ = [
     "BACKGROUNDS",
@@ -23,52 +27,10 @@ __all__ = [
     "TEXTURES",
     "Scene",
     "Shape",
+    "margin_of",
     "parse_prompt",
+    "signed_distance",
 ]
-
-
-SIZE = 64
-"""Height and width of a clip in pixels."""
-
-
-COLOURS: dict[str, tuple[float, float, float]] = {
-    "red": (0.93, 0.16, 0.16),
-    "green": (0.15, 0.85, 0.25),
-    "blue": (0.20, 0.35, 0.98),
-    "yellow": (0.97, 0.90, 0.15),
-    "purple": (0.80, 0.20, 0.90),
-    "white": (0.97, 0.97, 0.97),
-}
-"""Shape colours: saturated (or white), so that they stay separable from every background tone."""
-
-
-BACKGROUNDS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "gray": ((0.22, 0.22, 0.22), (0.40, 0.40, 0.40)),
-    "brown": ((0.25, 0.17, 0.12), (0.43, 0.32, 0.23)),
-    "teal": ((0.08, 0.24, 0.26), (0.18, 0.42, 0.44)),
-    "navy": ((0.10, 0.12, 0.26), (0.22, 0.26, 0.44)),
-}
-"""Background tones (dark, light): muted, at most 0.44 in any channel."""
-
-
-SHAPES = ("circle", "square", "triangle")
-
-
-TEXTURES = ("grid", "stripes", "checkers")
-
-
-SPEEDS: dict[str, float] = {"slowly": 0.4, "quickly": 1.2}
-"""Speed of every shape in pixels per frame."""
-
-
-CAMERAS: dict[str, tuple[float, float]] = {
-    "is still": (0.0, 0.0),
-    "pans left": (-0.5, 0.0),
-    "pans right": (0.5, 0.0),
-    "pans up": (0.0, -0.5),
-    "pans down": (0.0, 0.5),
-}
-"""Velocity of the camera in pixels per frame (x, y); the background moves the other way."""
 
 
 RADIUS = 9.0
@@ -85,6 +47,18 @@ _TRIANGLE = math.sqrt(AREA * 4 / math.sqrt(3))  # side of an equilateral triangl
 
 
 _PERIOD = 16.0
+
+
+_FIGURE = 6.0  # period of a surface's stripes and dots in pixels, at the usual size
+
+
+_SHADE = 0.72  # brightness of a surface's darker parts: still nearer to the shape's colour than to any background's
+
+
+_OUTSIDE = 4.0  # px between a wandering shape that is turned back and the frame: it is gone for 50 slow frames at most
+
+
+Colour = tuple[float, float, float]
 
 
 def _smoothstep(distance: np.ndarray) -> np.ndarray:
@@ -117,7 +91,7 @@ def signed_distance(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     raise ValueError(f"unknown shape {kind!r}; expected one of {', '.join(SHAPES)}")
 
 
-def _reflect(position: np.ndarray, low: float, high: float) -> np.ndarray:
+def _reflect(position: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Where something is that moves evenly and is thrown back at both ends."""
     span = high - low
     folded = np.mod(position - low, 2 * span)
@@ -129,11 +103,15 @@ class Shape:
     """One moving shape.
 
     Args:
-        kind: one of `SHAPES`.
-        colour: one of `COLOURS`.
+        kind: one of `SHAPES`; "" only in a prompt that leaves it open.
+        colour: one of `COLOURS`; "" where `tint` says it, or a prompt leaves it open.
         x: of the centre in the first frame, in pixels from the left.
         y: of the centre in the first frame, in pixels from the top.
         direction: in which it starts to move, in radians; 0 is to the right, a quarter turn is down.
+        scale: its height and width as a factor on the usual ones.
+        surface: "plain", "striped" or "dotted"; "" only in a prompt that leaves it open.
+        tint: RGB in [0, 1] of a colour that has no name; None for `colour`.
+        open: the attributes that the prompt leaves open, of "colour", "kind", "size" and "surface".
     """
 
     kind: str
@@ -141,6 +119,46 @@ class Shape:
     x: float
     y: float
     direction: float
+    scale: float = 1.0
+    surface: str = "plain"
+    tint: Colour | None = None
+    open: frozenset[str] = frozenset()
+
+    @property
+    def rgb(self) -> Colour:
+        """The colour it is drawn in, RGB in [0, 1]; `KeyError` where a prompt leaves it open."""
+        return COLOURS[self.colour] if self.tint is None else self.tint
+
+    def cover(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Compute how much of each pixel it covers.
+
+        Args:
+            x: pixels to the right of the centroid, any shape.
+            y: pixels below the centroid, broadcastable with `x`.
+
+        Returns:
+            0..1, anti-aliased.
+        """
+        return _smoothstep(self.scale * signed_distance(self.kind, x / self.scale, y / self.scale))
+
+    def shade(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Compute the brightness of its surface, which moves with it.
+
+        Args:
+            x: pixels to the right of the centroid, any shape.
+            y: pixels below the centroid, broadcastable with `x`.
+
+        Returns:
+            Factors on its colour, 1 everywhere where it is plain.
+        """
+        turn = 2 * math.pi / (_FIGURE * self.scale)
+        if self.surface == "striped":
+            dark = _smoothstep(np.cos(x * turn) * _FIGURE / 4)
+        elif self.surface == "dotted":
+            dark = _smoothstep((0.4 - np.cos(x * turn) * np.cos(y * turn)) * _FIGURE / 2)
+        else:
+            return np.ones(np.broadcast(x, y).shape)
+        return 1 - (1 - _SHADE) * dark
 
 
 @dataclass(frozen=True)
@@ -149,11 +167,14 @@ class Scene:
 
     Args:
         shapes: two or three.
-        background: one of `BACKGROUNDS`.
-        texture: one of `TEXTURES`.
-        camera: one of `CAMERAS`.
+        background: one of `BACKGROUNDS`; "" where `tones` says them, or a prompt leaves them open.
+        texture: one of `TEXTURES`; "" only in a prompt that leaves it open.
+        camera: one of `CAMERAS`; "" only in a prompt that leaves it open.
         speed: one of `SPEEDS`.
         phase: (x, y) of the texture in the first frame, in pixels.
+        verb: "bounce", or "wander" where the walls lie outside the frame.
+        tones: (dark, light), RGB in [0, 1], of a background that has no name; None for `background`.
+        open: what the prompt leaves open of the background: "tones", "texture", "camera".
     """
 
     shapes: tuple[Shape, ...]
@@ -162,6 +183,9 @@ class Scene:
     camera: str
     speed: str
     phase: tuple[float, float] = (0.0, 0.0)
+    verb: str = "bounce"
+    tones: tuple[Colour, Colour] | None = None
+    open: frozenset[str] = frozenset()
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> Scene:
@@ -196,10 +220,8 @@ class Scene:
 
     @property
     def prompt(self) -> str:
-        """The scene in the grammar that `parse_prompt` reads."""
-        names = [f"a {s.colour} {s.kind}" for s in self.shapes]
-        subject = " and ".join(names) if len(names) < 3 else ", ".join(names[:-1]) + " and " + names[-1]
-        return f"{subject} bounce {self.speed} over a {self.background} {self.texture}, the camera {self.camera}"
+        """The scene in the grammar that `parse_prompt` reads, without what it leaves open."""
+        return describe(self)
 
     def centres(self, frames: int) -> np.ndarray:
         """Compute where the shapes are.
@@ -215,8 +237,22 @@ class Scene:
         angle = np.array([s.direction for s in self.shapes])
         x = np.array([s.x for s in self.shapes]) + t * v * np.cos(angle)
         y = np.array([s.y for s in self.shapes]) + t * v * np.sin(angle)
-        low, high = RADIUS + 2, SIZE - RADIUS - 2
-        return np.stack([_reflect(x, low, high), _reflect(y, low, high)], -1)
+        margin = np.array([margin_of(s.scale, self.verb) for s in self.shapes])
+        return np.stack([_reflect(x, margin, SIZE - margin), _reflect(y, margin, SIZE - margin)], -1)
+
+    def covers(self, frames: int) -> np.ndarray:
+        """Compute what each shape covers, as if no other were in front of it.
+
+        Args:
+            frames: frames of the clip.
+
+        Returns:
+            0..1, float64 (frames, shapes, SIZE, SIZE).
+        """
+        yy, xx = np.mgrid[0:SIZE, 0:SIZE] + 0.5
+        centres = self.centres(frames)[..., None, None]
+        pairs = [s.cover(xx - centres[:, i, 0], yy - centres[:, i, 1]) for i, s in enumerate(self.shapes)]
+        return np.stack(pairs, 1) if pairs else np.zeros((frames, 0, SIZE, SIZE))
 
     def render(self, frames: int) -> np.ndarray:
         """Draw the clip, anti-aliased.
@@ -243,15 +279,30 @@ class Scene:
         else:
             a, b = bars(bx, 8.0), bars(by, 8.0)
             light = a * (1 - b) + b * (1 - a)
-        dark, bright = (np.array(c) for c in BACKGROUNDS[self.background])
+        dark, bright = (np.array(c) for c in self.tones or BACKGROUNDS[self.background])
         video = dark + light[..., None] * (bright - dark)
-        centres = self.centres(frames)
+        centres, covers = self.centres(frames), self.covers(frames)
         for index, shape in enumerate(self.shapes):
-            cx = centres[:, index, 0][:, None, None]
-            cy = centres[:, index, 1][:, None, None]
-            cover = _smoothstep(signed_distance(shape.kind, xx[None] - cx, yy[None] - cy))[..., None]
-            video = video * (1 - cover) + cover * np.array(COLOURS[shape.colour])
+            cover = covers[:, index, :, :, None]
+            colour = np.array(shape.rgb)
+            if shape.surface != "plain":
+                cx, cy = (centres[:, index, axis][:, None, None] for axis in (0, 1))
+                colour = shape.shade(xx[None] - cx, yy[None] - cy)[..., None] * colour
+            video = video * (1 - cover) + cover * colour
         return video.astype(np.float32)
+
+
+def margin_of(scale: float, verb: str) -> float:
+    """Compute how far from the frame's edges the walls are that throw a shape's centre back.
+
+    Args:
+        scale: of the shape.
+        verb: one of `VERBS`.
+
+    Returns:
+        Pixels inside the frame, negative outside.
+    """
+    return -(scale * RADIUS + _OUTSIDE) if VERBS[verb] else scale * RADIUS + 2
 
 
 def parse_prompt(prompt: str) -> Scene:
@@ -261,33 +312,14 @@ def parse_prompt(prompt: str) -> Scene:
         prompt: in the grammar of `Scene.prompt`.
 
     Returns:
-        The scene, with zeros for what the prompt does not tell: positions, directions and the texture's phase.
+        The scene, with zeros for positions, directions and the texture's phase, and "" for attributes that the prompt
+        leaves open (a size that it leaves open is the usual one).
 
     Raises:
         ValueError: the prompt is not in tiny-wan's grammar; the message shows an example.
     """
-    import re
-
-    words = r"(?P<subject>.+?) bounce (?P<speed>\w+) over an? (?P<bg>\w+) (?P<texture>\w+), the camera (?P<camera>.+)"
-    found = re.fullmatch(words, prompt.strip().rstrip(".").lower())
-    example = "a red circle and a white square bounce slowly over a navy grid, the camera pans left"
-    if found is None:
-        raise ValueError(f"prompt {prompt!r} is not in tiny-wan's grammar; an example: {example!r}")
-    shapes = []
-    for part in re.split(r",\s*|\s+and\s+", found["subject"]):
-        words_ = part.split()
-        if len(words_) != 3 or words_[1] not in COLOURS or words_[2] not in SHAPES:
-            raise ValueError(
-                f"{part!r} in prompt {prompt!r}: expected 'a COLOUR SHAPE' with COLOUR one of {', '.join(COLOURS)} "
-                f"and SHAPE one of {', '.join(SHAPES)}"
-            )
-        shapes.append(Shape(words_[2], words_[1], 0.0, 0.0, 0.0))
-    for value, known in (
-        (found["speed"], SPEEDS),
-        (found["bg"], BACKGROUNDS),
-        (found["texture"], TEXTURES),
-        (found["camera"], CAMERAS),
-    ):
-        if value not in known:
-            raise ValueError(f"{value!r} in prompt {prompt!r}: expected one of {', '.join(known)}")
-    return Scene(tuple(shapes), found["bg"], found["texture"], found["camera"], found["speed"])
+    words = read(prompt)
+    shapes = tuple(Shape(w.kind, w.colour, 0.0, 0.0, 0.0, w.scale, w.surface, None, w.open) for w in words.shapes)
+    told = {"tones": words.background, "texture": words.texture, "camera": words.camera}
+    left = frozenset(name for name, value in told.items() if not value)
+    return Scene(shapes, words.background, words.texture, words.camera, words.speed, verb=words.verb, open=left)

@@ -1,0 +1,112 @@
+"""Train the embedded models: one command that resumes, on a GPU or on CPU.
+
+    python bench/train.py --minutes 8 --device cuda                    # VAE, then tiny-wan, then its pipeline folder
+    python bench/train.py --minutes 2 --device cuda --model tiny-joint # tiny-joint from tiny-wan's blocks and VAE
+    python bench/train.py --minutes 60 --device cpu --stage vae        # one stage alone
+
+Stages: vae (AutoencoderKLWan on short clips), short (transformer and text encoder on three latent frames: what a
+prompt's words look like, learned from many prompts a batch), dit (on whole clips of 21 latent frames), export (the
+folder that the package ships, float16 safetensors, with the curves). "all" is every stage that the model has.
+
+Clips are drawn and encoded as it goes; a batch's generator is seeded by (seed, stage, step), so none ever repeats and a
+run that was stopped goes on with the batch that it had not seen. A stop of any kind leaves a checkpoint at most a
+minute old in --work; the same command goes on from it. The learning rate falls at the end of each run's --minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from checkpoints import Checkpoint
+from training_loop import Budget, Stage, train
+
+SHARES = {"vae": 0.28, "short": 0.15, "dit": 0.57}
+"""Of the minutes, where several stages run."""
+
+
+def stages(args: argparse.Namespace) -> list[str]:
+    names = ["short", "dit"] if args.model == "tiny-joint" else ["vae", "short", "dit"]
+    if args.stage == "all":
+        return names
+    if args.stage not in names:
+        raise SystemExit(f"--stage {args.stage}: expected one of {', '.join(names)} for {args.model}, or export")
+    return [args.stage]
+
+
+def make(name: str, args: argparse.Namespace, device: torch.device) -> Stage:
+    if name == "vae":
+        from train_vae import VaeStage
+
+        weights = None
+        if not args.fresh:
+            from safetensors.torch import load_file
+
+            from freeloc_fx.generation import tiny_wan
+
+            weights = load_file(tiny_wan.path() / "vae" / "diffusion_pytorch_model.safetensors")
+        size = {} if args.batch is None else {"batch": args.batch}
+        return VaeStage(weights, args.seed, device, compiled=args.compile, held_out=args.held_out, **size)
+    from train_dit import DitStage
+
+    return DitStage(name, args, device)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="of this run, shared by its stages")
+    parser.add_argument("--steps", type=int, help="of each stage's whole training, earlier runs included")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--model", choices=["tiny-wan", "tiny-joint"], default="tiny-wan")
+    parser.add_argument("--stage", choices=["all", "vae", "short", "dit", "export"], default="all")
+    parser.add_argument("--work", type=Path, default=Path("train-tiny-wan"), help="checkpoints of both models")
+    parser.add_argument("--out", type=Path, help="of the export; default a folder in --work")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--batch", type=int, help="clips a step; default by stage and device")
+    parser.add_argument("--levels", type=int, help="noise levels at which a step shows each clip; by device")
+    parser.add_argument("--peak", type=float, help="learning rate; default by stage")
+    parser.add_argument("--cooldown", type=float, default=0.25, help="share of the run in which the rate falls")
+    parser.add_argument("--fresh", action="store_true", help="start from random weights, not from the embedded ones")
+    parser.add_argument("--layers", type=int, help="default 10 (tiny-wan), 8 (tiny-joint, the first 2 of them dual)")
+    parser.add_argument("--heads", type=int, default=5)
+    parser.add_argument("--muon", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CPU")
+    parser.add_argument("--held-out", type=int, default=12, help="clips of the validation")
+    parser.add_argument("--save-every", type=float, default=40.0, help="seconds between two checkpoints")
+    parser.add_argument("--report-every", type=float, default=60.0, help="seconds between two validations")
+    args = parser.parse_args(arguments)
+    device = torch.device(args.device)
+    gpu = device.type == "cuda"
+    if args.batch is None and gpu:
+        args.batch = 48
+    # A GPU waits for the clips, which the CPU renders, and has no minutes to spare for compiling.
+    args.levels = args.levels or (4 if gpu else 2)
+    args.compile = not gpu if args.compile is None else args.compile
+    names = [] if args.stage == "export" else stages(args)
+    whole = sum(SHARES[name] for name in names)
+    for name in names:
+        stage = make(name, args, device)
+        stage.peak = args.peak or stage.peak
+        modules = {"model": stage.model, "average": stage.average}
+        folder = args.work / (name if name == "vae" else f"{args.model}-{name}")
+        checkpoint = Checkpoint(folder, modules, stage.optimizers)
+        budget = Budget(args.minutes * 60 * SHARES[name] / whole, args.steps, args.cooldown)
+        train(
+            stage,
+            checkpoint,
+            budget,
+            seed=args.seed,
+            device=device,
+            save_every=args.save_every,
+            report_every=args.report_every,
+            compiled=args.compile,
+        )
+    if args.stage in ("all", "export"):
+        from export_models import export
+
+        export(args)
+
+
+if __name__ == "__main__":
+    main()
