@@ -54,9 +54,9 @@ def run(frames: int, way: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder) / "clip.mp4"
         if way == "streamed":
-            with streamed(file, frames=frames, height=HEIGHT, width=WIDTH) as film:
-                with in_chunks(vae, HEIGHT, WIDTH, film.add):
-                    vae.decode(latents)
+            film_of = streamed(file, frames=frames, height=HEIGHT, width=WIDTH)
+            with film_of as film, in_chunks(vae, HEIGHT, WIDTH, film.add):
+                vae.decode(latents)
         else:
             with in_chunks(vae, HEIGHT, WIDTH):
                 video = vae.decode(latents).sample[0].permute(1, 2, 3, 0)

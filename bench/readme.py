@@ -266,6 +266,51 @@ def shipped() -> str:
     return _lines(["profile", "trained latent frames", "strategies", "source"], rows)
 
 
+def fits(ways: Sequence[str] = ("ulysses", "ulysses, fsdp", "ulysses, fsdp, feed-forward in chunks")) -> str:
+    """The smallest number of cards on which one denoising step fits, a tenth of each left free, by length."""
+    found: dict[tuple[str, int], dict[int, Any]] = {}
+    for r in _results("parallel.json")["rows"]:
+        found.setdefault((r["model"], r["extension"]), {})[r["ranks"]] = r
+    rows = []
+    for (model, extension), of in found.items():
+        cells = [f"{of[1]['peak_bytes']['ulysses'] / 1e9:.0f}"]
+        for card in (24, 80):
+            for way in ways:
+                enough = [
+                    n
+                    for n, r in of.items()
+                    if r["peak_bytes"][way] <= 0.9e9 * card and r["exchanged_bytes"] is not None
+                ]
+                cells.append(str(min(enough)) if enough else "more than heads")
+        rows.append([f"{model}, {extension}x", *cells])
+    short = ("Ulysses", "with FSDP", "feed-forward in 8 chunks")
+    head = ["1280x720, bfloat16", "GB on one card"]
+    return _lines([*head, *(f"{card} GB cards: {way}" for card in (24, 80) for way in short)], rows)
+
+
+def links() -> str:
+    """Bytes that a rank exchanges a layer, and how long they take, for the larger model."""
+    rows = [
+        [
+            f"{r['model']}, {r['extension']}x", str(r["ranks"]), f"{r['exchanged_bytes'] / 1e9:.2f}",
+            f"{r['halo_bytes'] / 1e9:.2f}", f"{r['exchanged_bytes'] / 450e6:.1f}", f"{r['exchanged_bytes'] / 50e6:.1f}",
+        ]
+        for r in _results("parallel.json")["rows"]
+        if r["model"] == "wan-14b" and r["exchanged_bytes"]
+    ]  # fmt: skip
+    head = ["a layer of", "ranks", "GB sent by a rank, Ulysses", "GB fetched by a rank, halo"]
+    return _lines([*head, "ms at 450 GB/s (NVLink)", "ms at 50 GB/s (between nodes)"], rows)
+
+
+def decoding() -> str:
+    """Peak host memory of decoding beyond the VAE's own."""
+    rows = [
+        [r["way"], str(r["frames"]), f"{r['beyond'] / 1e6:.0f}", f"{r['frames'] * 480 * 832 * 12 / 1e6:.0f}"]
+        for r in _results("decoding.json")["rows"]
+    ]
+    return _lines(["480x832", "frames", "MB beyond the VAE's own", "MB of the frames as float32"], rows)
+
+
 @dataclass(frozen=True)
 class Table:
     """One table that is made from results.
@@ -299,6 +344,9 @@ TABLES = (
     Table("bench/README.md", "attention", attention),
     Table("bench/README.md", "generation", generation),
     Table("bench/README.md", "arithmetic", arithmetic),
+    Table("bench/README.md", "fits", fits),
+    Table("bench/README.md", "links", links),
+    Table("bench/README.md", "decoding", decoding),
     Table("bench/README.md", "models", models),
     Table("profiles/README.md", "shipped", shipped),
 )

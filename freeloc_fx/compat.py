@@ -396,6 +396,5 @@ def token_group(config: Any) -> tuple[str, int, int]:
 
 def all_to_all(flat: torch.Tensor, received: list[int], sent: list[int], group: str) -> torch.Tensor:
     """Send stretches of a flat tensor, of these sizes, to all ranks of a group and get theirs; can be traced."""
-    calls = torch.ops._c10d_functional
-    result: torch.Tensor = calls.wait_tensor.default(calls.all_to_all_single.default(flat, received, sent, group))
-    return result
+    calls: Any = torch.ops._c10d_functional
+    return calls.wait_tensor.default(calls.all_to_all_single.default(flat, received, sent, group))

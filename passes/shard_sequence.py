@@ -79,7 +79,7 @@ def _exchange(graph: fx.Graph, node: fx.Node, site: AttentionSite, whole: Attent
     own = shards.part(heads)
     given = arguments(node)
     for name in ARGUMENTS[:3]:
-        shape = shape_of(given[name])
+        shape = shape_of(given[name]) or site.query_shape
         there = partial(tokens_to_heads, layout=layout, shape=shape, group=adopted.group)
         given[name] = insert(graph, node, there, given[name], node)
     mask = given.get("attn_mask")

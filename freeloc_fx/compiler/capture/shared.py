@@ -111,10 +111,10 @@ class SharedCalls:
                     f"{site.path}: {reason}; expected FSDP or tensor parallelism for this model, found its tokens "
                     f"shared out over {group.shards.ranks} ranks"
                 )
-        for site in plan.sites:
-            if site.heads < group.shards.ranks:
+        for planned in plan.sites:
+            if planned.heads < group.shards.ranks:
                 raise CaptureError(
-                    f"{site.path}: expected at least one head a rank, found {site.heads} heads for "
+                    f"{planned.path}: expected at least one head a rank, found {planned.heads} heads for "
                     f"{group.shards.ranks} ranks"
                 )
         adopted = Adopted(by_path(planning.sites or ()), group.shards, group.name)
@@ -148,4 +148,5 @@ def _signature(value: Any) -> Hashable:
         return tuple((key, _signature(one)) for key, one in sorted(value.items()))
     if isinstance(value, (list, tuple)):
         return tuple(map(_signature, value))
-    return value if isinstance(value, (bool, int, float, str, type(None), torch.dtype)) else type(value)
+    plain: Any = value if isinstance(value, (bool, int, float, str, type(None), torch.dtype)) else type(value)
+    return plain
