@@ -148,5 +148,4 @@ def _signature(value: Any) -> Hashable:
         return tuple((key, _signature(one)) for key, one in sorted(value.items()))
     if isinstance(value, (list, tuple)):
         return tuple(map(_signature, value))
-    plain: Any = value if isinstance(value, (bool, int, float, str, type(None), torch.dtype)) else type(value)
-    return plain
+    return value if isinstance(value, (bool, int, float, str, type(None), torch.dtype)) else type(value).__qualname__
