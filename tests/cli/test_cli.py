@@ -112,7 +112,7 @@ def test_generate_gif_direct_with_scores(small: list[str], tmp_path: Path) -> No
     size = ["--height=64", "--width=64", "--strategy=direct"]
     result = run("generate", PROMPT, "--frames=5", *small, *size, "-o", tmp_path / "a.gif")
     assert result.exit_code == 0, result.output
-    assert "untouched model" in result.stdout and "psnr" in result.stdout
+    assert "untouched model" in result.stdout and "Scores against the prompt" in result.stdout
     assert Image.open(tmp_path / "a.gif").n_frames == 5
 
 

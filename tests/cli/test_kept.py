@@ -78,7 +78,7 @@ def test_latents_outlive_a_decoder_and_decode_makes_the_same_video(
     assert np.array_equal(iio.imread(output), expected)
     again = json.loads(output.with_suffix(".json").read_text())
     assert again["settings"] == report["settings"] and again["plan"] == report["plan"]
-    assert "2 of 2 sites rewritten" in result.stdout and "psnr" in result.stdout
+    assert "2 of 2 sites rewritten" in result.stdout and "Scores against the prompt" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ def both(folder: Path, frames: int, share: list[str], limit: float) -> None:
     assert first["digest"] == alone["digest"] != ""
     assert first["out"].replace("two.", "one.").split()[:9] == alone["out"].split()[:9]
     assert first["err"].count("denoising") + first["err"].count("done") >= 1
-    assert second["out"] == second["err"] == ""
+    said = [line for line in second["err"].splitlines() if not line.startswith("[rank1]:W")]  # torch's own warnings
+    assert second["out"] == "" and said == []
     assert sorted(path.name for path in folder.iterdir()) == [
         *("one.json", "one.mp4", "one.png", "two.json", "two.mp4", "two.png")
     ]
