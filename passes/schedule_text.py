@@ -54,6 +54,12 @@ def schedule_text(graph: fx.Graph, capture: Capture, *, tokens: int, exact: bool
             _check_plain(node, site)
             _to_texts(graph, node, site, tables, grid, exact, verify)
             count += 1
+        elif site.kind == "video" and site.grid is not None and site.grid.text:
+            raise TimelineError(
+                f"timeline: {site.path} is one attention over the clip's {site.grid.video} tokens and {site.grid.text} "
+                "of text, so the texts change with the frames from layer to layer and are not kept apart there; "
+                "expected a model whose frames attend to text in attentions of their own, as Wan's and LTX's do"
+            )
         elif site.kind != "cross" and queries == keys == tokens and (site.grid is None or site.grid.video != tokens):
             if site.rope is not None:
                 raise TimelineError(
@@ -91,9 +97,7 @@ def _to_texts(
     write(new, kind="other", reason="each frame attends to its own text")
 
 
-def _within_texts(
-    graph: fx.Graph, node: fx.Node, site: AttentionSite, tables: TableInputs, grid: TokenGrid
-) -> None:
+def _within_texts(graph: fx.Graph, node: fx.Node, site: AttentionSite, tables: TableInputs, grid: TokenGrid) -> None:
     given = arguments(node)
     qkv = (given["query"], given["key"], given["value"])
     starts = tables.schedule("starts", grid.frames)

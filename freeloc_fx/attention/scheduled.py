@@ -24,6 +24,7 @@ from .agree import check_agreement
 from .autocast import take_part_in_autocast
 from .repeated import merged
 from .softmax import attend, merge
+import itertools
 
 __all__ = ["OPERATOR", "WITHIN", "attention_within_texts", "literal", "scheduled_attention", "seen_frames"]
 
@@ -77,7 +78,7 @@ def literal(
     frames, texts = weights.shape
     with np.errstate(divide="ignore"):
         bias = torch.from_numpy(np.log(weights)).to(q.device, work)
-    sizes = torch.tensor([b - a for a, b in zip(starts, starts[1:], strict=False)], device=q.device)
+    sizes = torch.tensor([b - a for a, b in itertools.pairwise(starts)], device=q.device)
     keys = torch.arange(texts, device=q.device).repeat_interleave(sizes)
     rows = torch.arange(frames, device=q.device).repeat_interleave(q.shape[2] // frames)
     scores = q.to(work) @ k.to(work).transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -192,7 +193,7 @@ def _parts(weights: np.ndarray, starts: list[int]) -> Iterator[tuple[int, slice,
 def _runs(shared: np.ndarray) -> Iterator[tuple[slice, bool]]:
     """Runs of frames that are shared, or seen by one text alone (True)."""
     cuts = [0, *(np.flatnonzero(np.diff(shared.astype(int))) + 1).tolist(), len(shared)]
-    for first, last in zip(cuts, cuts[1:], strict=False):
+    for first, last in itertools.pairwise(cuts):
         yield slice(first, last), not shared[first]
 
 
@@ -255,7 +256,7 @@ def attention_within_texts(
         raise CaptureError(f"attention within texts: expected {places[-1]} tokens, found {q.shape[2]} and {k.shape[2]}")
     batch, heads, length, _ = q.shape
     result = q.new_empty(batch, length, heads, v.shape[3]).transpose(1, 2)
-    for first, last in zip(places, places[1:], strict=False):
+    for first, last in itertools.pairwise(places):
         own = slice(first, last)
         part = None if mask is None else _mask_of(mask, own, own, 1)
         result[:, :, own] = F.scaled_dot_product_attention(

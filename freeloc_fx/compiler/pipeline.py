@@ -65,8 +65,8 @@ PASSES = (
     cut_blocks,
 )
 """Every pass, in the order in which they run. `reencode_rotary` and `tiered_sparse_attention` run where attention is
-"flex", `rewrite_attention` where it is not, `schedule_text` where a call has texts over time, and `observe_attention` in
-place of all that rewrites."""
+"flex", `rewrite_attention` where it is not, `schedule_text` where a call has texts over time, and `observe_attention`
+in place of all that rewrites."""
 
 
 def check_names(names: Collection[str]) -> frozenset[str]:

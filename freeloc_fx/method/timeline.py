@@ -27,6 +27,7 @@ import numpy as np
 from freeloc_fx.errors import TimelineError
 
 from .checks import is_number, is_whole
+import itertools
 
 __all__ = ["TextSchedule", "centres", "check_marks", "span_weights", "video_frames"]
 
@@ -74,7 +75,7 @@ def check_marks(marks: Sequence[int], frames: int) -> None:
     """
     if not marks or marks[0] != 0:
         raise TimelineError(f"timeline: expected a text that begins at 0, found {list(marks) or 'no text'}")
-    for before, mark in zip(marks, marks[1:], strict=False):
+    for before, mark in itertools.pairwise(marks):
         if mark <= before:
             raise TimelineError(f"timeline: expected times that rise, found {mark} after {before} (in frames)")
     if marks[-1] >= frames:

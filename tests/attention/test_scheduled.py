@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from freeloc_fx.attention.scheduled import attention_within_texts, literal, scheduled_attention
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.timeline import span_weights
+import itertools
 
 
 @st.composite
@@ -33,7 +34,15 @@ def cases(draw: st.DrawFn, blend: int | None = None) -> dict:
             mask = torch.zeros(mask.shape).masked_fill(~mask, -1e4)
     starts = torch.tensor([0, *np.cumsum(sizes)])
     scale = draw(st.sampled_from([None, 0.1]))
-    return {"q": q, "k": k, "v": v, "weights": torch.from_numpy(weights), "starts": starts, "scale": scale, "mask": mask}
+    return {
+        "q": q,
+        "k": k,
+        "v": v,
+        "weights": torch.from_numpy(weights),
+        "starts": starts,
+        "scale": scale,
+        "mask": mask,
+    }
 
 
 @given(cases())
@@ -42,7 +51,9 @@ def test_it_is_the_literal_table(case: dict) -> None:
     exact = scheduled_attention(**case, exact=True)
     assert out.shape == case["q"].shape
     assert_close(out, exact, rtol=1e-4, atol=1e-5)
-    assert torch.equal(exact, literal(**{**case, "weights": case["weights"].numpy(), "starts": case["starts"].tolist()}))
+    assert torch.equal(
+        exact, literal(**{**case, "weights": case["weights"].numpy(), "starts": case["starts"].tolist()})
+    )
 
 
 @given(cases())
@@ -50,9 +61,7 @@ def test_the_same_text_twice_is_that_text_once(case: dict) -> None:
     texts, keys = case["weights"].shape[1], case["k"].shape[2]
     k, v = case["k"].repeat(1, 1, texts, 1), case["v"].repeat(1, 1, texts, 1)
     mask = None if case["mask"] is None else case["mask"].repeat(1, 1, 1, texts)
-    out = scheduled_attention(
-        case["q"], k, v, case["weights"], torch.arange(texts + 1) * keys, case["scale"], mask
-    )
+    out = scheduled_attention(case["q"], k, v, case["weights"], torch.arange(texts + 1) * keys, case["scale"], mask)
     once = F.scaled_dot_product_attention(case["q"], case["k"], case["v"], attn_mask=case["mask"], scale=case["scale"])
     assert_close(out, once, rtol=1e-4, atol=1e-5)
 
@@ -95,7 +104,7 @@ def test_texts_see_themselves(case: dict) -> None:
     if case["mask"] is not None and case["mask"].shape[2] == 1 and case["mask"].dtype == torch.bool:
         mask = case["mask"].expand(-1, -1, k.shape[2], -1)
     out = attention_within_texts(k, k, v, case["starts"], case["scale"], mask)
-    inside = torch.block_diag(*(torch.ones(b - a, b - a) for a, b in zip(starts, starts[1:], strict=False))).bool()
+    inside = torch.block_diag(*(torch.ones(b - a, b - a) for a, b in itertools.pairwise(starts))).bool()
     expected = F.scaled_dot_product_attention(
         k, k, v, attn_mask=inside if mask is None else inside & mask, scale=case["scale"]
     )
