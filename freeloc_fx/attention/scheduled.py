@@ -11,6 +11,7 @@ runs what is compiled already.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -24,7 +25,6 @@ from .agree import check_agreement
 from .autocast import take_part_in_autocast
 from .repeated import merged
 from .softmax import attend, merge
-import itertools
 
 __all__ = ["OPERATOR", "WITHIN", "attention_within_texts", "literal", "scheduled_attention", "seen_frames"]
 

@@ -11,12 +11,13 @@ to one whatever the marks are::
     first text         1     1     1   0.75  0.25   0      [1 1 1 0 0 0]
     second text        0     0     0   0.25  0.75   1      [0 0 0 1 1 1]
 
-In a softmax over the keys of all texts, the score of each key of text s gets log of the weight of s as a bias, so a text
-of weight 0 is not seen, and the same text twice is that text once.
+In a softmax over the keys of all texts, the score of each key of text s gets log of the weight of s as a bias, so that
+a text of weight 0 is not seen, and the same text twice is that text once.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,6 @@ import numpy as np
 from freeloc_fx.errors import TimelineError
 
 from .checks import is_number, is_whole
-import itertools
 
 __all__ = ["TextSchedule", "centres", "check_marks", "span_weights", "video_frames"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,6 @@ from torch.testing import assert_close
 from freeloc_fx.attention.scheduled import attention_within_texts, literal, scheduled_attention
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.timeline import span_weights
-import itertools
 
 
 @st.composite
@@ -128,8 +129,7 @@ def test_a_table_of_another_clip_is_refused() -> None:
     with pytest.raises(CaptureError, match="7 keys"):
         scheduled_attention(q, k, k, torch.ones(5, 1, dtype=torch.float64), torch.tensor([0, 7]), None)
     with pytest.raises(CaptureError, match="side by side"):
-        scheduled_attention(
-            q, k, k, torch.tensor([[1, 0], [0, 1], [1, 0], [0, 1], [0, 1]], dtype=torch.float64), torch.tensor([0, 3, 6]), None
-        )  # fmt: skip
+        table = torch.tensor([[1, 0], [0, 1], [1, 0], [0, 1], [0, 1]], dtype=torch.float64)
+        scheduled_attention(q, k, k, table, torch.tensor([0, 3, 6]), None)
     with pytest.raises(CaptureError, match="expected 7 tokens"):
         attention_within_texts(k, k, k, torch.tensor([0, 7]), None)

@@ -68,10 +68,8 @@ def test_frames_of_another_text_differ_by_what_self_attention_brings_only() -> N
 
 @pytest.mark.parametrize("attention", ["reference", "calls", "flex"])
 def test_every_lowering_gives_the_same(attention: str) -> None:
-    made = [
-        call(transform(wan(), PROFILES["vrpr+tsa"], backend="eager", attention=a), schedule([0, 3, 8], 3), *map(text, range(3)))
-        for a in ("tiles", attention)
-    ]  # fmt: skip
+    models = [transform(wan(), PROFILES["vrpr+tsa"], backend="eager", attention=a) for a in ("tiles", attention)]
+    made = [call(model, schedule([0, 3, 8], 3), *map(text, range(3))) for model in models]
     assert_close(made[1], made[0], rtol=1e-4, atol=1e-4)
 
 
@@ -102,7 +100,7 @@ def test_verified() -> None:
 
 def test_a_text_of_other_tokens_is_refused() -> None:
     model = transform(wan(), PROFILES["vrpr+tsa"], backend="eager")
-    with pytest.raises(TimelineError, match="expected the 14 tokens of 2 texts, or the 7 of one .*, found 21"):
+    with pytest.raises(TimelineError, match=r"expected the 14 tokens of 2 texts, or the 7 of one .*, found 21"):
         call(model, schedule([0, 5], 4), *map(text, range(3)))
 
 
