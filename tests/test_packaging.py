@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+APART = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+"""An environment that does not lead to a checkout."""
 
 CHECK = """
 import json, importlib.metadata, pathlib
@@ -58,7 +62,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_is_complete(python: Path, tmp_path: Path) -> None:
-    out = subprocess.run([str(python), "-c", CHECK], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [str(python), "-c", CHECK], cwd=tmp_path, env=APART, check=True, capture_output=True, text=True
+    ).stdout
     found = json.loads(out.splitlines()[-1])
     environment = str(python.parents[1])
     assert found["file"].startswith(environment)
@@ -73,7 +79,7 @@ def test_the_wheel_is_complete(python: Path, tmp_path: Path) -> None:
 def test_the_command_is_installed(python: Path, tmp_path: Path) -> None:
     command = python.parent / "freeloc"
     listed = subprocess.run(
-        [str(command), "profiles", "list"], cwd=tmp_path, check=True, capture_output=True, text=True
+        [str(command), "profiles", "list"], cwd=tmp_path, env=APART, check=True, capture_output=True, text=True
     )
     assert "wan2.1-t2v-1.3b" in listed.stdout
 

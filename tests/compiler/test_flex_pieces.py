@@ -41,7 +41,7 @@ def test_layers_of_one_strategy_are_one_piece_over_all_steps(pieces: Counting) -
     profile = Profile(5, {0: "vrpr+tsa", 1: "tsa", 2: "vrpr+tsa", 3: "tsa"})
     model = wan(num_layers=4)
     changed = transform(model, profile, backend=pieces, attention="flex")
-    inputs = wan_inputs(12, 2, 4)
+    inputs = wan_inputs(12, 2, 2)
     counters = torch._dynamo.utils.counters
     with torch.no_grad():
         for step in range(50):

@@ -221,7 +221,12 @@ def test_quantised_linears_that_dynamo_cannot_trace_are_named() -> None:
 
 @pytest.mark.parametrize(
     ("name", "order"),
-    [("Wan", "after"), ("HunyuanVideo", "before"), pytest.param("LTX", "after", marks=pytest.mark.slow)],
+    [
+        ("Wan", "after"),
+        ("Wan", "before"),
+        slow("HunyuanVideo", "before"),
+        pytest.param("LTX", "after", marks=pytest.mark.slow),
+    ],
 )
 def test_first_block_cache(name: str, order: str) -> None:
     """The first step computes everything; a step like it reuses the other blocks' residual, one unlike it does not."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers_models import arguments, build
+from slow import slow
 
 from freeloc_fx import Profile, plans, restore, transform
 
@@ -43,7 +44,7 @@ def with_adapter(name: str, rank: int, seed: int) -> Any:
     return model
 
 
-@pytest.fixture(params=["Wan", "HunyuanVideo"])
+@pytest.fixture(params=["Wan", slow("HunyuanVideo")])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

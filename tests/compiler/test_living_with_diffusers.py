@@ -12,6 +12,7 @@ import torch
 from diffusers.models import attention_dispatch
 from diffusers_models import CASES, arguments, build
 from models import wan, wan_inputs
+from slow import slow
 
 from freeloc_fx import Profile, plans, restore, transform
 from freeloc_fx.errors import CaptureError, TransformError
@@ -45,7 +46,9 @@ def attention_backend_of_the_process() -> Iterator[None]:
 # Fused projections
 
 
-@pytest.mark.parametrize(("name", "changes"), [("Wan", {}), ("Wan", {"qk_norm": None}), ("CogVideoX", {}), ("LTX", {})])
+@pytest.mark.parametrize(
+    ("name", "changes"), [("Wan", {}), ("Wan", {"qk_norm": None}), slow("CogVideoX", {}), slow("LTX", {})]
+)
 def test_fused_projections(name: str, changes: dict[str, Any]) -> None:
     """With a norm between projection and RoPE and without: then q is one piece of a larger projection."""
     config = {**CASES[name].config, **changes}
@@ -67,7 +70,7 @@ def test_fused_projections(name: str, changes: dict[str, Any]) -> None:
 # Attention backends
 
 
-@pytest.mark.parametrize("name", ["Wan", "HunyuanVideo"])
+@pytest.mark.parametrize("name", ["Wan", slow("HunyuanVideo")])
 def test_backends_of_torch(name: str) -> None:
     """Chosen before the transform, after it, and changed between calls."""
     model = build(name)

@@ -10,6 +10,7 @@ import numpy as np
 import pipelines
 import pytest
 import torch
+from slow import slow
 
 import freeloc_fx
 from freeloc_fx import Profile
@@ -31,7 +32,7 @@ class DecoderError(RuntimeError):
     """Stands for anything that a decoder may raise."""
 
 
-@pytest.mark.parametrize("error", [DecoderError, KeyboardInterrupt, torch.OutOfMemoryError])
+@pytest.mark.parametrize("error", [DecoderError, slow(KeyboardInterrupt), slow(torch.OutOfMemoryError)])
 def test_a_failure_while_decoding_carries_the_latents(
     any_pipe: Any, error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from slow import slow
 from small_probe import generate, run, small
 
 import freeloc_fx
@@ -261,7 +262,7 @@ def test_a_reward_decides_the_position_sensitivity_in_full_mode(model: Any) -> N
     assert all(s.position > 0 for s in profile.sensitivities.values())
 
 
-@pytest.mark.parametrize("name", ["HunyuanVideo", "CogVideoX"])
+@pytest.mark.parametrize("name", [slow("HunyuanVideo"), "CogVideoX"])
 def test_a_joint_model_is_observed_and_left_as_it_is(name: str) -> None:
     case, joint = diffusers_models.CASES[name], diffusers_models.build(name)
     given = diffusers_models.arguments(name, joint, 5, text_shown=9 if name == "HunyuanVideo" else None)

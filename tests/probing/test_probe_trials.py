@@ -110,6 +110,7 @@ def test_a_candidate_is_tried_at_its_lengths_only(tmp_path: Path) -> None:
     assert names[-1].startswith(f"{len(names)} of {len(names)} ")
 
 
+@pytest.mark.slow
 def test_a_journal_tells_a_solved_temperature_from_a_matched_one(tmp_path: Path) -> None:
     names: dict[bool, list[str]] = {}
     for matched in (False, True):
