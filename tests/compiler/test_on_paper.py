@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,7 +42,8 @@ def without_noise(made: Any) -> Any:
 def test_it_is_the_plan_of_the_real_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
     model = build(name)
-    size = dict(zip(("frames", "height", "width"), (p * n for p, n in zip(case.patch, (9, 5, 7), strict=True))))
+    frames, height, width = (p * n for p, n in zip(case.patch, (9, 5, 7), strict=True))
+    size = {"frames": frames, "height": height, "width": width}
     expected = plan(model, PROFILE, **size)
     torch._dynamo.reset()
     seen: list[tuple[int, ...]] = []
@@ -82,3 +87,33 @@ def test_small_clips_and_refusals_are_those_of_plan(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(on_paper, "LARGE", 2**25)
     monkeypatch.setattr(on_paper, "_enlarged", lambda *_: pytest.fail("a small clip"))
     assert plan_on_paper(model, PROFILE, frames=9, height=8, width=12).grid.frames == 9
+
+
+COUNT = """
+import resource, sys
+from typer.testing import CliRunner
+from freeloc_fx.cli.app import app
+done = CliRunner().invoke(app, sys.argv[1:])
+assert done.exit_code == 0, done.output
+print(done.output)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "config", "latent", "trained"),
+    [
+        ("WanTransformer3DModel", {"rope_max_seq_len": 1024}, "201x90x160", 21),
+        ("HunyuanVideoTransformer3DModel", {"patch_size": 2}, "321x90x160", 33),
+    ],
+)
+def test_ten_times_the_trained_length_at_720p_is_counted_in_two_gigabytes(
+    name: str, config: dict[str, Any], latent: str, trained: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"_class_name": name, **config}))
+    asked = ["inspect", f"--model={file}", f"--latent={latent}", f"--trained-frames={trained}", "--ranks=8"]
+    done = subprocess.run([sys.executable, "-c", COUNT, *asked], stdout=subprocess.PIPE, check=True, text=True)
+    assert "ulysses and fsdp" in done.stdout
+    assert int(done.stdout.split()[-1]) * 1024 < 2e9
