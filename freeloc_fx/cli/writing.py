@@ -72,10 +72,10 @@ def filmed(output: Path, job: Job, fps: float) -> Iterator[Film | None]:
         fps: frames per second of the file.
 
     Yields:
-        What takes the frames; None for a clip that is short or small enough to be held, and for .gif.
+        What takes the frames; None for a clip that is short or small enough to be held.
     """
     large = job.frames * job.height * job.width > _STREAMED_FROM and common.enlargement(job.height, 256) == 1
-    if output.suffix.lower() != ".mp4" or not large:
+    if not large:
         yield None
         return
     with streamed(output, frames=job.frames, height=job.height, width=job.width, fps=fps) as film:

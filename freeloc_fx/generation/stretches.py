@@ -1,9 +1,8 @@
 """Stretches of a clip from VAEs other than Wan's, in order, as the VAE itself makes them.
 
 CogVideoX's decoder keeps what it needs of earlier frames, and decodes two latent frames a call. HunyuanVideo's blends
-overlapping stretches. diffusers collects either before it returns; here each is given as soon as it is there. LTX's and
-Mochi's decode a whole clip at once unless `use_framewise_decoding` says otherwise: their stretches would be another
-video than the VAE's own.
+overlapping stretches. diffusers collects either before it returns; here each is given as soon as it is there. LTX's
+decodes a whole clip at once unless its `use_framewise_decoding` says otherwise: its stretches are another video.
 """
 
 from __future__ import annotations
@@ -19,12 +18,9 @@ __all__ = ["stretch_of", "stretches", "why_at_once"]
 
 def _cached(vae: Any) -> bool:
     """Whether a decoder carries a cache from one batch of latent frames to the next."""
-    from diffusers import AutoencoderKLCogVideoX, AutoencoderKLMochi
+    from diffusers import AutoencoderKLCogVideoX
 
-    tiled = bool(getattr(vae, "use_tiling", False))
-    if isinstance(vae, AutoencoderKLMochi):
-        return bool(vae.use_framewise_decoding) and not tiled
-    return isinstance(vae, AutoencoderKLCogVideoX) and not tiled
+    return isinstance(vae, AutoencoderKLCogVideoX) and not vae.use_tiling
 
 
 def _blended(vae: Any) -> bool:
@@ -60,7 +56,9 @@ def why_at_once(vae: Any) -> str:
         A clause, with what would change it.
     """
     name = type(vae).__name__
-    if hasattr(vae, "use_framewise_decoding") and not vae.use_framewise_decoding:
+    from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLLTXVideo
+
+    if isinstance(vae, AutoencoderKLHunyuanVideo | AutoencoderKLLTXVideo):
         return (
             f"{name} decodes a whole clip at once, and stretches of it would be another video (its own attribute "
             "use_framewise_decoding = True makes that one)"
@@ -89,19 +87,12 @@ def stretches(vae: Any, latents: torch.Tensor, *given: Any) -> Iterator[torch.Te
 
 def _by_cache(vae: Any, latents: torch.Tensor) -> Iterator[torch.Tensor]:
     batch, frames, cache = int(vae.num_latent_frames_batch_size), latents.shape[2], None
-    rest = frames % batch
-    drop = 0
-    if hasattr(vae, "drop_last_temporal_frames"):  # Mochi: whole batches first, and frames of the first are no video
-        edges = [*range(0, frames, batch), frames]
-        drop = vae.temporal_compression_ratio - 1 if vae.drop_last_temporal_frames else 0
-    else:  # CogVideoX: the first batch is the larger one
-        edges = [0, *range(min(batch + rest, frames), frames, batch), frames]
-    after = getattr(vae, "post_quant_conv", None)
+    # The first batch is the larger one.
+    edges = [0, *range(min(batch + frames % batch, frames), frames, batch), frames]
     for first, last in itertools.pairwise(edges):
         part = latents[:, :, first:last]
-        made, cache = vae.decoder(part if after is None else after(part), conv_cache=cache)
-        dropped, drop = min(drop, made.shape[2]), max(drop - made.shape[2], 0)
-        yield made[:, :, dropped:]
+        made, cache = vae.decoder(part if vae.post_quant_conv is None else vae.post_quant_conv(part), conv_cache=cache)
+        yield made
 
 
 def _by_blending(vae: Any, latents: torch.Tensor, *given: Any) -> Iterator[torch.Tensor]:
