@@ -28,7 +28,9 @@ import torch
 from freeloc_fx.compat import wan_cache, wan_decode_piece, wan_frames
 from freeloc_fx.compiler.capture.swapped import swapped
 from freeloc_fx.errors import FreelocError
+from freeloc_fx.method.shards import Shards
 
+from .shared_decoding import Calls, calls_of, handed_to_first, memory_of, pays
 from .stretches import stretch_of, stretches
 
 __all__ = ["PIXELS", "chunk_of", "decode", "eight_bit", "in_chunks", "pieces"]
@@ -57,7 +59,7 @@ def chunk_of(vae: Any, height: int, width: int) -> int | None:
     return max(1, PIXELS // (wan_frames(vae) * height * width))
 
 
-def pieces(vae: Any, latents: torch.Tensor, chunk: int) -> Iterator[torch.Tensor]:
+def pieces(vae: Any, latents: torch.Tensor, chunk: int, shards: Shards | None = None) -> Iterator[torch.Tensor]:
     """Decode as `AutoencoderKLWan._decode` does, up to rounding, with several latent frames a call, in tiles where the
     VAE is set to.
 
@@ -66,6 +68,8 @@ def pieces(vae: Any, latents: torch.Tensor, chunk: int) -> Iterator[torch.Tensor
         latents: (batch, channels, latent frames, height, width), denormalised, in the VAE's dtype.
         chunk: latent frames a call takes at most, at least 1. The first latent frame, which makes a single frame, is a
             call of its own; the others are dealt out evenly, since a small rest takes torch's slow convolution.
+        shards: ranks that share out the frames, where that pays (see `shared_decoding`); this rank's are given. None
+            for one process.
 
     Yields:
         Stretches of the video in order, (batch, 3, frames, height, width) in [-1, 1], in the VAE's dtype.
@@ -76,7 +80,14 @@ def pieces(vae: Any, latents: torch.Tensor, chunk: int) -> Iterator[torch.Tensor
         else:
             hidden = vae.post_quant_conv(latents)
             decoders = [_Decoder(vae, lambda start, end: hidden[:, :, start:end])]
-        for start, end in _calls(latents.shape[2], chunk):
+        dropped: Calls = []
+        calls: Calls = list(_calls(latents.shape[2], chunk))
+        if shards is not None:
+            dropped, calls = calls_of(calls, memory_of(vae), shards)
+        for start, end in dropped:
+            for decoder in decoders:
+                decoder(start, end)
+        for start, end in calls:
             yield _blended(vae, [decoder(start, end) for decoder in decoders]).clamp_(-1.0, 1.0)
     finally:
         vae.clear_cache()
@@ -101,9 +112,11 @@ class _Decoder:
     def __init__(self, vae: Any, hidden: Callable[[int, int], torch.Tensor], place: tuple[int, int] = (0, 0)) -> None:
         self.vae, self.hidden, self.place = vae, hidden, place
         self.cache = wan_cache(vae)
+        self.begun = False
 
     def __call__(self, start: int, end: int) -> tuple[tuple[int, int], torch.Tensor]:
-        options = {} if start else {"first_chunk": True}
+        options = {} if self.begun else {"first_chunk": True}
+        self.begun = True
         return self.place, wan_decode_piece(self.vae, self.hidden(start, end), self.cache, **options)
 
 
@@ -199,7 +212,11 @@ def eight_bit(video: torch.Tensor) -> np.ndarray:
 
 @contextmanager
 def in_chunks(
-    vae: Any, height: int, width: int, on_frames: Callable[[np.ndarray], None] | None = None
+    vae: Any,
+    height: int,
+    width: int,
+    on_frames: Callable[[np.ndarray], None] | None = None,
+    shards: Shards | None = None,
 ) -> Iterator[int | None]:
     """Let a VAE decode by `decode` within a `with` block. Blocks may be nested; the inner one's size then holds.
 
@@ -210,6 +227,8 @@ def in_chunks(
         width: of the video in pixels.
         on_frames: takes the frames as they come, uint8 (frames, height, width, 3); the VAE then returns the last frame
             alone, and decodes one clip a call. None: the VAE returns them all.
+        shards: ranks that decode the same latents and take frames: they share the work where that pays, and the first
+            one's `on_frames` gets all frames. None for one process.
 
     Yields:
         Latent frames that a call takes; None where nothing is changed.
@@ -229,9 +248,18 @@ def in_chunks(
         assert on_frames is not None
         if latents.shape[0] != 1:
             raise ValueError(f"on_frames: expected the latents of one clip, found {latents.shape[0]}")
-        for made in streams(vae, latents, *given):
-            on_frames(eight_bit(made[0]))
-        return made[:, :, -1:]
+        if shards is None or not isinstance(streams, partial):
+            for made in streams(vae, latents, *given):
+                on_frames(eight_bit(made[0]))
+            return made[:, :, -1:]
+        if not pays(latents.shape[2], memory_of(vae), shards.ranks):
+            if shards.rank == 0:
+                for made in streams(vae, latents):
+                    on_frames(eight_bit(made[0]))
+        else:
+            own = (eight_bit(made[0]) for made in streams(vae, latents, shards=shards))
+            handed_to_first(own, on_frames, shards, (height, width))
+        return latents.new_zeros(1, 3, 1, height, width)
 
     def _decode(latents: torch.Tensor, *given: Any, return_dict: bool = True) -> Any:
         from diffusers.models.autoencoders.vae import DecoderOutput

@@ -17,6 +17,7 @@ from freeloc_fx.compiler.capture.conventions import patches
 from freeloc_fx.compiler.capture.state import state_of
 from freeloc_fx.compiler.capture.swapped import swapped
 from freeloc_fx.errors import FreelocError
+from freeloc_fx.method.shards import Shards
 from freeloc_fx.planning.plan import Plan
 
 from .components import check_pipeline, transformers_of
@@ -82,6 +83,7 @@ def _run(
     settings: Mapping[str, Any],
     tiling: bool | None,
     on_frames: Callable[[np.ndarray], None] | None,
+    shards: Shards | None = None,
     **arguments: Any,
 ) -> tuple[np.ndarray, Any, bool]:
     """Call a pipeline for a video of these settings.
@@ -100,7 +102,7 @@ def _run(
         tiling = height * width > _LARGE if by_time else frames * height * width > _TILE_FROM
     undo = _tiling(pipe, tiling)
     try:
-        with in_chunks(vae, height, width, on_frames) as chunk:
+        with in_chunks(vae, height, width, on_frames, shards) as chunk:
             if on_frames is not None and chunk is None and vae is not None:
                 log.warning("all frames are held at once: %s", why_at_once(vae))
             result = pipe(num_frames=frames, height=height, width=width, output_type="np", **arguments)
@@ -141,6 +143,7 @@ def generate(
     latents: torch.Tensor | None = None,
     on_latents: Callable[[Latents], None] | None = None,
     on_frames: Callable[[np.ndarray], None] | None = None,
+    shards: Shards | None = None,
 ) -> Video:
     """Run a pipeline. The same seed gives the same initial noise whatever the device and the strategy.
 
@@ -166,6 +169,8 @@ def generate(
         on_frames: takes the frames as they are decoded, uint8 RGB (frames, height, width, 3) (see
             `streaming.streamed`); what is held then does not grow with the clip, and the result has no frames. A VAE
             that makes them all at once (see `stretches`) does so before it hands them over, and a warning says so.
+        shards: ranks that make this same call and share the decoding too, where that pays; the first one's `on_frames`
+            gets all frames. None: this process decodes alone.
 
     Returns:
         The clip, with the plan and the settings that it was made with.
@@ -221,6 +226,7 @@ def generate(
             settings,
             vae_tiling,
             on_frames,
+            shards,
             prompt=prompt,
             negative_prompt=negative_prompt,
             num_inference_steps=steps,
