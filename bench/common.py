@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -86,3 +86,14 @@ def save(name: str, data: dict[str, Any], folder: Path = RESULTS) -> Path:
     path = folder / f"{name}.json"
     write_text(path, json.dumps({"environment": environment(), **data}, indent=1) + "\n")
     return path
+
+
+def lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    head_line, *body = ("|" + "|".join(f" {c} " if c else " " for c in cells) + "|" for cells in (head, *rows))
+    return "\n".join([head_line, "|" + "---|" * len(head), *body])
+
+
+def results(name: str) -> Any:
+    """What a script has saved under bench/results."""
+    return json.loads((RESULTS / name).read_text())

@@ -5,15 +5,16 @@
 
 The bytes that a layer exchanges under Ulysses follow from the sizes alone. A small Wan is run on 1, 2 and 4 processes
 over gloo, every collective's bytes are taken down, and the run fails where they are not exactly those counted. The
-tables then say, for Wan 1.3B and 14B at 1280x720 in bfloat16, what a rank sends a layer, what it would fetch were
-frames shared out instead (a halo: the keys and values that its frames see elsewhere), how long that takes over the
-links named in `LINKS`, and what a rank holds in a denoising step. Nothing here was timed between GPUs. Writes
-results/parallel.json and parallel.md.
+tables then say, for Wan 1.3B and 14B at 832x480 and 1280x720 in bfloat16, what a rank sends a layer, what it would
+fetch were frames shared out instead (a halo: the keys and values that its frames see elsewhere), how long that takes
+over the links named in `LINKS`, and what a rank holds in a denoising step. Nothing here was timed
+between GPUs. Writes results/parallel.json and parallel.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from datetime import timedelta
 from typing import Any
@@ -37,8 +38,16 @@ LINKS = {"NVLink, 450 GB/s": 450e9, "between nodes, 50 GB/s": 50e9}
 """Bytes a second that a rank sends one way: NVLink 4 of one GPU, and one 400 Gb/s adapter for each GPU."""
 RANKS = (2, 4, 8, 16, 32, 64)
 EXTENSIONS = (4, 10, 40)
-HEIGHT, WIDTH = 45, 80
-"""Tokens of a latent frame of 1280x720."""
+SIZES = {"832x480": (30, 52), "1280x720": (45, 80)}
+"""Tokens of a latent frame."""
+WAYS: dict[str, dict[str, Any]] = {
+    "ulysses": {},
+    "ulysses, offload": {"offload": True},
+    "ulysses, offload, feed-forward in chunks": {"offload": True, "feed_forward_chunks": 8},
+    "ulysses, fsdp": {"share_weights": True},
+    "ulysses, fsdp, feed-forward in chunks": {"share_weights": True, "feed_forward_chunks": 8},
+}
+"""Arguments of `rank_memory`."""
 SMALL = {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2}
 FRAMES = 13
 
@@ -123,26 +132,22 @@ def counted() -> list[dict[str, Any]]:
         model = without_weights({"_class_name": "WanTransformer3DModel", "rope_max_seq_len": 1024, **changes})
         config: Any = model.config
         heads, dim, blocks = config.num_attention_heads, config.attention_head_dim, layer_table(model)
-        for extension in EXTENSIONS:
-            spec = make_spec("vrpr+tsa", extension, HEIGHT, WIDTH, dim)
+        for (size, (height, width)), extension in itertools.product(SIZES.items(), EXTENSIONS):
+            spec = make_spec("vrpr+tsa", extension, height, width, dim)
             site = PlannedSite("blocks.0.attn1", 0, spec.strategy, 1.0, heads, dim, wan_rope(dim), spec.grid)
             plan = Plan("on paper", TRAINED, spec.grid, (site,), ())
             for ranks in (1, *RANKS):
-                held = {
-                    way: rank_memory(
-                        plan, model, blocks, ranks, share_weights=way != "ulysses",
-                        feed_forward_chunks=8 if "chunks" in way else 1,
-                    ).peak
-                    for way in ("ulysses", "ulysses, fsdp", "ulysses, fsdp, feed-forward in chunks")
-                }  # fmt: skip
                 rows.append({
                     "model": name,
+                    "size": size,
                     "extension": extension,
                     "tokens": spec.grid.video,
                     "ranks": ranks,
                     "exchanged_bytes": exchanged_bytes(spec.grid.video, heads, dim, ranks) if ranks <= heads else None,
                     "halo_bytes": halo_bytes(spec, heads, ranks),
-                    "peak_bytes": held,
+                    "peak_bytes": {
+                        way: rank_memory(plan, model, blocks, ranks, **how).peak for way, how in WAYS.items()
+                    },
                 })  # fmt: skip
     return rows
 
@@ -150,13 +155,13 @@ def counted() -> list[dict[str, Any]]:
 def report(checks: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
     lines = ["| processes | bytes a layer, counted | sent by each rank |", "|---|---|---|"]
     lines += [f"| {c['processes']} | {c['counted']} | {', '.join(map(str, c['sent']))} |" for c in checks]
-    head = ["1280x720", "ranks", "GB a layer, Ulysses", "halo", *(f"ms: {link}" for link in LINKS), "GB held: Ulysses"]
-    head += ["with FSDP", "with feed-forward in 8 chunks"]
+    head = ["in bfloat16", "ranks", "GB a layer, Ulysses", "halo", *(f"ms: {link}" for link in LINKS)]
+    head += [f"GB held: {way}" for way in WAYS]
     lines += ["", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
         sent, few = r["exchanged_bytes"], "fewer heads than ranks"
-        cells = [f"{r['model']}, {r['extension']}x", str(r["ranks"]), few if sent is None else f"{sent / 1e9:.2f}"]
-        cells += [f"{r['halo_bytes'] / 1e9:.2f}"]
+        cells = [f"{r['model']}, {r['size']}, {r['extension']}x", str(r["ranks"])]
+        cells += [few if sent is None else f"{sent / 1e9:.2f}", f"{r['halo_bytes'] / 1e9:.2f}"]
         cells += ["" if sent is None else f"{1e3 * sent / speed:.1f}" for speed in LINKS.values()]
         cells += [f"{peak / 1e9:.1f}" for peak in r["peak_bytes"].values()]
         lines.append("| " + " | ".join(cells) + " |")

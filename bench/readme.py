@@ -9,7 +9,6 @@ A table stands between two lines, "<!-- table NAME -->" and "<!-- end -->". `TAB
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS
+from common import RESULTS, lines, results
+from readme_cards import decoding, fits, links, step_memory
 
 from freeloc_fx import Profile
 from freeloc_fx.files import write_text
@@ -43,16 +43,6 @@ SHOWN = {
 """Contestants of a model's table, in its order."""
 
 
-def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    head_line, *body = ("|" + "|".join(f" {c} " if c else " " for c in cells) + "|" for cells in (head, *rows))
-    return "\n".join([head_line, "|" + "---|" * len(head), *body])
-
-
-def _results(name: str) -> Any:
-    return json.loads((RESULTS / name).read_text())
-
-
 def profile_words(model: str) -> str:
     """The strategies of a model's shipped profile: one, or the usual one and the multiples of the trained length at
     which it has another."""
@@ -66,7 +56,7 @@ def profile_words(model: str) -> str:
 
 def scores(model: str) -> str:
     """Composite by length; motion, loop of the video and seconds of one core at ten times the trained length."""
-    summary = {(e["contestant"], e["frames"]): e for e in _results(f"tables-{model}/tables.json")["summary"]}
+    summary = {(e["contestant"], e["frames"]): e for e in results(f"tables-{model}/tables.json")["summary"]}
 
     def entry(name: str, length: str) -> dict[str, Any] | None:
         found = summary.get((name, LENGTHS[length]))
@@ -88,7 +78,7 @@ def scores(model: str) -> str:
         cells = [single(ten, "motion", 2), single(ten, "recurrence", 2), single(ten, "seconds", 0)]
         label = f"**FreeLOC** (the profile: {profile_words(model)})" if name == "profile" else name
         rows.append([label, *(composite(entry(name, length)) for length in LENGTHS), *cells])
-    return _lines([model, *LENGTHS, "motion at 10x", "loop (video) at 10x", "seconds at 10x"], rows)
+    return lines([model, *LENGTHS, "motion at 10x", "loop (video) at 10x", "seconds at 10x"], rows)
 
 
 def evidence() -> str:
@@ -98,7 +88,7 @@ def evidence() -> str:
         "freenoise": "FreeNoise",
     }  # fmt: skip
     found = {
-        model: {e["contestant"]: e for e in _results(f"tables-{model}/tables.json")["summary"] if e["frames"] == 801}
+        model: {e["contestant"]: e for e in results(f"tables-{model}/tables.json")["summary"] if e["frames"] == 801}
         for model in SHOWN
     }
     rows = []
@@ -111,7 +101,7 @@ def evidence() -> str:
             row.append(f"{means['seconds'][0]:.0f}")
         rows.append(row)
     head = [cell for model in SHOWN for cell in (f"{model}: composite", "motion", "loop", "seconds")]
-    return _lines(["801 frames", *head], rows)
+    return lines(["801 frames", *head], rows)
 
 
 def cost() -> str:
@@ -119,12 +109,12 @@ def cost() -> str:
     lengths = {"4x": 4, "10x": 10, "16x": 16}
     one = {
         (r["cpu"], r["dtype"], r["strategy"], r["extension"]): r["relative_to_dense"]
-        for r in _results("attention.json")["rows"]
+        for r in results("attention.json")["rows"]
         if r["lowering"] == "tiles" and r["tokens_a_frame"] == 1560
     }
     whole = {
         r["frames"]: r["of_direct"]
-        for r in _results("generation.json")["medians"]
+        for r in results("generation.json")["medians"]
         if (r["size"], r["backend"], r["threads"], r["strategy"]) == (64, "inductor", 2, "vrpr+tsa")
     }
     rows = [
@@ -136,19 +126,19 @@ def cost() -> str:
         for strategy, name in (("vrpr", "VRPR"), ("vrpr+tsa", "VRPR+TSA"))
     ]
     cells = [f"{whole[LENGTHS[length]]:.2f}" for length in lengths]
-    cpu = _results("generation.json")["environment"]["cpu"]
+    cpu = results("generation.json")["environment"]["cpu"]
     rows.append([f"a whole generation of tiny-wan, VRPR+TSA, of direct sampling: {cpu}, float32", *cells])
-    return _lines(["time", *lengths], rows)
+    return lines(["time", *lengths], rows)
 
 
 def claims() -> str:
     """The verdict on each claim over all lengths, by model."""
-    verdicts = {m: {c["key"]: c for c in _results(f"tables-{m}/tables.json")["claims"]} for m in SHOWN}
+    verdicts = {m: {c["key"]: c for c in results(f"tables-{m}/tables.json")["claims"]} for m in SHOWN}
     rows = [
         [c["claim"].rstrip("."), c["source"], *(verdicts[model][key]["verdict"] for model in SHOWN)]
         for key, c in verdicts["tiny-wan"].items()
     ]
-    return _lines(["claim, over all lengths", "source", *SHOWN], rows)
+    return lines(["claim, over all lengths", "source", *SHOWN], rows)
 
 
 def compare() -> str:
@@ -158,14 +148,14 @@ def compare() -> str:
         "psnr": 1, "loop": 2,
     }  # fmt: skip
     rows = []
-    for name, entry in _results("compare_801.json")["strategies"].items():
+    for name, entry in results("compare_801.json")["strategies"].items():
         run = entry["runs"][0]
         sites = run["plan"]["sites"] if run["plan"] else []
         kept = statistics.mean(s["kept_pairs"] for s in sites) if sites else 1.0
         scores = [f"{entry['scores'][c]:.{digits}f}" for c, digits in columns.items()]
         rows.append([name, *scores, f"{kept:.0%}", f"{run['seconds']:.0f}"])
     words = {"presence": "found", "shape_accuracy": "shape"}
-    return _lines(["strategy", *(words.get(c, c) for c in columns), "pairs kept", "seconds"], rows)
+    return lines(["strategy", *(words.get(c, c) for c in columns), "pairs kept", "seconds"], rows)
 
 
 def models() -> str:
@@ -177,7 +167,7 @@ def held_out() -> str:
     """Scores beside the profile's and the untouched short ones of the same clips, on which no setting was chosen."""
     rows = []
     for model in SHOWN:
-        found = _results(f"held-out-{model}/tables.json")
+        found = results(f"held-out-{model}/tables.json")
         scores = {(r["contestant"], r["frames"], r["seed"]): r["scores"] for r in found["rows"]}
 
         def mean(name: str, frames: int, seeds: Sequence[int], column: str, scores: Any = scores) -> float:
@@ -199,12 +189,12 @@ def held_out() -> str:
                     "" if name == "profile" else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*ahead), *shares,
                 ])  # fmt: skip
     of_short = ["sharpness of short", "identity of short", "motion of short"]
-    return _lines(["other clips", "length", "strategy", "clips", "composite", "less the profile's", *of_short], rows)
+    return lines(["other clips", "length", "strategy", "clips", "composite", "less the profile's", *of_short], rows)
 
 
 def generation() -> str:
     """A whole generation beside direct sampling of as many steps, by number of threads."""
-    found = _results("generation.json")
+    found = results("generation.json")
     kinds = ("size", "steps", "guidance", "backend", "threads")
     medians = [r for r in found["medians"] if r["size"] == 64 and r["backend"] == "inductor"]
     growth = {(*(e[k] for k in kinds), e["strategy"]): f"{e['exponent']:.2f}" for e in found["exponents"]}
@@ -214,7 +204,7 @@ def generation() -> str:
         cells = [f"{of[n]['of_direct']:.2f}" if (n := LENGTHS[length]) in of else "" for length in ("4x", "10x", "16x")]
         mine, direct = (growth.get((*kind, name), "") for name in ("vrpr+tsa", "direct"))
         rows.append([str(kind[-1]), *cells, f"{mine} (direct {direct})" if mine else ""])
-    return _lines(["threads", "4x", "10x", "16x", "time grows with frames to the power of"], rows)
+    return lines(["threads", "4x", "10x", "16x", "time grows with frames to the power of"], rows)
 
 
 def attention() -> str:
@@ -222,7 +212,7 @@ def attention() -> str:
     kind = ("cpu", "dtype", "head_dim", "tokens_a_frame", "extension")
     found = {
         (*(r[key] for key in kind), r["strategy"]): r
-        for r in _results("attention.json")["rows"]
+        for r in results("attention.json")["rows"]
         if r["lowering"] == "tiles" and r["extension"] in (4, 10, 16)
     }
     rows = []
@@ -234,14 +224,14 @@ def attention() -> str:
         rows.append([*map(str, about[:-1]), f"{about[-1]}x", *cells])
     of_work = ("tsa: of dense", "of its work", "vrpr+tsa: of dense", "of its work")
     head = ["processor", "dtype", "head_dim", "tokens a frame", "length", "vrpr: of dense"]
-    return _lines([*head, *of_work], rows)
+    return lines([*head, *of_work], rows)
 
 
 def arithmetic() -> str:
     """VRPR+TSA on paper: FLOPs beside dense attention, working memory."""
     found = {
         (r["model"], r["height"], r["width"], r["extension"], r["way"]): r
-        for r in _results("arithmetic.json")["rows"]
+        for r in results("arithmetic.json")["rows"]
         if r["strategy"] == "vrpr+tsa"
     }
     rows = []
@@ -252,7 +242,7 @@ def arithmetic() -> str:
         cells += [f"{r['working_memory_bytes'] / 1e9:.1f}" for r in ways.values()]
         rows.append([f"{model}, {16 * width}x{16 * height}, {extension}x", *cells])
     others = ["tiles", "official"]
-    return _lines(["one layer of", "FLOPs of dense: flex", *others, "working GB: flex", *others], rows)
+    return lines(["one layer of", "FLOPs of dense: flex", *others, "working GB: flex", *others], rows)
 
 
 def shipped() -> str:
@@ -263,52 +253,7 @@ def shipped() -> str:
         layers = sorted(set(profile.layers.values())) if isinstance(profile.layers, Mapping) else [profile_words(name)]
         source = str((profile.provenance or {}).get("source", ""))
         rows.append([f"`{name}`", str(profile.trained_frames), " or ".join(map(str, layers)), source])
-    return _lines(["profile", "trained latent frames", "strategies", "source"], rows)
-
-
-def fits(ways: Sequence[str] = ("ulysses", "ulysses, fsdp", "ulysses, fsdp, feed-forward in chunks")) -> str:
-    """The smallest number of cards on which one denoising step fits, a tenth of each left free, by length."""
-    found: dict[tuple[str, int], dict[int, Any]] = {}
-    for r in _results("parallel.json")["rows"]:
-        found.setdefault((r["model"], r["extension"]), {})[r["ranks"]] = r
-    rows = []
-    for (model, extension), of in found.items():
-        cells = [f"{of[1]['peak_bytes']['ulysses'] / 1e9:.0f}"]
-        for card in (24, 80):
-            for way in ways:
-                enough = [
-                    n
-                    for n, r in of.items()
-                    if r["peak_bytes"][way] <= 0.9e9 * card and r["exchanged_bytes"] is not None
-                ]
-                cells.append(str(min(enough)) if enough else "more than heads")
-        rows.append([f"{model}, {extension}x", *cells])
-    short = ("Ulysses", "with FSDP", "feed-forward in 8 chunks")
-    head = ["1280x720, bfloat16", "GB on one card"]
-    return _lines([*head, *(f"{card} GB cards: {way}" for card in (24, 80) for way in short)], rows)
-
-
-def links() -> str:
-    """Bytes that a rank exchanges a layer, and how long they take, for the larger model."""
-    rows = [
-        [
-            f"{r['model']}, {r['extension']}x", str(r["ranks"]), f"{r['exchanged_bytes'] / 1e9:.2f}",
-            f"{r['halo_bytes'] / 1e9:.2f}", f"{r['exchanged_bytes'] / 450e6:.1f}", f"{r['exchanged_bytes'] / 50e6:.1f}",
-        ]
-        for r in _results("parallel.json")["rows"]
-        if r["model"] == "wan-14b" and r["exchanged_bytes"]
-    ]  # fmt: skip
-    head = ["a layer of", "ranks", "GB sent by a rank, Ulysses", "GB fetched by a rank, halo"]
-    return _lines([*head, "ms at 450 GB/s (NVLink)", "ms at 50 GB/s (between nodes)"], rows)
-
-
-def decoding() -> str:
-    """Peak host memory of decoding beyond the VAE's own."""
-    rows = [
-        [r["way"], str(r["frames"]), f"{r['beyond'] / 1e6:.0f}", f"{r['frames'] * 480 * 832 * 12 / 1e6:.0f}"]
-        for r in _results("decoding.json")["rows"]
-    ]
-    return _lines(["480x832", "frames", "MB beyond the VAE's own", "MB of the frames as float32"], rows)
+    return lines(["profile", "trained latent frames", "strategies", "source"], rows)
 
 
 @dataclass(frozen=True)
@@ -346,6 +291,7 @@ TABLES = (
     Table("bench/README.md", "arithmetic", arithmetic),
     Table("bench/README.md", "fits", fits),
     Table("bench/README.md", "links", links),
+    Table("bench/README.md", "step-memory", step_memory),
     Table("bench/README.md", "decoding", decoding),
     Table("bench/README.md", "models", models),
     Table("profiles/README.md", "shipped", shipped),

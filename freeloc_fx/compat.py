@@ -344,7 +344,6 @@ def keeps_results(hook: Any) -> bool:
 
 
 # peft 0.19 by way of diffusers 0.42.1.
-
 ADAPTERS = ("peft_config", "_hf_peft_config_loaded")
 """Attributes of a model that say which adapters were loaded; the adapters themselves sit on its modules."""
 
@@ -354,27 +353,28 @@ ADAPTERS = ("peft_config", "_hf_peft_config_loaded")
 
 def wan_frames(vae: Any) -> int:
     """Video frames that a latent frame after the first makes."""
-    factors: Iterator[bool] = iter(vae.temperal_downsample)  # as diffusers spells it
-    return int(2 ** sum(factors))
+    return int(2 ** sum(vae.temperal_downsample))  # as diffusers spells it
 
 
-def wan_decode_piece(vae: Any, hidden: torch.Tensor, **options: bool) -> torch.Tensor:
+def wan_cache(vae: Any) -> Any:
+    """An empty causal cache of the decoder, which is that of no other call."""
+    vae.clear_cache()
+    return vae._feat_map
+
+
+def wan_decode_piece(vae: Any, hidden: torch.Tensor, cache: Any, **options: bool) -> Any:
     """Decode some latent frames after those before, by the decoder's causal cache.
 
     Args:
         vae: an AutoencoderKLWan.
         hidden: (batch, channels, latent frames, height, width), after `post_quant_conv`.
+        cache: of `wan_cache`, changed in place.
         **options: `first_chunk=True` for the first latent frame.
 
     Returns:
         (batch, channels, frames, height, width), in patches where the VAE makes patches.
     """
-    made: torch.Tensor = vae.decoder(hidden, feat_cache=vae._feat_map, feat_idx=[0], **options)
-    if vae.config.patch_size is not None:
-        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
-
-        made = unpatchify(made, patch_size=vae.config.patch_size)
-    return made
+    return vae.decoder(hidden, feat_cache=cache, feat_idx=[0], **options)
 
 
 # torch 2.13.0, diffusers 0.42.1: parallelism. Hooks share out the tokens; attention processors may exchange them.

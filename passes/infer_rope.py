@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from freeloc_fx.graph.calls import arguments
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.execute import run_nodes
 from freeloc_fx.graph.flow import flow
+from freeloc_fx.graph.head_cut import AT_A_TIME, HeadCut, head_cuts
 from freeloc_fx.graph.records import AttentionSite, sites, write
 from freeloc_fx.graph.shapes import UNKNOWN, shape_of, size_of
 from freeloc_fx.graph.slices import Slice, ancestors, linear_slice
@@ -106,22 +107,27 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         outside = tables.outside(part)
     except LookupError as error:
         return MatchFailure(f"a position table needs {error}, which the capture does not hold", name)
-    inputs = rope.probes(heads * dim)
+    inputs = rope.probes(heads * dim).reshape(rope.PROBES, heads, dim)
     half = any(isinstance(t, torch.Tensor) and t.dtype in (torch.float16, torch.bfloat16) for t in outside.values())
     tolerance = 3e-2 if half else 1e-4
     device = next((t.device for t in outside.values() if isinstance(t, torch.Tensor)), torch.device("cpu"))
     written = part.written
 
-    def run(probe: torch.Tensor, given: Mapping[fx.Node, Any]) -> torch.Tensor:
+    def run(probe: torch.Tensor, given: Mapping[fx.Node, Any], cut: HeadCut | None = None) -> torch.Tensor:
+        sized = tuple if cut is None else cut.shape
+        if cut is not None:
+            given = {n: cut.part(t) for n, t in given.items()}
+            probe = probe[cut.first : cut.first + AT_A_TIME]
         values = {n: t.clone() if n in written and isinstance(t, torch.Tensor) else t for n, t in given.items()}
         nothing = torch.zeros((), dtype=torch.float32, device=device)  # float32, as all casts
-        values |= {n: nothing.expand(shape_of(n) or ()) for n in part.lent}
+        values |= {n: nothing.expand(sized(shape_of(n) or ())) for n in part.lent}
         for start, layout in zip(part.starts, layouts, strict=True):
             shape = shape_of(start)
             assert shape is not None
-            values[start] = probe.reshape(layout).expand(shape).contiguous().to(device)
-        result = run_nodes(part.nodes, values, widen=True, keep=(part.end,))[part.end]
-        expected = (result.shape[0], heads, tokens, dim)
+            values[start] = probe.reshape(sized(layout)).expand(sized(shape)).contiguous().to(device)
+        smaller = None if cut is None else cut.sizes
+        result = run_nodes(part.nodes, values, widen=True, replace=smaller, keep=(part.end,))[part.end]
+        expected = (result.shape[0], len(probe), tokens, dim)
         if tuple(result.shape) != expected and not (site.padded and result.shape[2] < tokens):
             raise ValueError(f"expected {expected}, found {tuple(result.shape)}")
         if result.shape[0] > 1 and not torch.allclose(result, result[:1].expand_as(result), rtol=0, atol=1e-5):
@@ -129,15 +135,18 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
                 "the samples of the batch are turned differently, as by two frame rates; expected one rotation for all "
                 "of them: call the model once for each"
             )
-        padding = result.new_zeros(heads, tokens - result.shape[2], dim)
         # What data-dependent indexing may leave out is text, which is not turned.
-        padding = padding + probe.reshape(heads, 1, dim).to(padding)
+        padding = probe[:, None].to(result).expand(-1, tokens - result.shape[2], dim)
         return torch.cat([result[0], padding], 1).float().cpu()
 
     def measure(given: Mapping[fx.Node, Any]) -> rope.Rotations | MatchFailure:
+        cuts = head_cuts(heads, tokens, dim, list(given.values()))
         with torch.no_grad():
-            shaped = inputs.reshape(rope.PROBES, heads, dim)
-            return rope.measure_heads(shaped, lambda i: run(inputs[i], given), tolerance)
+            if cuts is not None:
+                few = _measured_by_heads(lambda i, cut: run(inputs[i], given, cut), cuts, inputs, tolerance)
+                if few is not None:
+                    return few
+            return rope.measure_heads(inputs, lambda i: (run(inputs[i], given),), tolerance)
 
     try:
         rotations = measure(outside)
@@ -165,6 +174,21 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         if counted is not None:
             return counted, grid
     return replace(measured, whole_turns=False), grid
+
+
+def _measured_by_heads(
+    run: Callable[[int, HeadCut], torch.Tensor], cuts: Sequence[HeadCut], inputs: torch.Tensor, tolerance: float
+) -> rope.Rotations | None:
+    """What a stretch does, run for a few heads at a time; None where that finds no rotation, or cannot be."""
+    try:
+        found = rope.measure_heads(
+            inputs, lambda index: (run(index, cut)[AT_A_TIME - cut.new :] for cut in cuts), tolerance
+        )
+    except _PerSampleError:
+        raise
+    except Exception:  # a size in the stretch that is not what it seems; all heads at once will tell
+        return None
+    return None if isinstance(found, MatchFailure) else found
 
 
 def _frame_axes(view: nx.DiGraph, part: Slice, frames: int, tables: _Tables) -> list[fx.Node]:

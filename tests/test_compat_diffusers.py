@@ -41,14 +41,16 @@ def test_wan_decode_piece(vae: Any) -> None:
     there(callable(getattr(vae, "clear_cache", None)), "AutoencoderKLWan.clear_cache", "diffusers")
     vae.clear_cache()
     there(hasattr(vae, "_feat_map"), "AutoencoderKLWan._feat_map", "diffusers")
+    cache = compat.wan_cache(vae)
+    assert cache and cache is not compat.wan_cache(vae) and set(cache) == {None}
     taken = inspect.signature(vae.decoder.forward).parameters
     for name in ("feat_cache", "feat_idx", "first_chunk"):
         there(name in taken, f"AutoencoderKLWan.decoder(..., {name}=)", "diffusers")
     with torch.no_grad():
         hidden = vae.post_quant_conv(torch.randn(1, 4, 1, 2, 2))
-        first = compat.wan_decode_piece(vae, hidden, first_chunk=True)
-        assert first.shape == (1, 3, 1, 16, 16)
-        assert compat.wan_decode_piece(vae, hidden).shape == (1, 3, 4, 16, 16)
+        first = compat.wan_decode_piece(vae, hidden, cache, first_chunk=True)
+        assert first.shape == (1, 12, 1, 8, 8), "in patches"
+        assert compat.wan_decode_piece(vae, hidden, cache).shape == (1, 12, 4, 8, 8)
     vae.clear_cache()
 
 

@@ -23,6 +23,7 @@ from freeloc_fx.files import write_text
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.tiny_wan.scenes import SIZE, parse_prompt
 from freeloc_fx.method.build import parse
+from freeloc_fx.method.shards import Shards
 from freeloc_fx.planning.profile import Profile
 
 __all__ = [
@@ -196,6 +197,7 @@ class Job:
         latents: torch.Tensor | None = None,
         on_latents: Callable[[library.Latents], None] | None = None,
         on_frames: Callable[[Any], None] | None = None,
+        shards: Shards | None = None,
     ) -> library.Video:
         """Generate one video.
 
@@ -207,6 +209,7 @@ class Job:
             latents: initial noise; None for the pipeline's own.
             on_latents: called with the denoised latents before they are decoded.
             on_frames: takes the frames as they are decoded.
+            shards: ranks that share the decoding.
 
         Returns:
             The video.
@@ -225,6 +228,7 @@ class Job:
             latents=latents,
             on_latents=on_latents,
             on_frames=on_frames,
+            shards=shards,
         )
 
 

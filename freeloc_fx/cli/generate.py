@@ -16,7 +16,7 @@ from . import common
 from .common import UsageError, exits, load, prepare, progress, scorable, warn
 from .latents import kept
 from .ranks import Parallel, Shard, ranks
-from .writing import describe, filmed, settings_of, write
+from .writing import describe, filmed, is_streamed, settings_of, write
 
 __all__ = ["generate"]
 
@@ -98,7 +98,7 @@ def generate(
             latents = for_pipeline(pipe, job.frames, job.height, job.width, trained, seed=seed)
         settings = settings_of(job, prompt, strategy, seed, fps, noise=noise, windows=windows)
         if not here.writes:
-            here.denoise(job, pipe, prompt, seed, latents)
+            here.denoise(job, pipe, prompt, seed, latents, decode=is_streamed(job))
             return
         with kept(output, settings, strategy, job) as keep:
             with filmed(output, job, fps) as film, progress() as bar:
@@ -107,7 +107,10 @@ def generate(
                 def on_step(done: int, total: int) -> None:
                     bar.update(task, completed=done, description="denoising" if done < total else "decoding")
 
-                video = job.run(pipe, prompt, seed, on_step, latents, keep, None if film is None else film.add)
+                taking = None if film is None else film.add
+                video = job.run(
+                    pipe, prompt, seed, on_step, latents, keep, taking, None if film is None else here.shards
+                )
                 bar.update(task, description="done")
             plan = None if video.plan is None else video.plan.to_dict()
             content = {"settings": settings, "seconds": video.seconds, "plan": plan}

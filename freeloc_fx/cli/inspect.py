@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from freeloc_fx.compiler.listing import Listing
+from freeloc_fx.compiler.on_paper import plan_on_paper
 from freeloc_fx.compiler.runner import PassRun
 from freeloc_fx.compiler.transform import rehearse
 from freeloc_fx.generation import pipelines as library
@@ -26,6 +27,9 @@ from .common import Job, exits, load, out, prepare, write_json
 from .shares import shares, shares_table
 
 __all__ = ["inspect"]
+
+RATES_ARE_WEIGHTS = ("MochiTransformer3DModel",)
+"""Classes whose RoPE is learned, so that a configuration tells no rates."""
 
 
 def inspect(
@@ -74,9 +78,8 @@ def inspect(
         if pictures is not None:
             check_folder(pictures)
         if model.endswith(".json") or re.fullmatch(r"[A-Z]\w*Model", model):
-            transformer, plan, runs = _from_configuration(
-                model, profile, strategy, latent, trained_frames, _attention_of(graph), listings
-            )
+            transformer, chosen, size = _from_configuration(model, profile, strategy, latent, trained_frames)
+            plan, runs = _planned(transformer, chosen, size, passes, graph, listings)
             name = type(transformer).__name__
             title = f"{name}: {plan.grid.frames} frames of tokens, from its configuration"
             data = {"model": model, "class": name, "request": {"latent": latent}, **_totals(plan), **plan.to_dict()}
@@ -86,18 +89,8 @@ def inspect(
             job = prepare(model, profile, [None, strategy], frames, height, width)
             assert job.profile is not None
             chosen = job.profile if strategy in (None, "profile") else job.profile.with_layers(str(strategy))
-            pipe = load(job, transformer_only=True)
-            transformer = library.Facts.of(pipe).transformer
-            frames, height, width = job.latent
-            plan, runs = rehearse(
-                transformer,
-                chosen,
-                frames=frames,
-                height=height,
-                width=width,
-                attention=_attention_of(graph),
-                listings=listings,
-            )
+            transformer = _transformer(job, counted=ranks is not None and not (passes or graph))
+            plan, runs = _planned(transformer, chosen, job.latent, passes, graph, listings)
             name = type(transformer).__name__
             title = f"{name} of {job.model}: {job.frames} frames of {job.width}x{job.height} pixels"
             data = _report(job, name, plan)
@@ -144,14 +137,9 @@ def _show_graph(listings: list[Listing]) -> None:
 
 
 def _from_configuration(
-    source: str,
-    profile: str | None,
-    strategy: str | None,
-    latent: str | None,
-    trained_frames: int | None,
-    attention: str,
-    listings: list[Listing],
-) -> tuple[nn.Module, Plan, list[list[PassRun]]]:
+    source: str, profile: str | None, strategy: str | None, latent: str | None, trained_frames: int | None
+) -> tuple[nn.Module, Profile, tuple[int, int, int]]:
+    """A model without weights, its profile, and the latent size in question."""
     sizes = re.fullmatch(r"(\d+)x(\d+)x(\d+)", latent or "")
     if sizes is None:
         raise common.UsageError(f"--latent: expected FRAMESxHEIGHTxWIDTH, such as 33x60x104, found {latent!r}")
@@ -163,8 +151,40 @@ def _from_configuration(
     if strategy not in (None, "profile"):
         chosen = chosen.with_layers(str(strategy))
     frames, height, width = map(int, sizes.groups())
-    found = rehearse(model, chosen, frames=frames, height=height, width=width, attention=attention, listings=listings)
-    return model, *found
+    return model, chosen, (frames, height, width)
+
+
+def _transformer(job: Job, counted: bool) -> nn.Module:
+    """The model of a request; without its weights where sizes alone are asked for and a configuration tells them."""
+    if counted and job.model not in library.EMBEDDED:
+        config: Any = library.Facts.read(job.model).transformer.config
+        if config.get("_class_name") not in RATES_ARE_WEIGHTS:
+            return without_weights(config)
+    found: nn.Module = library.Facts.of(load(job, transformer_only=True)).transformer
+    return found
+
+
+def _planned(
+    model: nn.Module,
+    profile: Profile,
+    size: tuple[int, int, int],
+    passes: bool,
+    graph: bool,
+    listings: list[Listing],
+) -> tuple[Plan, list[list[PassRun]]]:
+    """The plan, and the passes where somebody wants to see them: they run on the graph of the real size."""
+    frames, height, width = size
+    if not (passes or graph):
+        return plan_on_paper(model, profile, frames=frames, height=height, width=width), []
+    return rehearse(
+        model,
+        profile,
+        frames=frames,
+        height=height,
+        width=width,
+        attention=_attention_of(graph),
+        listings=listings,
+    )
 
 
 def _totals(plan: Plan) -> dict[str, Any]:

@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 import typer
 
+from freeloc_fx.generation.decoding import chunk_of
 from freeloc_fx.generation.parallel import shard_weights, share_tokens
+from freeloc_fx.method.shards import Shards
 
 from .common import Job, UsageError, err, out
 
@@ -36,7 +38,7 @@ Shard = Annotated[
 
 
 class OtherRank(Exception):
-    """Ends a generation on a rank that writes nothing, once denoising is done."""
+    """Ends a generation on a rank that writes and decodes nothing, once denoising is done."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Ranks:
         """Whether this one writes the files and draws the bar."""
         return self.rank == 0
 
+    @property
+    def shards(self) -> Shards | None:
+        """The processes as those who share the decoding; None for a single one."""
+        return Shards(self.count, self.rank) if self.count > 1 else None
+
     def share(self, pipe: Any, job: Job) -> None:
         """Share out a loaded pipeline, before a strategy is applied to it.
 
@@ -75,8 +82,10 @@ class Ranks:
         if self.shard is not None:
             shard_weights(pipe)
 
-    def denoise(self, job: Job, pipe: Any, prompt: str, seed: int, latents: torch.Tensor | None) -> None:
-        """Take part in a generation up to its last step, and leave the rest to the rank that writes.
+    def denoise(
+        self, job: Job, pipe: Any, prompt: str, seed: int, latents: torch.Tensor | None, *, decode: bool
+    ) -> None:
+        """Take part in a generation, and leave what is written to the rank that writes.
 
         Args:
             job: the checked request.
@@ -84,13 +93,15 @@ class Ranks:
             prompt: what to show.
             seed: of the initial noise.
             latents: initial noise; None for the pipeline's own.
+            decode: whether frames are decoded by all ranks; else this one is done after the last step.
         """
 
         def done(_: Any) -> None:
-            raise OtherRank
+            if not decode or chunk_of(pipe.vae, job.height, job.width) is None:
+                raise OtherRank
 
         with contextlib.suppress(OtherRank):
-            job.run(pipe, prompt, seed, lambda *_: None, latents, done)
+            job.run(pipe, prompt, seed, lambda *_: None, latents, done, lambda _: None, self.shards)
 
 
 @contextmanager

@@ -31,14 +31,22 @@ def shares(model: nn.Module, plan: Plan, ranks: int) -> dict[str, Any]:
     halos = [halo_bytes(site.spec(), site.heads, ranks) for site in plan.sites]
     ways = {}
     for name, count, tokens, weights, chunks in (
-        ("one GPU", 1, False, False, 1),
-        ("ulysses", ranks, True, False, 1),
-        ("fsdp", ranks, False, True, 1),
-        ("ulysses and fsdp", ranks, True, True, 1),
-        ("ulysses and fsdp, feed-forward in 8 chunks", ranks, True, True, 8),
+        ("one GPU", 1, False, "held", 1),
+        ("one GPU, weights offloaded", 1, False, "offload", 1),
+        ("ulysses", ranks, True, "held", 1),
+        ("fsdp", ranks, False, "fsdp", 1),
+        ("ulysses and fsdp", ranks, True, "fsdp", 1),
+        ("ulysses and fsdp, feed-forward in 8 chunks", ranks, True, "fsdp", 8),
     ):
         held = rank_memory(
-            plan, model, blocks, count, share_tokens=tokens, share_weights=weights, feed_forward_chunks=chunks
+            plan,
+            model,
+            blocks,
+            count,
+            share_tokens=tokens,
+            share_weights=weights == "fsdp",
+            offload=weights == "offload",
+            feed_forward_chunks=chunks,
         )
         ways[name] = {
             "weights": held.weights, "attention": held.attention, "feed_forward": held.feed_forward, "peak": held.peak,

@@ -20,7 +20,7 @@ from freeloc_fx.planning.plan import Plan
 from . import common
 from .common import Job, out, write_json
 
-__all__ = ["describe", "filmed", "number", "score_table", "settings_of", "write"]
+__all__ = ["describe", "filmed", "is_streamed", "number", "score_table", "settings_of", "write"]
 
 
 SHOWN = {
@@ -62,6 +62,18 @@ _STREAMED_FROM = 81 * 480 * 832
 """Pixels of a clip past which its frames go to the file as they are decoded, and are not held."""
 
 
+def is_streamed(job: Job) -> bool:
+    """Say whether a video is so long and large that its frames go to the file as they are decoded.
+
+    Args:
+        job: the checked request.
+
+    Returns:
+        Whether it is.
+    """
+    return job.frames * job.height * job.width > _STREAMED_FROM and common.enlargement(job.height, 256) == 1
+
+
 @contextmanager
 def filmed(output: Path, job: Job, fps: float) -> Iterator[Film | None]:
     """Open the file of a long video, so that its frames can go there as they are decoded.
@@ -72,10 +84,9 @@ def filmed(output: Path, job: Job, fps: float) -> Iterator[Film | None]:
         fps: frames per second of the file.
 
     Yields:
-        What takes the frames; None for a clip that is short or small enough to be held, and for .gif.
+        What takes the frames; None for a clip that is short or small enough to be held.
     """
-    large = job.frames * job.height * job.width > _STREAMED_FROM and common.enlargement(job.height, 256) == 1
-    if output.suffix.lower() != ".mp4" or not large:
+    if not is_streamed(job):
         yield None
         return
     with streamed(output, frames=job.frames, height=job.height, width=job.width, fps=fps) as film:

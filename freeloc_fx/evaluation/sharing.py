@@ -56,7 +56,7 @@ class RankMemory:
     """Bytes that one rank holds in a denoising step.
 
     Args:
-        weights: all parameters, or its share of them and one block whole.
+        weights: all parameters, or its share of them and one block whole, or two blocks.
         attention: the block's input, its normed copy, q, k, v and the result, and one tensor that is being exchanged.
         feed_forward: the block's input, its normed copy, the inner activation twice (before and after its function).
     """
@@ -88,6 +88,7 @@ def rank_memory(
     *,
     share_tokens: bool = True,
     share_weights: bool = False,
+    offload: bool = False,
     feed_forward_chunks: int = 1,
     itemsize: int = 2,
 ) -> RankMemory:
@@ -100,6 +101,8 @@ def rank_memory(
         ranks: that share.
         share_tokens: whether each holds its share of the tokens.
         share_weights: whether each holds its share of the weights.
+        offload: whether the weights lie on the host but for the block that runs and the next one, which is on its way
+            (diffusers' group offload, block by block, with a stream).
         feed_forward_chunks: in how many parts the tokens go through a block's feed-forward.
         itemsize: bytes of a number.
     """
@@ -108,7 +111,8 @@ def rank_memory(
     tokens = max(Shards(ranks, 0).sizes(plan.grid.sequence)) if share_tokens else plan.grid.sequence
     inner = _inner(model, blocks, width)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    weights = parameters // ranks + parameters // max(len(blocks), 1) if share_weights else parameters
+    of_block = parameters // max(len(blocks), 1)
+    weights = 2 * of_block if offload else parameters // ranks + of_block if share_weights else parameters
     at_once = -(-tokens // feed_forward_chunks)
     exchange = 2 if share_tokens and ranks > 1 else 0
     return RankMemory(

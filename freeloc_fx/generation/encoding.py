@@ -19,7 +19,7 @@ import numpy as np
 
 from freeloc_fx.errors import FreelocError
 
-__all__ = ["Mp4Writer", "VideoError", "need", "write_gif", "write_mp4"]
+__all__ = ["GifWriter", "Mp4Writer", "VideoError", "need", "write_gif", "write_mp4"]
 
 
 class VideoError(FreelocError, ValueError):
@@ -59,11 +59,11 @@ def write_gif(path: Path, clip: np.ndarray, fps: float) -> None:
         VideoError: Pillow is missing.
     """
     image = need("PIL.Image")
-    images = [image.fromarray(frame) for frame in clip]
+    images = map(image.fromarray, clip)  # the encoder holds all of them, in 256 colours
     # Ends rounded, not durations: 16 fps is 6.25 hundredths, and a rounded 6 would run 4 % fast.
     ends = np.maximum.accumulate(np.round(np.arange(1, len(clip) + 1) * 100 / fps)).astype(int)
     lasts = np.maximum(np.diff(ends, prepend=0), 1) * 10
-    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=lasts.tolist(), loop=0, disposal=1)
+    next(images).save(path, "GIF", save_all=True, append_images=images, duration=lasts.tolist(), loop=0, disposal=1)
     total = 0
     try:
         with image.open(path) as made:
@@ -98,6 +98,52 @@ def write_mp4(path: Path, clip: np.ndarray, fps: float, crf: int) -> None:
     with Mp4Writer(path, clip.shape[1], clip.shape[2], fps, crf) as writer:
         for frame in clip:  # a pipe takes a frame at a time anyway, and a padded copy of all would be as large as they
             writer.add(frame[None])
+
+
+class GifWriter:
+    """A gif that is given piece by piece; its frames wait in a file without a name, as the encoder wants all of them.
+
+    Args:
+        path: the file.
+        height: pixels.
+        width: pixels.
+        fps: frames per second, rounded to 1/100 s a frame.
+
+    Attributes:
+        count: frames so far.
+
+    Raises:
+        OSError: on leaving: the gif is not whole.
+        VideoError: Pillow is missing.
+    """
+
+    def __init__(self, path: Path, height: int, width: int, fps: float) -> None:
+        need("PIL.Image")
+        self._path, self._size, self._fps = path, (height, width), fps
+        self._frames = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115  it lives as long as the writer
+        self.count = 0
+
+    def add(self, clip: np.ndarray) -> None:
+        """Append frames.
+
+        Args:
+            clip: (frames, height, width, 3) uint8.
+
+        Raises:
+            OSError: there is no room for them.
+        """
+        self._frames.write(np.ascontiguousarray(clip).reshape(-1).data)
+        self.count += len(clip)
+
+    def __enter__(self) -> GifWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._frames:
+            if kind is None and self.count:
+                self._frames.flush()
+                shape = (self.count, *self._size, 3)
+                write_gif(self._path, np.memmap(self._frames, np.uint8, "r", shape=shape), self._fps)
 
 
 class Mp4Writer:

@@ -17,6 +17,7 @@ from freeloc_fx.compiler.capture.conventions import patches
 from freeloc_fx.compiler.capture.state import state_of
 from freeloc_fx.compiler.capture.swapped import swapped
 from freeloc_fx.errors import FreelocError
+from freeloc_fx.method.shards import Shards
 from freeloc_fx.planning.plan import Plan
 
 from .components import check_pipeline, transformers_of
@@ -25,6 +26,7 @@ from .hints import call_counts, check_transformers, check_unit, checking_calls
 from .latents import Latents, LatentsError
 from .request import check_request, defaults
 from .sharing import taking_turns
+from .stretches import stretch_of, why_at_once
 
 __all__ = ["Video", "decode_latents", "generate"]
 
@@ -33,7 +35,8 @@ log = logging.getLogger("freeloc_fx")
 _TILE_FROM = 81 * 480 * 832
 """Pixels of a clip past which a VAE that cannot decode a few frames at a time decodes in spatial tiles."""
 _LARGE = 1280 * 720
-"""Pixels of a picture past which one that can does, too: it then holds all tiles of the clip."""
+"""Pixels of a picture past which one that can does, too; unless somebody takes the frames as they come it then holds
+all tiles of the clip."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def _run(
     settings: Mapping[str, Any],
     tiling: bool | None,
     on_frames: Callable[[np.ndarray], None] | None,
+    shards: Shards | None = None,
     **arguments: Any,
 ) -> tuple[np.ndarray, Any, bool]:
     """Call a pipeline for a video of these settings.
@@ -94,11 +98,13 @@ def _run(
     frames, height, width = (int(settings[name]) for name in ("frames", "height", "width"))
     vae = getattr(pipe, "vae", None)
     if tiling is None:
-        by_time = chunk_of(vae, height, width) is not None
+        by_time = chunk_of(vae, height, width) is not None or (on_frames is not None and stretch_of(vae) is not None)
         tiling = height * width > _LARGE if by_time else frames * height * width > _TILE_FROM
     undo = _tiling(pipe, tiling)
     try:
-        with in_chunks(vae, height, width, on_frames) as chunk:
+        with in_chunks(vae, height, width, on_frames, shards) as chunk:
+            if on_frames is not None and chunk is None and vae is not None:
+                log.warning("all frames are held at once: %s", why_at_once(vae))
             result = pipe(num_frames=frames, height=height, width=width, output_type="np", **arguments)
     finally:
         undo()
@@ -137,6 +143,7 @@ def generate(
     latents: torch.Tensor | None = None,
     on_latents: Callable[[Latents], None] | None = None,
     on_frames: Callable[[np.ndarray], None] | None = None,
+    shards: Shards | None = None,
 ) -> Video:
     """Run a pipeline. The same seed gives the same initial noise whatever the device and the strategy.
 
@@ -155,13 +162,15 @@ def generate(
         negative_prompt: what the video is not to show; None: the pipeline's default.
         on_step: called as on_step(done, total) after each denoising step; what it raises ends the run.
         vae_tiling: whether to decode in spatial tiles (Wan's VAE decodes a few frames at a time anyway, see
-            `decoding`); None: where a picture has more pixels than 1280x720, with VAEs that decode all frames at once
-            where the clip has more than 81 frames of 480x832.
+            `decoding`, others may with `on_frames`); None: where a picture has more pixels than 1280x720, with VAEs
+            that decode all frames at once where the clip has more than 81 frames of 480x832.
         latents: initial noise in place of that of the seed, in the pipeline's own layout (`noise.for_pipeline`).
         on_latents: called with the denoised latents before they are decoded, to keep them in a file.
         on_frames: takes the frames as they are decoded, uint8 RGB (frames, height, width, 3) (see
             `streaming.streamed`); what is held then does not grow with the clip, and the result has no frames. A VAE
-            other than Wan's makes them all before it hands them over.
+            that makes them all at once (see `stretches`) does so before it hands them over, and a warning says so.
+        shards: ranks that make this same call and share the decoding too, where that pays; the first one's `on_frames`
+            gets all frames. None: this process decodes alone.
 
     Returns:
         The clip, with the plan and the settings that it was made with.
@@ -217,6 +226,7 @@ def generate(
             settings,
             vae_tiling,
             on_frames,
+            shards,
             prompt=prompt,
             negative_prompt=negative_prompt,
             num_inference_steps=steps,

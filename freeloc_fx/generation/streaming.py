@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
 from freeloc_fx.files import replacing
 
-from .encoding import Mp4Writer, VideoError
-from .video import check_output, spread
+from .encoding import GifWriter, Mp4Writer, VideoError
+from .video import VIDEOS, check_output, spread
 
 __all__ = ["Film", "streamed"]
 
@@ -36,7 +37,7 @@ class Film:
         chosen: index -> frame, uint8 (height, width, 3): evenly spaced ones, the first and the last among them.
     """
 
-    def __init__(self, writer: Mp4Writer, frames: int, size: tuple[int, int]) -> None:
+    def __init__(self, writer: Mp4Writer | GifWriter, frames: int, size: tuple[int, int]) -> None:
         self.writer, self.frames, self.size = writer, frames, size
         self._wanted = spread(frames, CELLS)
         self.chosen: dict[int, np.ndarray] = {}
@@ -70,12 +71,12 @@ def streamed(
     """Write a video chunk by chunk. The file appears whole when the context ends well, or not at all.
 
     Args:
-        path: ends in .mp4.
+        path: ends in .mp4, or in .gif, whose frames wait on the disk until all are there.
         frames: that will be given.
         height: of a frame in pixels.
         width: of a frame in pixels.
         fps: frames per second.
-        crf: x264's constant rate factor, 0 (lossless) to 51.
+        crf: x264's constant rate factor, 0 (lossless) to 51; a .gif has none.
 
     Yields:
         What takes the frames.
@@ -84,8 +85,14 @@ def streamed(
         VideoError: see `check_output`; or fewer frames came than were announced.
         WriteError: the video could not be written whole; what was there is untouched.
     """
-    path = check_output(path, (".mp4",))
-    with replacing(path) as temporary, Mp4Writer(temporary, height, width, fps, crf) as writer:
+    path = check_output(path, VIDEOS)
+
+    def opened(file: Path) -> Mp4Writer | GifWriter:
+        if path.suffix.lower() == ".gif":
+            return GifWriter(file, height, width, fps)
+        return Mp4Writer(file, height, width, fps, crf)
+
+    with replacing(path) as temporary, opened(temporary) as writer:
         film = Film(writer, frames, (height, width))
         yield film
         if writer.count != frames:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from models import DiT, latents, wan
-from ranks import context_parallel, on_ranks
+from ranks import context_parallel, of_first, on_ranks
 from transformed import ALL, distance, run
 
 import freeloc_fx
@@ -36,7 +36,7 @@ def fsdp(model: Any, blocks: bool, root: bool) -> None:
 def sharded(rank: int) -> dict[str, Any]:
     """Every way of sharding, before and after transform; in one of them tokens are shared out, too."""
     torch.set_grad_enabled(False)
-    expected, found = run(transform(wan(), ALL, **PLAIN)), {}
+    expected, found = of_first(rank, lambda: run(transform(wan(), ALL, **PLAIN))), {}
     for blocks, root, before in WAYS:
         model, ulysses = wan(), blocks and root
         if before:
@@ -65,7 +65,7 @@ def tensor_parallel(rank: int, before: bool) -> tuple[float, int]:
     torch.set_grad_enabled(False)
     profile = Profile(trained_frames=5, layers="vrpr+tsa")
     model, given = DiT(heads=4), latents(12)
-    expected = transform(model, profile, **PLAIN)(given)
+    expected = of_first(rank, lambda: transform(model, profile, **PLAIN)(given))
     mesh = init_device_mesh("cpu", (2,))
 
     def share(one: Any) -> None:
@@ -85,7 +85,7 @@ def tensor_parallel(rank: int, before: bool) -> tuple[float, int]:
 
 def offloaded(rank: int) -> dict[str, float]:
     torch.set_grad_enabled(False)
-    expected, found = run(transform(wan(), ALL, **PLAIN)), {}
+    expected, found = of_first(rank, lambda: run(transform(wan(), ALL, **PLAIN))), {}
     for kind, before in (("block_level", True), ("leaf_level", False)):
         model = wan()
         options: dict[str, Any] = {"onload_device": CPU, "offload_device": CPU, "offload_type": kind}

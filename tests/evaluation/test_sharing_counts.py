@@ -44,3 +44,6 @@ def test_what_a_rank_holds() -> None:
     assert shared.weights == 2 * (parameters // 2 + parameters // 2)
     assert shared.attention == 8 * 16 * 24 * 2, "and a tensor that is sent, and one that comes"
     assert shared.feed_forward == (2 * 16 * 24 + 2 * 8 * 32) * 2
+    offloaded = rank_memory(made, model, blocks, 1, offload=True)
+    assert offloaded.weights == 2 * 2 * (parameters // 2), "the block that runs, and the next"
+    assert offloaded.attention == one.attention

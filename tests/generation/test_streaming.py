@@ -45,6 +45,26 @@ def test_a_streamed_clip_is_the_held_one(pipe: Any, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["held.mp4", "held.png", "streamed.mp4", "streamed.png"]
 
 
+def test_a_streamed_gif_is_the_held_one(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (33, 10, 14, 3), np.uint8)
+    frames[20] = frames[19]  # Pillow joins equal frames
+    write_video(tmp_path / "held.gif", frames, 16.0)
+    with streamed(tmp_path / "streamed.gif", frames=33, height=10, width=14) as film:
+        for start in range(0, 33, 7):
+            film.add(frames[start : start + 7])
+        assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["held.gif"]
+    assert (tmp_path / "held.gif").read_bytes() == (tmp_path / "streamed.gif").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "gif"])
+def test_a_clip_that_breaks_off_leaves_nothing(suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(KeyError), streamed(tmp_path / f"clip.{suffix}", frames=5, height=4, width=6) as film:
+        film.add(np.zeros((2, 4, 6, 3), np.uint8))
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
 def test_eight_bits_are_those_of_the_writer() -> None:
     video = torch.rand(3, 4, 5, 6, generator=torch.Generator().manual_seed(0)) * 2.4 - 1.2
     floats = ((video * 0.5 + 0.5).clamp(0, 1)).permute(1, 2, 3, 0).numpy()

@@ -8,13 +8,14 @@ beside its own work. What hangs is ended at a time limit, and a rank that fails 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ import torch.distributed as dist
 
 from freeloc_fx.generation.parallel import an_accelerator
 
-__all__ = ["RanksError", "context_parallel", "on_ranks"]
+__all__ = ["RanksError", "context_parallel", "of_first", "on_ranks"]
 
-LIMIT = 100.0
+LIMIT = 240.0
 """Seconds that ranks may take all together before they are killed."""
 
 
@@ -36,6 +37,16 @@ class RanksError(AssertionError):
 def _context() -> Any:
     context = get_context("forkserver")
     context.set_forkserver_preload(["ranks_preload"])
+    before = os.environ.get("PYTHONPATH")
+    # Python 3.11 hands sys.path to its server, which does not use it, and passes over what it cannot import.
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
     return context
 
 
@@ -103,6 +114,18 @@ def _rank(
     except BaseException:
         Path(f"{folder}/{rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
         os._exit(1)
+
+
+def of_first(rank: int, make: Callable[[], Any]) -> Any:
+    """What `make` gives on the first rank, on all of them: what one process makes is made by one.
+
+    Args:
+        rank: which rank this is.
+        make: called on the first rank; its result is whatever can be pickled.
+    """
+    made = [make() if rank == 0 else None]
+    dist.broadcast_object_list(made)
+    return made[0]
 
 
 def context_parallel(model: Any, cp_plan: Any = None, **options: Any) -> Any:

@@ -1,11 +1,17 @@
 """What the server of `ranks` imports once for all ranks that it forks."""
 
 import diffusers
+import diffusers_models
+import pytest
 import torch._dynamo
 import torch.distributed.fsdp
 import torch.distributed.tensor.parallel
+import typer.testing
+from models import wan
+from transformed import ALL, run
 
 import freeloc_fx
+import freeloc_fx.cli.app
 
 # diffusers imports a class when it is first asked for.
 __all__ = ["FORKED_WITH"]
@@ -18,8 +24,14 @@ FORKED_WITH = (
     torch._dynamo.config,
     torch.distributed.fsdp.fully_shard,
     torch.distributed.tensor.parallel.parallelize_module,
+    diffusers_models.CASES,
+    freeloc_fx.cli.app.app,
+    pytest.mark,
+    typer.testing.CliRunner,
 )
 
-# What a first capture imports, imported; on one thread, so that there are none to be lost in a fork.
+# What a first capture imports, imported, and what a model's class is made of; on one thread, so that there are none to
+# be lost in a fork.
 torch.set_num_threads(1)
-torch.compile(torch.nn.Linear(1, 1), backend="eager")(torch.ones(1, 1))
+run(freeloc_fx.transform(wan(), ALL, backend="eager", attention="tiles"))
+torch._dynamo.reset()

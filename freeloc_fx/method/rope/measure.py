@@ -6,7 +6,7 @@ much at each token. `temporal` finds the channel pairs that turn with the frame,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,10 @@ PROBES = 6
 
 _STILL = 2e-5
 """Largest change of a phase that counts as none."""
+
+
+_AT_ONCE = 2**16
+"""Tokens whose rotations are fitted together: what the fit holds besides does not grow with the sequence."""
 
 
 @dataclass(frozen=True)
@@ -170,22 +174,28 @@ def _phases(
     """Find the rotation of known pairs at every token; arguments as in `measure`."""
     x = inputs.astype(np.float64)
     z_in = x[:, :, first] + 1j * x[:, :, second]  # (probes, heads, pairs)
-    z_out = outputs[..., first] + 1j * outputs[..., second].astype(np.float64)
     weight = (np.abs(z_in) ** 2).sum(0)
-    phase = np.einsum("khp,khtp->htp", z_in.conj(), z_out) / weight[:, None]
-    misfit = np.abs(z_in[:, :, None] * phase[None] - z_out).max(initial=0.0) / np.sqrt(weight.mean() / len(x))
-    residual = max(float(misfit), float(np.abs(np.abs(phase) - 1).max()))
+    phase = np.empty((outputs.shape[1], outputs.shape[2], len(first)), dtype=np.complex128)
+    misfit = off = 0.0
+    for start in range(0, outputs.shape[2], _AT_ONCE):
+        here = outputs[:, :, start : start + _AT_ONCE]
+        z_out = here[..., first] + 1j * here[..., second].astype(np.float64)
+        turn = np.einsum("khp,khtp->htp", z_in.conj(), z_out) / weight[:, None]
+        misfit = max(misfit, float(np.abs(z_in[:, :, None] * turn[None] - z_out).max(initial=0.0)))
+        off = max(off, float(np.abs(np.abs(turn) - 1).max(initial=0.0)))
+        phase[:, start : start + _AT_ONCE] = turn / np.abs(turn)
+    residual = max(misfit / float(np.sqrt(weight.mean() / len(x))), off)
     if residual > tolerance:
         return MatchFailure(
             f"the channel pairs are not rotated rigidly (deviation {residual:.2g} > {tolerance:.2g}), as where an "
             "autoregressive model pools the positions of its history"
         )
     unpaired = set(range(x.shape[2])) - {*first.tolist(), *second.tolist()}
-    return Rotations(first, second, phase / np.abs(phase), residual, tuple(sorted(unpaired)))
+    return Rotations(first, second, phase, residual, tuple(sorted(unpaired)))
 
 
 def measure_heads(
-    inputs: torch.Tensor, run: Callable[[int], torch.Tensor], tolerance: float
+    inputs: torch.Tensor, run: Callable[[int], Iterable[torch.Tensor]], tolerance: float
 ) -> Rotations | MatchFailure:
     """Measure rotations like `measure`, without holding all outputs at once.
 
@@ -194,7 +204,8 @@ def measure_heads(
 
     Args:
         inputs: (PROBES, heads, head_dim), float32.
-        run: gives the output of a probe, by its index: float32 (heads, tokens, head_dim).
+        run: gives the output of a probe, by its index, a few heads at a time in their order: float32 (heads, tokens,
+            head_dim). It may end before the last head where the others turn alike.
         tolerance: as in `measure`.
 
     Returns:
@@ -206,14 +217,17 @@ def measure_heads(
         """Give all tokens of the first head, and some of all heads (default a sample over the whole sequence)."""
         whole, some = [], []
         for index in range(len(inputs)):
-            out = run(index)
-            places = np.linspace(0, out.shape[1] - 1, min(out.shape[1], 64)) if tokens is None else tokens
-            whole.append(out[:1].numpy().copy())
-            some.append(out[:, np.unique(places.astype(int))].numpy().copy())
+            seen: list[np.ndarray] = []
+            for out in run(index):
+                places = np.linspace(0, out.shape[1] - 1, min(out.shape[1], 64)) if tokens is None else tokens
+                if not seen:
+                    whole.append(out[:1].numpy().copy())
+                seen.append(out[:, np.unique(places.astype(int))].numpy().copy())
+            some.append(np.concatenate(seen))
         return np.stack(whole), np.stack(some)
 
     whole, sampled = at(None)
-    some = measure(x, sampled, tolerance)
+    some = measure(x[:, : sampled.shape[1]], sampled, tolerance)
     if isinstance(some, MatchFailure):
         return some
     one = _phases(x[:, :1], whole, some.first, some.second, tolerance)
@@ -224,7 +238,8 @@ def measure_heads(
 
     def others(tokens: np.ndarray) -> np.ndarray:
         """Give the phase of every head at some tokens."""
-        found = _phases(x, at(tokens)[1], some.first, some.second, tolerance)
+        outputs = at(tokens)[1]
+        found = _phases(x[:, : outputs.shape[1]], outputs, some.first, some.second, tolerance)
         if isinstance(found, MatchFailure):
             raise ValueError(found.reason)
         return found.phase
