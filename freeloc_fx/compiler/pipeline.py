@@ -41,6 +41,7 @@ from freeloc_fx.passes.name_modules import name_modules
 from freeloc_fx.passes.observe_attention import observe_attention
 from freeloc_fx.passes.reencode_rotary import reencode_rotary
 from freeloc_fx.passes.rewrite_attention import rewrite_attention
+from freeloc_fx.passes.schedule_text import schedule_text
 from freeloc_fx.passes.shard_sequence import shard_sequence
 from freeloc_fx.passes.tiered_sparse_attention import tiered_sparse_attention
 from freeloc_fx.planning.plan import Plan, make_plan
@@ -65,13 +66,15 @@ PASSES = (
     reencode_rotary,
     tiered_sparse_attention,
     rewrite_attention,
+    schedule_text,
     merge_repeated_keys,
     observe_attention,
     cut_blocks,
 )
 """Every pass, in the order in which they run. `reencode_rotary` and `tiered_sparse_attention` run where attention is
-"flex", `rewrite_attention` where it is not, and `observe_attention` in place of all that rewrites. `adopt_plan` and
-`shard_sequence` run on ranks of context parallelism, in place of the inference of RoPE and grid."""
+"flex", `rewrite_attention` where it is not, `schedule_text` where a call has texts over time, and `observe_attention`
+in place of all that rewrites. `adopt_plan` and `shard_sequence` run on ranks of context parallelism, in place of the
+inference of RoPE and grid."""
 
 
 def check_names(names: Collection[str]) -> frozenset[str]:
@@ -129,6 +132,7 @@ class Rewriting:
         specs: what graphs name is added to them.
         options: choices about FlexAttention.
         functions: what was captured to be copied into graphs.
+        text: tokens of the text axis in calls with texts over time; None in calls with one text for all frames.
     """
 
     attention: str = "auto"
@@ -136,6 +140,7 @@ class Rewriting:
     specs: Specs = field(default_factory=Specs)
     options: FlexOptions = field(default_factory=FlexOptions)
     functions: CapturedFunctions = field(default_factory=CapturedFunctions)
+    text: int | None = None
 
     @classmethod
     def read(cls, attention: str | Mapping[str, Any], verify: bool = False) -> Rewriting:
@@ -180,6 +185,14 @@ def replacing_passes(plan: Plan, how: Rewriting, device: torch.device, root: tor
 def passes_beside(plan: Plan, how: Rewriting) -> list[Pass]:
     """Passes that act on what stands beside the sites that were replaced."""
     return [partial(merge_repeated_keys, plan=plan, attention=how.attention, verify=how.verify)]
+
+
+def scheduling_passes(how: Rewriting, device: torch.device) -> list[Pass]:
+    """Passes that let each frame see its own text; none in calls with one text for all."""
+    if how.text is None:
+        return []
+    exact = how.lowering(device) == "reference"
+    return [partial(schedule_text, tokens=how.text, exact=exact, verify=how.verify)]
 
 
 def observing_passes(plan: Plan, recorder: str) -> list[Pass]:
@@ -264,6 +277,7 @@ def rewrite(runner: Runner, plan: Plan, how: Rewriting, root: torch.nn.Module) -
         log.warning("%s is switched off: %d planned sites run as they are", off[0], plan.rewritten)
     elif count != plan.rewritten:
         raise VerificationError(f"rewrite: expected {plan.rewritten} sites replaced, found {count}")
+    runner.run(scheduling_passes(how, runner.capture.device))
     runner.run(passes_beside(plan, how))
     return count
 

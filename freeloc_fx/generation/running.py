@@ -25,6 +25,7 @@ from .hints import call_counts, check_transformers, check_unit, checking_calls
 from .latents import Latents, LatentsError
 from .request import check_request, defaults
 from .sharing import taking_turns
+from .timeline import marks_of, timeline
 
 __all__ = ["Video", "decode_latents", "generate"]
 
@@ -123,7 +124,7 @@ _AT_ONCE = 16
 
 def generate(
     pipe: Any,
-    prompt: str,
+    prompt: str | Mapping[int | str, str],
     *,
     frames: int = 321,
     height: int | None = None,
@@ -137,6 +138,8 @@ def generate(
     latents: torch.Tensor | None = None,
     on_latents: Callable[[Latents], None] | None = None,
     on_frames: Callable[[np.ndarray], None] | None = None,
+    blend: int | str = 16,
+    fps: float | None = None,
 ) -> Video:
     """Run a pipeline. The same seed gives the same initial noise whatever the device and the strategy.
 
@@ -145,7 +148,7 @@ def generate(
 
     Args:
         pipe: a diffusers pipeline from text to video.
-        prompt: what the video is to show.
+        prompt: what the video is to show; or when it is to show what, as of `timeline`.
         frames: frames of the video.
         height: of the video in pixels; None: that of `defaults(pipe)`.
         width: of the video in pixels; None: that of `defaults(pipe)`.
@@ -162,12 +165,15 @@ def generate(
         on_frames: takes the frames as they are decoded, uint8 RGB (frames, height, width, 3) (see
             `streaming.streamed`); what is held then does not grow with the clip, and the result has no frames. A VAE
             other than Wan's makes them all before it hands them over.
+        blend: as of `timeline`, where the prompt changes over time.
+        fps: frames per second of the video, for times in seconds; None where there are none.
 
     Returns:
         The clip, with the plan and the settings that it was made with.
 
     Raises:
         LengthError: see `check_request`.
+        TimelineError: see `timeline`.
         ValueError: `steps` is below 1.
         FreelocError: the latents or the frames are not finite.
         Exception: others come from the pipeline as they are.
@@ -193,6 +199,11 @@ def generate(
         "guidance": guidance,
         "seed": seed,
     }
+    texts: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
+    if isinstance(prompt, Mapping):
+        marks = marks_of(prompt, frames, fps)
+        settings |= {"prompt": {str(mark): text for mark, text in marks.items()}, "blend": blend}
+        texts = timeline(pipe, marks, num_frames=frames, blend=blend, fps=fps, negative_prompt=negative_prompt)
     kept: list[Latents] = []
 
     def after_step(running: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -217,8 +228,7 @@ def generate(
             settings,
             vae_tiling,
             on_frames,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
+            **texts,
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=torch.Generator("cpu").manual_seed(seed),

@@ -143,6 +143,7 @@ def contact_sheet(
     labels: bool = True,
     scale: int = 2,
     fps: float | None = None,
+    texts: Mapping[int, str] | None = None,
 ) -> Path:
     """Write a PNG grid of evenly spaced frames, the first and the last among them.
 
@@ -154,6 +155,7 @@ def contact_sheet(
         labels: write the frame's index under it, and with `fps` its time in seconds.
         scale: whole factor to enlarge each frame by.
         fps: frames per second, for the times; None: no times.
+        texts: frame at which each text begins, rising from 0 -> the text, written under its frames; None for none.
 
     Returns:
         The path.
@@ -207,7 +209,35 @@ def sheet_of(
             words = f"{index}" if fps is None else f"{index} · {index / fps:.2f} s"
             cell = np.concatenate([cell, _caption(words, cell.shape[1])])
         cells.append(cell)
-    return _save_png(path, _stack([cells[i : i + columns] for i in range(0, len(cells), columns)]))
+    table = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    if texts:
+        shown = [max(mark for mark in texts if mark <= index) for index in chosen]
+        marks = [shown[i : i + columns] for i in range(0, len(cells), columns)]
+        table = [[_with_texts(row, of, texts)] for row, of in zip(table, marks, strict=True)]
+    return _save_png(path, _stack(table))
+
+
+def _with_texts(cells: list[np.ndarray], marks: list[int], texts: Mapping[int, str]) -> np.ndarray:
+    """A row of cells with each text under the cells that it belongs to, on as many lines as it needs."""
+    groups = [[cell for cell, of in zip(cells, marks, strict=True) if of == mark] for mark in dict.fromkeys(marks)]
+    parts = []
+    for group, mark in zip(groups, dict.fromkeys(marks), strict=True):
+        strip = _stack([group])[_GAP:-_GAP, _GAP:-_GAP]
+        lines = [np.asarray(_caption(line, strip.shape[1])) for line in _wrapped(texts[mark], strip.shape[1])]
+        parts.append(np.concatenate([strip, *lines]))
+    return _stack([parts])[_GAP:-_GAP, _GAP:-_GAP]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """A text as lines that fit a width, word by word."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and _width(longer) > width - 2:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def side_by_side(videos: Mapping[str, np.ndarray], scale: int = 1) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.fx as fx
@@ -17,8 +17,9 @@ from freeloc_fx.attention.flex.site import Site
 from freeloc_fx.attention.flex.tables import site_tables
 from freeloc_fx.attention.running import running
 from freeloc_fx.compat import give_source
+from freeloc_fx.errors import CaptureError
 
-__all__ = ["TableInput", "TableInputs", "table_of", "with_tables"]
+__all__ = ["ScheduleInput", "TableInput", "TableInputs", "table_of", "with_tables"]
 
 KEY = "freeloc_table"
 
@@ -47,10 +48,32 @@ class TableInput:
         return whole if self.heads is None else whole[:, slice(*self.heads)]
 
 
-def table_of(node: fx.Node) -> TableInput | None:
+@dataclass(frozen=True)
+class ScheduleInput:
+    """An added input that says what each frame sees of the texts over time of the call that is running.
+
+    Args:
+        name: "weights", float64 (frames, texts), or "starts", int64 (texts + 1,), both on the CPU: see `TextSchedule`.
+        frames: frames of tokens.
+    """
+
+    name: Literal["weights", "starts"]
+    frames: int
+
+    def value(self, step: int, device: torch.device) -> torch.Tensor:
+        """The table of the call that is running, whatever the step and the device."""
+        texts = running().texts
+        if texts is None:
+            raise CaptureError("texts over time: expected a call with a timeline, found one without")
+        if self.name == "starts":
+            return torch.tensor(texts.starts, device="cpu")
+        return torch.from_numpy(texts.over(self.frames)).clone()
+
+
+def table_of(node: fx.Node) -> TableInput | ScheduleInput | None:
     """What an added input is; None for every other node."""
     found = node.meta.get(KEY)
-    assert found is None or isinstance(found, TableInput)
+    assert found is None or isinstance(found, (TableInput, ScheduleInput))
     return found
 
 
@@ -78,10 +101,21 @@ class TableInputs:
         """
         if id(site) not in self._keys:  # a key is a hash of everything
             self._keys[id(site)] = (site, site.spec.key)
-        table = TableInput(self._keys[id(site)][1], site.form, name, heads, site)
+        label = f"{site.spec.strategy.name}_{name}".replace(".", "_").replace("+", "_").replace(" ", "_")
+        return self._placeholder(TableInput(self._keys[id(site)][1], site.form, name, heads, site), label)
+
+    def schedule(self, name: Literal["weights", "starts"], frames: int) -> fx.Node:
+        """The placeholder of a table of texts over time.
+
+        Args:
+            name: see `ScheduleInput`.
+            frames: frames of tokens.
+        """
+        return self._placeholder(ScheduleInput(name, frames), f"text_{name}")
+
+    def _placeholder(self, table: TableInput | ScheduleInput, label: str) -> fx.Node:
         node = self._known.get(table)
         if node is None:
-            label = f"{site.spec.strategy.name}_{name}".replace(".", "_").replace("+", "_").replace(" ", "_")
             first = next(iter(self.graph.nodes))
             with self.graph.inserting_before(first) if self._last is None else self.graph.inserting_after(self._last):
                 node = self.graph.placeholder(label)
@@ -112,13 +146,14 @@ def with_tables(
         return [table.value(step, device) for table in tables]
 
     fixed: Sequence[torch.Tensor] = values()
+    varies = follows_steps or any(isinstance(table, ScheduleInput) for table in tables)
 
     def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
         if not tables:
             return call
 
         def with_them(*inputs: Any) -> Any:
-            return call(*inputs, *(values() if follows_steps else fixed))
+            return call(*inputs, *(values() if varies else fixed))
 
         return with_them
 

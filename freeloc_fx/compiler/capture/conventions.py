@@ -22,6 +22,7 @@ __all__ = [
     "check_one_clip",
     "forward_signature",
     "integer_size",
+    "keeps_text_in_step",
     "latent_size",
     "layer_table",
 ]
@@ -51,6 +52,17 @@ def config_of(model: nn.Module) -> Mapping[str, Any]:
 def patches(model: nn.Module) -> tuple[int, int, int]:
     """Patch size (frames, height, width) in latent units, 1 where neither configuration nor embedding says."""
     return known_patches(model) or (1, 1, 1)
+
+
+def keeps_text_in_step(model: nn.Module) -> bool:
+    """Whether text tokens go through a model's blocks beside the video's, as queries with a projection of their own.
+
+    Such models take the first tokens of a padded text for those that there are, as many as its mask counts.
+
+    Args:
+        model: a transformer.
+    """
+    return any(getattr(module, "add_q_proj", None) is not None for module in model.modules())
 
 
 def known_patches(model: nn.Module) -> tuple[int, int, int] | None:
