@@ -4,7 +4,7 @@
     rewritten:  freeloc_fx.scheduled_attention(q, k, v, weights, starts, None, m, False, False)
 
 What a frame sees is decided by a table of (frame, text) that is an input of the graph. Where texts attend to themselves
-before they meet the video, each is kept to itself.
+before they meet the video, each is kept to itself. Attentions over video and text together are those of `pair_texts`.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.records import AttentionSite, sites, write
 from freeloc_fx.graph.table_inputs import TableInputs
 from freeloc_fx.method.grid import TokenGrid
+from freeloc_fx.method.timeline import TextForm
 
 __all__ = ["schedule_text"]
 
 
-def schedule_text(graph: fx.Graph, capture: Capture, *, tokens: int, exact: bool, verify: bool) -> int:
-    """Act on every attention to the text axis.
+def schedule_text(graph: fx.Graph, capture: Capture, *, form: TextForm, exact: bool, verify: bool) -> int:
+    """Act on every attention to the text axis, and on every one of the text axis to itself.
 
     Args:
         graph: changed in place.
         capture: says on which device the attention runs.
-        tokens: of the text axis, all texts together.
+        form: of the texts.
         exact: the operators take the table literally.
         verify: the operators compare themselves with that.
 
     Returns:
-        The number of attentions in which the frames see their texts.
+        The number of attentions in which the frames see their texts, those over video and text together among them.
 
     Raises:
         TimelineError: there is none, or one in which texts cannot be kept apart; the message names it.
@@ -47,40 +48,53 @@ def schedule_text(graph: fx.Graph, capture: Capture, *, tokens: int, exact: bool
     tables = TableInputs(graph, capture.device)
     count = 0
     for node, site in found:
+        if site.kind == "video":
+            count += site.texts
+            continue
         if len(site.query_shape) != 4 or len(site.key_shape) != 4:
             continue
         queries, keys = site.query_shape[2], site.key_shape[2]
-        if site.kind == "cross" and keys == tokens and queries == grid.video:
-            _check_plain(node, site)
+        if queries == grid.video and keys == form.tokens:
+            _check_plain(node, site, form)
             _to_texts(graph, node, site, tables, grid, exact, verify)
             count += 1
-        elif site.kind == "video" and site.grid is not None and site.grid.text:
-            raise TimelineError(
-                f"timeline: {site.path} is one attention over the clip's {site.grid.video} tokens and {site.grid.text} "
-                "of text, so the texts change with the frames from layer to layer and are not kept apart there; "
-                "expected a model whose frames attend to text in attentions of their own, as Wan's and LTX's do"
-            )
-        elif site.kind != "cross" and queries == keys == tokens and (site.grid is None or site.grid.video != tokens):
-            if site.rope is not None:
-                raise TimelineError(
-                    f"timeline: {site.path} is self-attention of the text with positions that run on from one text to "
-                    "the next; expected a model whose texts can lie one after the other"
-                )
-            _check_plain(node, site)
+        elif queries == keys == form.tokens:
+            _check_plain(node, site, form)
             _within_texts(graph, node, site, tables, grid)
+        elif _mixes(queries, keys, grid.video, form.tokens):
+            why = f": {site.reason}" if site.kind == "other" else ""
+            raise TimelineError(
+                f"timeline: {site.path} is an attention of {queries} tokens to {keys}{why}; the texts cannot be kept "
+                f"apart in it, expected the clip's {grid.video} tokens to see the {form.tokens} of its texts"
+            )
     if not count:
         reasons = "\n".join(f"  {site.path}: {site.query_shape} to {site.key_shape}" for _, site in found)
         raise TimelineError(
-            f"timeline: no attention of the clip's {grid.video} tokens to the {tokens} tokens of its texts was found; "
-            f"what was found instead:\n{reasons}"
+            f"timeline: no attention of the clip's {grid.video} tokens to the {form.tokens} tokens of its texts was "
+            f"found; what was found instead:\n{reasons}"
         )
     return count
 
 
-def _check_plain(node: fx.Node, site: AttentionSite) -> None:
+def _mixes(queries: int, keys: int, video: int, text: int) -> bool:
+    """Whether an attention may bring texts together, or to frames that do not see them, by how many tokens it has.
+
+    A single query makes one vector for the whole clip, which is a mean of all texts in any case.
+    """
+    if queries == 1 or queries == keys == video:
+        return False
+    return keys >= video + text or (queries == video and keys > text) or keys == text or queries == text
+
+
+def _check_plain(node: fx.Node, site: AttentionSite, form: TextForm) -> None:
     """Refuse an attention with options that no operator here knows."""
     given = arguments(node)
     fancy = [name for name in ("is_causal", "enable_gqa", "dropout_p") if given.get(name)]
+    if form.rows:
+        raise TimelineError(
+            f"timeline: {site.path} attends to texts whose places differ between the rows of a batch; expected videos "
+            "and negative prompts in calls of their own"
+        )
     if fancy or site.padded:
         why = f"is called with {', '.join(fancy)}" if fancy else "has as many tokens as data says"
         raise TimelineError(f"timeline: {site.path} {why}, so that texts cannot be told apart in it")

@@ -21,6 +21,7 @@ from freeloc_fx.graph.records import AttentionSite, sites
 from freeloc_fx.graph.shapes import value_of
 from freeloc_fx.graph.sharding import Adopted
 from freeloc_fx.graph.table_inputs import with_tables
+from freeloc_fx.method.timeline import TextForm
 from freeloc_fx.planning.plan import Plan
 from freeloc_fx.planning.profile import Profile
 
@@ -145,14 +146,14 @@ class Backend:
         made.adopted = (plan, adopted)
         return made
 
-    def for_texts(self, tokens: int) -> Backend:
+    def for_texts(self, form: TextForm) -> Backend:
         """This backend for calls with texts over time; it shares what this one keeps.
 
         Args:
-            tokens: of the text axis, all texts together.
+            form: of the texts.
         """
         made = copy.copy(self)
-        made.how = replace(self.how, text=tokens)
+        made.how = replace(self.how, text=form)
         return made
 
     def with_compiler(self, inner: Compiler | None) -> Backend:
@@ -187,7 +188,7 @@ class Backend:
         runner = Runner(graph, capture, verify=self.verify, disabled=self.disabled)
         self.passes.append(runner.runs)
         if self.adopted is None:
-            plan = pipeline.analyse(runner, root, self.model, self.profile)
+            plan = pipeline.analyse(runner, root, self.model, self.profile, self.how.text)
         else:
             plan = pipeline.adopt(runner, root, self.model, *self.adopted)
         self.plans.append(plan)

@@ -171,7 +171,7 @@ def contact_sheet(
     if columns < 1 or rows < 1:
         raise VideoError(f"columns={columns} and rows={rows} must be at least 1")
     chosen = {index: clip[index] for index in spread(len(clip), columns * rows)}
-    return sheet_of(path, chosen, columns, labels=labels, scale=scale, fps=fps)
+    return sheet_of(path, chosen, columns, labels=labels, scale=scale, fps=fps, texts=texts)
 
 
 def sheet_of(
@@ -182,6 +182,7 @@ def sheet_of(
     labels: bool = True,
     scale: int = 2,
     fps: float | None = None,
+    texts: Mapping[int, str] | None = None,
 ) -> Path:
     """Write a PNG grid of frames that were picked already.
 
@@ -192,6 +193,7 @@ def sheet_of(
         labels: as of `contact_sheet`.
         scale: as of `contact_sheet`.
         fps: as of `contact_sheet`.
+        texts: as of `contact_sheet`.
 
     Returns:
         The path.

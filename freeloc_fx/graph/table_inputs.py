@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 import torch.fx as fx
 
@@ -17,9 +18,11 @@ from freeloc_fx.attention.flex.site import Site
 from freeloc_fx.attention.flex.tables import site_tables
 from freeloc_fx.attention.running import running
 from freeloc_fx.compat import give_source
-from freeloc_fx.errors import CaptureError
+from freeloc_fx.errors import CaptureError, TimelineError
+from freeloc_fx.method.strategy import Strategy
+from freeloc_fx.method.timeline import TextSchedule, pair_channels
 
-__all__ = ["ScheduleInput", "TableInput", "TableInputs", "table_of", "with_tables"]
+__all__ = ["PairInput", "ScheduleInput", "TableInput", "TableInputs", "table_of", "with_tables"]
 
 KEY = "freeloc_table"
 
@@ -62,18 +65,75 @@ class ScheduleInput:
 
     def value(self, step: int, device: torch.device) -> torch.Tensor:
         """The table of the call that is running, whatever the step and the device."""
-        texts = running().texts
-        if texts is None:
-            raise CaptureError("texts over time: expected a call with a timeline, found one without")
+        texts = _running_texts()
         if self.name == "starts":
             return torch.tensor(texts.starts, device="cpu")
         return torch.from_numpy(texts.over(self.frames)).clone()
 
 
-def table_of(node: fx.Node) -> TableInput | ScheduleInput | None:
+@dataclass(frozen=True)
+class PairInput:
+    """An added input that says which pairs of video and text tokens see each other in the call that is running.
+
+    Args:
+        which: "queries" or "keys", (batch or 1, 1, tokens, channels): see `pair_channels`.
+        frames: frames of tokens.
+        tokens: of one frame.
+        text_first: the text lies before the video.
+        scale: what the attention multiplies products of q and k by, without a strategy's temperature.
+        channels: how many.
+        dtype: of the attention's q or k.
+        row: of the batch, in a model that runs row by row; None for all rows.
+        strategy: of the attention, whose temperature multiplies biases, too.
+    """
+
+    which: Literal["queries", "keys"]
+    frames: int
+    tokens: int
+    text_first: bool
+    scale: float
+    channels: int
+    dtype: torch.dtype
+    row: int | None
+    strategy: Strategy
+
+    def value(self, step: int, device: torch.device) -> torch.Tensor:
+        """The channels of the call that is running, at one denoising step, on a device.
+
+        Raises:
+            TimelineError: strategies that are mixed have temperatures each of its own, so that no bias fits all.
+        """
+        texts = _running_texts()
+        known = {member.temperature for member in self.strategy.at(step).members}
+        if len(known) > 1:
+            raise TimelineError(
+                f"timeline: strategy {self.strategy.name!r} mixes strategies of temperatures {sorted(known)}, so that "
+                "shares of texts would differ between them; expected one temperature"
+            )
+        scale = self.scale * known.pop()
+        starts = [texts.starts] if not texts.rows else list(texts.rows)
+        if self.row is not None and texts.rows:
+            starts = [texts.rows[self.row]]
+        table = texts.over(self.frames)
+        made = [pair_channels(table, one, self.tokens, self.text_first, scale, self.channels) for one in starts]
+        chosen = np.stack([pair[0 if self.which == "queries" else 1] for pair in made])
+        return torch.from_numpy(chosen)[:, None].to(device, self.dtype)
+
+
+AnyInput: TypeAlias = TableInput | ScheduleInput | PairInput
+
+
+def _running_texts() -> TextSchedule:
+    texts = running().texts
+    if texts is None:
+        raise CaptureError("texts over time: expected a call with a timeline, found one without")
+    return texts
+
+
+def table_of(node: fx.Node) -> AnyInput | None:
     """What an added input is; None for every other node."""
     found = node.meta.get(KEY)
-    assert found is None or isinstance(found, (TableInput, ScheduleInput))
+    assert found is None or isinstance(found, (TableInput, ScheduleInput, PairInput))
     return found
 
 
@@ -113,7 +173,15 @@ class TableInputs:
         """
         return self._placeholder(ScheduleInput(name, frames), f"text_{name}")
 
-    def _placeholder(self, table: TableInput | ScheduleInput, label: str) -> fx.Node:
+    def pairs(self, table: PairInput) -> fx.Node:
+        """The placeholder of channels that say which pairs see each other.
+
+        Args:
+            table: what it is.
+        """
+        return self._placeholder(table, f"text_{table.which}")
+
+    def _placeholder(self, table: AnyInput, label: str) -> fx.Node:
         node = self._known.get(table)
         if node is None:
             first = next(iter(self.graph.nodes))
@@ -146,7 +214,7 @@ def with_tables(
         return [table.value(step, device) for table in tables]
 
     fixed: Sequence[torch.Tensor] = values()
-    varies = follows_steps or any(isinstance(table, ScheduleInput) for table in tables)
+    varies = follows_steps or any(not isinstance(table, TableInput) for table in tables)
 
     def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
         if not tables:

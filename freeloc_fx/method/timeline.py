@@ -12,7 +12,8 @@ to one whatever the marks are::
     second text        0     0     0   0.25  0.75   1      [0 0 0 1 1 1]
 
 In a softmax over the keys of all texts, the score of each key of text s gets log of the weight of s as a bias, so that
-a text of weight 0 is not seen, and the same text twice is that text once.
+a text of weight 0 is not seen, and the same text twice is that text once. Where text is queries, too, the same table
+decides: a text sees itself and its frames.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from freeloc_fx.errors import TimelineError
 
 from .checks import is_number, is_whole
 
-__all__ = ["TextSchedule", "centres", "check_marks", "span_weights", "video_frames"]
+__all__ = ["TextForm", "TextSchedule", "centres", "check_marks", "pair_channels", "span_weights", "video_frames"]
 
 
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*s")
@@ -133,6 +134,22 @@ def span_weights(marks: Sequence[int], frames: int, temporal: int, blend: int) -
     return weights
 
 
+class TextForm(NamedTuple):
+    """What the graph of a call with texts over time depends on. Where texts begin it does not know.
+
+    Args:
+        tokens: of the text axis, all texts together.
+        texts: how many there are.
+        one: tokens of the text axis of a call with one text for all frames.
+        rows: how many rows of the batch have places for their texts each of its own; 0 where all have the same.
+    """
+
+    tokens: int
+    texts: int
+    one: int
+    rows: int
+
+
 @dataclass(frozen=True, eq=False)
 class TextSchedule:
     """Texts that lie one after the other on a model's text axis, and what each latent frame sees of them.
@@ -141,18 +158,31 @@ class TextSchedule:
         weights: float64 (latent frames, texts), each row sums to one.
         starts: first token of each text on the text axis, and the end of the axis.
         one: tokens of the text axis of a call with one text for all frames.
+        shown: tokens that are no padding, where a model keeps those of all texts in front of the padding; None where
+            each text has its padding behind it.
+        negative: as `starts`, of the negative prompt repeated once a text, up to the padding; None where it has the
+            places of the texts.
+        rows: as `starts`, for each row of a batch, where rows differ; empty where none do.
     """
 
     weights: np.ndarray
     starts: tuple[int, ...]
     one: int
+    shown: int | None = None
+    negative: tuple[int, ...] | None = None
+    rows: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         frames, texts = self.weights.shape
-        if len(self.starts) != texts + 1 or any(b <= a for a, b in zip(self.starts, self.starts[1:], strict=False)):
+        if len(self.starts) != texts + 1 or any(b <= a for a, b in itertools.pairwise(self.starts)):
             raise TimelineError(f"timeline: expected a place for each of {texts} texts, found {self.starts}")
         if frames and not np.allclose(self.weights.sum(1), 1.0, rtol=0, atol=1e-9):
             raise TimelineError("timeline: expected weights that sum to one in each latent frame")
+        if self.negative is not None and self.negative[-1] == self.shown and self.negative[:-1] != self.starts[:-1]:
+            raise TimelineError(
+                f"timeline: the texts have {self.shown} tokens together, and so has the negative prompt once for each "
+                "of them, so that a call cannot tell which it got; expected a negative prompt of a word more or less"
+            )
 
     @property
     def texts(self) -> int:
@@ -169,10 +199,38 @@ class TextSchedule:
         """Tokens of the text axis, all texts together."""
         return self.starts[-1]
 
-    @cached_property
-    def form(self) -> tuple[int, int]:
-        """What a captured graph depends on: tokens of the text axis, and texts. Where texts begin it does not know."""
-        return self.tokens, self.texts
+    @property
+    def form(self) -> TextForm:
+        """What a captured graph depends on."""
+        return TextForm(self.tokens, self.texts, self.one, len(self.rows))
+
+    def for_rows(self, shown: Sequence[int]) -> TextSchedule:
+        """The schedule of a call, whose rows are the texts or the negative prompt.
+
+        Args:
+            shown: tokens that are no padding in each row of the batch.
+
+        Returns:
+            The schedule; itself where padding is behind each text.
+
+        Raises:
+            TimelineError: a row has as many tokens as neither.
+        """
+        if self.shown is None:
+            return self
+        rows = []
+        for count in shown:
+            if count == self.shown:
+                rows.append(self.starts)
+            elif self.negative is not None and count == self.negative[-1]:
+                rows.append((*self.negative[:-1], self.tokens))
+            else:
+                other = "none" if self.negative is None else f"{self.negative[-1]} of the negative prompt"
+                raise TimelineError(
+                    f"timeline: expected {self.shown} tokens that are no padding, or {other}, found {list(shown)}; "
+                    "pass the pipeline what freeloc_fx.timeline gave as it is"
+                )
+        return replace(self, rows=tuple(rows) if any(row != self.starts for row in rows) else ())
 
     def over(self, frames: int) -> np.ndarray:
         """The weights for as many frames of tokens, where a model puts several latent frames into one.
@@ -204,3 +262,46 @@ class TextSchedule:
             The schedule of a clip of these frames, in which a text may be seen by none.
         """
         return replace(self, weights=self.weights[list(frames)])
+
+
+_HIDDEN = -1e4
+"""Bias of a pair that does not see each other: its share of a softmax is 0 in every floating-point format."""
+_UNIT = 64.0
+"""What one factor of a bias is, so that the other stays in the range of float16."""
+
+
+def pair_channels(
+    weights: np.ndarray, starts: Sequence[int], tokens: int, text_first: bool, scale: float, channels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The table of (frame, text) as channels of queries and of keys, for an attention over video and text together.
+
+    Every pair of tokens belongs to a frame or a text on each side, and the product of these channels is its bias::
+
+        frame f, frame g    0
+        frame f, text s     log of f's weight of s
+        text s, frame f     log of f's weight of s
+        text s, text t      0 where they are one text, else hidden
+
+    Args:
+        weights: float64 (frames, texts).
+        starts: first token of each text, and the end of the text axis; a text may be empty.
+        tokens: of one frame.
+        text_first: the text lies before the video.
+        scale: what the attention multiplies products of q and k by, above 0.
+        channels: at least twice as many as texts; further ones are 0.
+
+    Returns:
+        Of queries and of keys, float32 (all tokens, channels).
+    """
+    frames, texts = weights.shape
+    with np.errstate(divide="ignore"):
+        bias = np.maximum(np.log(weights), _HIDDEN) / (scale * _UNIT)
+    own = np.searchsorted(np.asarray(starts[1:-1]), np.arange(starts[-1]), side="right")
+    one = np.eye(texts)[own]
+    video, none = np.repeat(bias, tokens, 0), np.zeros((frames * tokens, texts))
+    q_text = np.concatenate([(1 - one) * _HIDDEN / (scale * _UNIT), one * _UNIT], 1)
+    k_text = np.concatenate([one * _UNIT, np.zeros_like(one)], 1)
+    parts = [(np.concatenate([video, none], 1), q_text), (np.concatenate([none, video], 1), k_text)]
+    rest = ((0, 0), (0, channels - 2 * texts))
+    queries, keys = (np.pad(np.concatenate(pair[::-1] if text_first else pair), rest) for pair in parts)
+    return queries.astype(np.float32), keys.astype(np.float32)

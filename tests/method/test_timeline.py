@@ -129,7 +129,7 @@ def test_a_schedule_over_fewer_frames_of_tokens_is_the_mean() -> None:
     made = TextSchedule(np.array([[1, 0], [0.5, 0.5], [0.25, 0.75], [0, 1]]), (0, 4, 9), 5)
     np.testing.assert_allclose(made.over(2), [[0.75, 0.25], [0.125, 0.875]])
     np.testing.assert_array_equal(made.over(4), made.weights)
-    assert (made.texts, made.frames, made.tokens, made.form) == (2, 4, 9, (9, 2))
+    assert (made.texts, made.frames, made.tokens, made.form) == (2, 4, 9, (9, 2, 5, 0))
     with pytest.raises(TimelineError, match="made for 4 latent frames, and the model runs on 3"):
         made.over(3)
     window = made.window([1, 2])

@@ -15,12 +15,16 @@ from torch import nn
 from freeloc_fx.compat import plain_call, uses_cuda_graphs
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.errors import TimelineError
-from freeloc_fx.method.timeline import TextSchedule
+from freeloc_fx.method.timeline import TextForm, TextSchedule
 
 __all__ = ["Scheduled", "schedule_of_call"]
 
 TEXT = "encoder_hidden_states"
 """The argument of a forward that holds the text, (batch, tokens, channels)."""
+
+
+MASK = "encoder_attention_mask"
+"""The argument of a forward that says which of its tokens are no padding, (batch, tokens)."""
 
 
 def schedule_of_call(model: str, told: TextSchedule | None, given: Mapping[str, Any]) -> TextSchedule | None:
@@ -45,7 +49,12 @@ def schedule_of_call(model: str, told: TextSchedule | None, given: Mapping[str, 
         raise TimelineError(f"timeline: {model}: expected {TEXT} of (batch, tokens, channels), found {found}")
     tokens = int(text.shape[1])
     if tokens == told.tokens:
-        return told
+        mask = given.get(MASK)
+        if told.shown is None:
+            return told
+        if not isinstance(mask, torch.Tensor) or mask.shape != text.shape[:2]:
+            raise TimelineError(f"timeline: {model}: expected {MASK} of (batch, tokens) beside texts that are packed")
+        return told.for_rows([int(count) for count in mask.bool().sum(1).tolist()])
     if tokens == told.one:
         return None
     raise TimelineError(
@@ -65,7 +74,7 @@ class Scheduled:
     def __init__(self, model: nn.Module, backend: Backend) -> None:
         self.kind, self.backend = type(model).__name__, backend
         self._plain = plain_call(model)
-        self._made: dict[tuple[int, int], tuple[Callable[..., Any], Backend]] = {}
+        self._made: dict[TextForm, tuple[Callable[..., Any], Backend]] = {}
 
     def call_for(self, texts: TextSchedule) -> Callable[..., Any]:
         """The compiled call for the texts of a call.
@@ -86,7 +95,7 @@ class Scheduled:
             )
         if texts.form not in self._made:
             # A backend of its own: Dynamo would take the capture of a call with one text of as many tokens.
-            made = self.backend.for_texts(texts.tokens)
+            made = self.backend.for_texts(texts.form)
             self._made[texts.form] = torch.compile(self._plain, backend=made, fullgraph=True, dynamic=False), made
         return self._made[texts.form][0]
 
