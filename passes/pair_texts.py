@@ -1,7 +1,8 @@
 """Say in q and k which pairs of video and text see each other, where both are one sequence and texts change with time.
 
     before:  scaled_dot_product_attention(q, k, v, attn_mask=m)
-    after:   narrow(scaled_dot_product_attention(cat(q, text_queries), cat(k, text_keys), pad(v), attn_mask=m, scale=s))
+    after:   wide = scaled_dot_product_attention(cat(q, text_queries), cat(k, text_keys), cat(v, 0), attn_mask=m)
+             narrow(wide, -1, 0, head_dim)
 
 The bias of every pair of tokens comes from one table of (frame, text): log of the frame's share of the text, hidden
 where it has none, and hidden between texts. It is the product of a few channels more of q and of k, which are inputs of
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-import torch.nn.functional as F
 
 from freeloc_fx.compat import STACK, set_example_value
 from freeloc_fx.errors import TimelineError
@@ -98,7 +98,8 @@ def _add(
             channels = graph.call_method("expand", (channels, site.query_shape[0], site.query_shape[1], -1, -1))
             new[name] = graph.call_function(torch.cat, ([x, channels], -1))
         # As wide as q and k, which the kernels want.
-        new["value"] = graph.call_function(F.pad, (given["value"], (0, more)))
+        zeros = graph.call_function(torch.zeros_like, (channels,), {"dtype": value_of(given["value"]).dtype})
+        new["value"] = graph.call_function(torch.cat, ([given["value"], zeros], -1))
         for name, made in new.items():
             _look_like(made, given[name], more)
         rest = {key: value for key, value in given.items() if key not in new} | {"scale": scale}

@@ -11,6 +11,7 @@ by the pipeline's call, so that it holds for that call, in that thread, and noth
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from freeloc_fx.attention.running import running, within
-from freeloc_fx.compiler.capture.conventions import keeps_text_in_step
+from freeloc_fx.compiler.capture.conventions import check_text_tokens, keeps_text_in_step
 from freeloc_fx.compiler.capture.state import state_of
 from freeloc_fx.errors import TimelineError
 from freeloc_fx.method.timeline import TextSchedule, check_marks, span_weights, video_frames
@@ -28,7 +29,7 @@ from freeloc_fx.method.timeline import TextSchedule, check_marks, span_weights, 
 from .components import check_pipeline
 from .request import Facts, check_frames
 
-__all__ = ["marks_of", "telling", "timeline"]
+__all__ = ["marks_of", "schedule_of", "telling", "timeline", "with_schedule"]
 
 _KEY = "_freeloc_texts"
 _OURS = {"prompt", "negative_prompt", "do_classifier_free_guidance", "num_videos_per_prompt", "num_images_per_prompt"}
@@ -43,11 +44,21 @@ class _Encoded:
         embeds: (batch, tokens, channels).
         mask: (batch, tokens), not 0 on tokens of the text; None where the pipeline has none.
         pooled: (batch, channels), the text in one vector; None where the pipeline has none.
+        counts: (batch + 1,), tokens of a batch's texts summed up, of a pipeline that does not pad them to one length;
+            None where the pipeline does.
     """
 
     embeds: torch.Tensor
     mask: torch.Tensor | None
     pooled: torch.Tensor | None
+    counts: torch.Tensor | None = None
+
+    def arguments(self) -> dict[str, torch.Tensor | None]:
+        """What pipelines call these."""
+        return {
+            "prompt_embeds": self.embeds, "prompt_embeds_qwen": self.embeds, "prompt_attention_mask": self.mask,
+            "pooled_prompt_embeds": self.pooled, "prompt_embeds_clip": self.pooled, "prompt_cu_seqlens": self.counts,
+        }  # fmt: skip
 
 
 def marks_of(texts: Mapping[Any, Any], num_frames: int, fps: float | None = None) -> dict[int, Any]:
@@ -103,7 +114,7 @@ def timeline(
 
     Raises:
         TimelineError: the times do not rise from 0 inside the clip, a text is seen by no latent frame, the pipeline is
-            not enabled, or it takes no embeddings.
+            not enabled, it takes no embeddings, or its model has no place for as many tokens of text.
         LengthError: the model cannot make this many frames.
         TransformError: the pipeline has no transformer.
         TypeError: `pipe` is a model.
@@ -112,34 +123,62 @@ def timeline(
     facts = Facts.of(pipe)
     check_frames(facts, num_frames, argument="num_frames")
     marks = marks_of(texts, num_frames, fps)
-    weights = span_weights(list(marks), num_frames, facts.temporal, video_frames(blend, fps))
+    span_weights(list(marks), num_frames, facts.temporal, video_frames(blend, fps))  # each is seen
     named = inspect.signature(pipe.__call__).parameters if callable(pipe) else {}
-    if "prompt_embeds" not in named or not hasattr(pipe, "encode_prompt"):
+    if not {"prompt_embeds", "prompt_embeds_qwen"} & named.keys() or not hasattr(pipe, "encode_prompt"):
         raise TimelineError(
             f"timeline: {type(pipe).__name__}: expected a pipeline that takes prompt_embeds and has encode_prompt"
         )
-    if len(marks) > 1:
+    texts_at = _merged(marks)
+    weights = span_weights(list(texts_at), num_frames, facts.temporal, video_frames(blend, fps))
+    if len(texts_at) > 1:
         _check_enabled(pipe, models)
     options = {k: p.default for k, p in named.items() if p.default is not inspect.Parameter.empty} | encoding
-    parts = [_encoded(pipe, text, options, encoding) for text in marks.values()]
+    parts = [_encoded(pipe, text, options, encoding) for text in texts_at.values()]
+    counts = any(part.counts is not None for part in parts)
+    if counts and negative_prompt is None:
+        raise TimelineError(
+            f"timeline: {type(pipe).__name__} has a negative prompt of its own, whose number of tokens is not known; "
+            "expected negative_prompt"
+        )
     default = named["negative_prompt"].default if "negative_prompt" in named else None
     without = _encoded(pipe, _negative(negative_prompt or default or "", marks[0]), options, encoding)
-    packed = parts[0].mask is not None and any(map(keeps_text_in_step, models.values()))
-    made, starts = _joined(parts, packed) if len(parts) > 1 else (parts[0], (0, parts[0].embeds.shape[1]))
+    made = parts[0]
     if len(parts) > 1:
+        packed = made.mask is not None and any(map(keeps_text_in_step, models.values()))
+        made, starts, shown = _joined(parts, packed)
+        for model in models.values():
+            check_text_tokens(model, starts[-1])
+        one, negative = without.embeds.shape[1], None
+        if counts and one == starts[-1]:
+            raise TimelineError(
+                f"timeline: the texts have {one} tokens together, and so has the negative prompt, so that a call "
+                "cannot tell which it got; expected a negative prompt of a word more or less"
+            )
         share = weights.mean(0)
         pooled = [part.pooled * float(w) for part, w in zip(parts, share, strict=True) if part.pooled is not None]
         made = replace(made, pooled=torch.stack(pooled).sum(0) if pooled else None)
-        # Once for each text, where the call makes one batch of both; each frame sees it once.
-        without = without if packed else replace(_joined([without] * len(parts), False)[0], pooled=without.pooled)
-        setattr(made.embeds, _KEY, TextSchedule(weights, starts, parts[0].embeds.shape[1]))
-    found = {"prompt_embeds": made.embeds, "prompt_attention_mask": made.mask, "pooled_prompt_embeds": made.pooled}
-    found |= {
-        "negative_prompt_embeds": without.embeds,
-        "negative_prompt_attention_mask": without.mask,
-        "negative_pooled_prompt_embeds": without.pooled,
+        if not counts:  # once for each text, where the call makes one batch of both; each frame sees it once
+            repeated, places, there = _joined([without] * len(parts), packed)
+            without = replace(repeated, pooled=without.pooled)
+            negative = None if there is None else (*places[:-1], there)
+        texts_on = TextSchedule(weights, starts, one, shown, negative)
+        made = replace(made, embeds=with_schedule(made.embeds, texts_on))
+    return {
+        name: value
+        for prefix, text in (("", made), ("negative_", without))
+        for suffix, value in text.arguments().items()
+        if value is not None and (name := f"{prefix}{suffix}") in named
     }
-    return {name: value for name, value in found.items() if value is not None and name in named}
+
+
+def _merged(marks: Mapping[int, Any]) -> dict[int, Any]:
+    """A timeline in which a text that goes on is one text."""
+    made: dict[int, Any] = {}
+    for mark, text in marks.items():
+        if not made or text != made[next(reversed(made))]:
+            made[mark] = text
+    return made
 
 
 def _negative(text: str | Sequence[str], first: str | Sequence[str]) -> str | list[str]:
@@ -175,6 +214,13 @@ def _encoded(pipe: Any, text: str | Sequence[str], options: Mapping[str, Any], e
     if unknown:
         raise TypeError(f"timeline: {type(pipe).__name__}.encode_prompt takes no {', '.join(unknown)}")
     given = {k: v for k, v in options.items() if k in takes and k not in _OURS and v is not None}
+    missing = [k for k, p in takes.items() if p.default is p.empty and k not in (*_OURS, *given)
+               and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]  # fmt: skip
+    if missing:
+        raise TimelineError(
+            f"timeline: {type(pipe).__name__}.encode_prompt wants {', '.join(missing)} beside the text; pass it to "
+            "timeline by name"
+        )
     if "do_classifier_free_guidance" in takes:
         given["do_classifier_free_guidance"] = False
     with torch.no_grad():
@@ -189,11 +235,12 @@ def _encoded(pipe: Any, text: str | Sequence[str], options: Mapping[str, Any], e
     flat = [x for x in tensors if x.ndim == 2]
     masks = [x for x in flat if not x.is_floating_point() and x.shape == embeds[0].shape[:2]]
     pooled = [x for x in flat if x.is_floating_point()]
-    return _Encoded(embeds[0], masks[0] if masks else None, pooled[0] if pooled else None)
+    counts = next((x for x in tensors if x.ndim == 1 and not x.is_floating_point()), None)
+    return _Encoded(embeds[0], masks[0] if masks else None, pooled[0] if pooled else None, counts)
 
 
-def _joined(parts: Sequence[_Encoded], packed: bool) -> tuple[_Encoded, tuple[int, ...]]:
-    """Texts one after the other, and where each begins.
+def _joined(parts: Sequence[_Encoded], packed: bool) -> tuple[_Encoded, tuple[int, ...], int | None]:
+    """Texts one after the other, where each begins, and how many tokens are no padding where that is at the end.
 
     Args:
         parts: the texts.
@@ -201,10 +248,14 @@ def _joined(parts: Sequence[_Encoded], packed: bool) -> tuple[_Encoded, tuple[in
     """
     batch, one, channels = parts[0].embeds.shape
     if not packed:
+        embeds = torch.cat([part.embeds for part in parts], 1)
         masks = [part.mask for part in parts if part.mask is not None]
-        joined = _Encoded(torch.cat([p.embeds for p in parts], 1), torch.cat(masks, 1) if masks else None, None)
-        return joined, tuple(one * text for text in range(len(parts) + 1))
-    total, starts = one * len(parts), [0]
+        starts = tuple(itertools.accumulate((part.embeds.shape[1] for part in parts), initial=0))
+        counts = parts[0].counts
+        if counts is not None:
+            counts = torch.arange(batch + 1, device=counts.device, dtype=counts.dtype) * starts[-1]
+        return _Encoded(embeds, torch.cat(masks, 1) if masks else None, None, counts), starts, None
+    total, starts_at = one * len(parts), [0]
     embeds = parts[0].embeds.new_zeros(batch, total, channels)
     mask = torch.zeros_like(parts[0].mask).repeat(1, len(parts))  # type: ignore[arg-type]
     for part in parts:
@@ -216,11 +267,11 @@ def _joined(parts: Sequence[_Encoded], packed: bool) -> tuple[_Encoded, tuple[in
                 f"timeline: expected the texts of a batch to have equally many tokens in this model, found {sizes}; "
                 "make its videos one by one"
             )
-        place = slice(starts[-1], starts[-1] + sizes[0])
+        place = slice(starts_at[-1], starts_at[-1] + sizes[0])
         embeds[:, place] = part.embeds[valid].unflatten(0, (batch, -1))
         mask[:, place] = part.mask[valid].unflatten(0, (batch, -1))
-        starts.append(place.stop)
-    return _Encoded(embeds, mask, None), (*starts[:-1], total)
+        starts_at.append(place.stop)
+    return _Encoded(embeds, mask, None), (*starts_at[:-1], total), starts_at[-1]
 
 
 @contextmanager
@@ -235,7 +286,7 @@ def telling(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Iterato
     Raises:
         TimelineError: the call is for another number of frames than the timeline.
     """
-    found = [texts for value in (*args, *named.values()) if (texts := _texts_on(value)) is not None]
+    found = [texts for value in (*args, *named.values()) if (texts := schedule_of(value)) is not None]
     if not found:
         with within(replace(running(), texts=None)) if running().texts is not None else _nothing():
             yield
@@ -253,9 +304,29 @@ def telling(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Iterato
         yield
 
 
-def _texts_on(value: Any) -> TextSchedule | None:
+def schedule_of(value: Any) -> TextSchedule | None:
+    """Which frames see which text, as a tensor that `timeline` made carries it; None for anything else.
+
+    Args:
+        value: any argument of a pipeline's call.
+    """
     texts = getattr(value, _KEY, None) if isinstance(value, torch.Tensor) else None
     return texts if isinstance(texts, TextSchedule) else None
+
+
+def with_schedule(embeds: torch.Tensor, texts: TextSchedule) -> torch.Tensor:
+    """Texts that lie one after the other, with which frames see which.
+
+    Args:
+        embeds: (batch, tokens, channels).
+        texts: what each latent frame sees of them.
+
+    Returns:
+        A tensor of its own, which shares memory.
+    """
+    made = embeds.view_as(embeds)
+    setattr(made, _KEY, texts)
+    return made
 
 
 @contextmanager

@@ -230,7 +230,9 @@ class TextSchedule:
                     f"timeline: expected {self.shown} tokens that are no padding, or {other}, found {list(shown)}; "
                     "pass the pipeline what freeloc_fx.timeline gave as it is"
                 )
-        return replace(self, rows=tuple(rows) if any(row != self.starts for row in rows) else ())
+        if len(set(rows)) > 1:
+            return replace(self, rows=tuple(rows))
+        return self if rows[0] == self.starts else replace(self, starts=rows[0], shown=shown[0], negative=None)
 
     def over(self, frames: int) -> np.ndarray:
         """The weights for as many frames of tokens, where a model puts several latent frames into one.

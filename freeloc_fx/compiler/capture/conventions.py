@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from freeloc_fx.errors import CaptureError, LengthError
+from freeloc_fx.errors import CaptureError, LengthError, TimelineError
 from freeloc_fx.method.checks import is_whole
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "call_arguments",
     "check_limits",
     "check_one_clip",
+    "check_text_tokens",
     "forward_signature",
     "integer_size",
     "keeps_text_in_step",
@@ -62,7 +63,34 @@ def keeps_text_in_step(model: nn.Module) -> bool:
     Args:
         model: a transformer.
     """
-    return any(getattr(module, "add_q_proj", None) is not None for module in model.modules())
+    takes_mask = "encoder_attention_mask" in forward_signature(model).parameters
+    return takes_mask and any(getattr(module, "add_q_proj", None) is not None for module in model.modules())
+
+
+def check_text_tokens(model: nn.Module, tokens: int) -> None:
+    """Refuse more text than a model's own position tables have places for.
+
+    Args:
+        model: whose tables they are.
+        tokens: of all texts of a call.
+
+    Raises:
+        TimelineError: names the table.
+    """
+    for path, module in model.named_modules():
+        if getattr(module, "use_positional_embeddings", False) or getattr(
+            module, "use_learned_positional_embeddings", False
+        ):
+            raise TimelineError(
+                f"timeline: {type(model).__name__}: {path} adds positions to one sequence of video and text, whose "
+                "text has a fixed length; expected a model with rotary positions alone"
+            )
+        rows = getattr(module, "max_pos", None)
+        if is_whole(rows) and rows < tokens:
+            raise TimelineError(
+                f"timeline: {type(model).__name__}: the texts have {tokens} tokens, and {path} has {rows} positions; "
+                "expected fewer texts, or a smaller max_sequence_length"
+            )
 
 
 def known_patches(model: nn.Module) -> tuple[int, int, int] | None:
