@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -75,7 +75,15 @@ class Ranks:
         if self.shard is not None:
             shard_weights(pipe)
 
-    def denoise(self, job: Job, pipe: Any, prompt: str, seed: int, latents: torch.Tensor | None) -> None:
+    def denoise(
+        self,
+        job: Job,
+        pipe: Any,
+        prompt: str | Mapping[int, str],
+        seed: int,
+        latents: torch.Tensor | None,
+        timing: Mapping[str, Any] | None = None,
+    ) -> None:
         """Take part in a generation up to its last step, and leave the rest to the rank that writes.
 
         Args:
@@ -84,13 +92,14 @@ class Ranks:
             prompt: what to show.
             seed: of the initial noise.
             latents: initial noise; None for the pipeline's own.
+            timing: as of `Job.run`.
         """
 
         def done(_: Any) -> None:
             raise OtherRank
 
         with contextlib.suppress(OtherRank):
-            job.run(pipe, prompt, seed, lambda *_: None, latents, done)
+            job.run(pipe, prompt, seed, lambda *_: None, latents, done, None, timing)
 
 
 @contextmanager

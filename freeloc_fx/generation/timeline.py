@@ -29,7 +29,7 @@ from freeloc_fx.method.timeline import TextSchedule, check_marks, span_weights, 
 from .components import check_pipeline
 from .request import Facts, check_frames
 
-__all__ = ["marks_of", "schedule_of", "telling", "timeline", "with_schedule"]
+__all__ = ["check_timeline", "marks_of", "schedule_of", "telling", "timeline", "with_schedule"]
 
 _KEY = "_freeloc_texts"
 _OURS = {"prompt", "negative_prompt", "do_classifier_free_guidance", "num_videos_per_prompt", "num_images_per_prompt"}
@@ -82,6 +82,30 @@ def marks_of(texts: Mapping[Any, Any], num_frames: int, fps: float | None = None
     return dict(zip(marks, texts.values(), strict=True))
 
 
+def check_timeline(
+    texts: Mapping[Any, Any], num_frames: int, temporal: int, blend: int | str, fps: float | None = None
+) -> dict[int, Any]:
+    """Read a timeline and refuse one that a model cannot show, before there is a model.
+
+    Args:
+        texts: as of `timeline`.
+        num_frames: frames of the video.
+        temporal: video frames that one latent frame stands for.
+        blend: as of `timeline`.
+        fps: as of `timeline`.
+
+    Returns:
+        Video frame -> what begins there.
+
+    Raises:
+        TimelineError: a time cannot be read, the times do not rise from 0 inside the clip, or a text is seen by no
+            latent frame.
+    """
+    marks = marks_of(texts, num_frames, fps)
+    span_weights(list(marks), num_frames, temporal, video_frames(blend, fps))
+    return marks
+
+
 def timeline(
     pipe: Any,
     texts: Mapping[int | str, str | Sequence[str]],
@@ -122,8 +146,7 @@ def timeline(
     models = check_pipeline(pipe)
     facts = Facts.of(pipe)
     check_frames(facts, num_frames, argument="num_frames")
-    marks = marks_of(texts, num_frames, fps)
-    span_weights(list(marks), num_frames, facts.temporal, video_frames(blend, fps))  # each is seen
+    marks = check_timeline(texts, num_frames, facts.temporal, blend, fps)
     named = inspect.signature(pipe.__call__).parameters if callable(pipe) else {}
     if not {"prompt_embeds", "prompt_embeds_qwen"} & named.keys() or not hasattr(pipe, "encode_prompt"):
         raise TimelineError(

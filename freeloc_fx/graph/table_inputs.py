@@ -179,7 +179,7 @@ class TableInputs:
         Args:
             table: what it is.
         """
-        return self._placeholder(table, f"text_{table.which}")
+        return self._placeholder(table, f"text_{table.which}_{len(self._known)}")  # more than one a graph
 
     def _placeholder(self, table: AnyInput, label: str) -> fx.Node:
         node = self._known.get(table)

@@ -78,9 +78,8 @@ def check_text_tokens(model: nn.Module, tokens: int) -> None:
         TimelineError: names the table.
     """
     for path, module in model.named_modules():
-        if getattr(module, "use_positional_embeddings", False) or getattr(
-            module, "use_learned_positional_embeddings", False
-        ):
+        own = vars(module)
+        if path and (own.get("use_positional_embeddings") or own.get("use_learned_positional_embeddings")):
             raise TimelineError(
                 f"timeline: {type(model).__name__}: {path} adds positions to one sequence of video and text, whose "
                 "text has a fixed length; expected a model with rotary positions alone"
