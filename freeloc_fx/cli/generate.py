@@ -52,7 +52,7 @@ def generate(
     dtype: common.DtypeOption = "auto",
     device: common.DeviceOption = "auto",
     backend: common.BackendOption = "auto",
-    attention: times.AttentionOption = "auto",
+    attention: common.AttentionOption = "auto",
     fps: common.Fps = 16.0,
     parallel: Parallel = None,
     shard: Shard = None,

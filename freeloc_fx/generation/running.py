@@ -124,7 +124,7 @@ _AT_ONCE = 16
 
 def generate(
     pipe: Any,
-    prompt: str | Mapping[int | str, str],
+    prompt: str | Mapping[Any, str],
     *,
     frames: int = 321,
     height: int | None = None,

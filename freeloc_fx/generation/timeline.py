@@ -108,7 +108,7 @@ def check_timeline(
 
 def timeline(
     pipe: Any,
-    texts: Mapping[int | str, str | Sequence[str]],
+    texts: Mapping[Any, str | Sequence[str]],
     *,
     num_frames: int,
     blend: int | str = 16,
