@@ -347,6 +347,7 @@ TABLES = (
     Table("bench/README.md", "fits", fits),
     Table("bench/README.md", "links", links),
     Table("bench/README.md", "decoding", decoding),
+    Table("bench/README.md", "timeline", lambda: (RESULTS / "timeline.md").read_text().strip()),
     Table("bench/README.md", "models", models),
     Table("profiles/README.md", "shipped", shipped),
 )
