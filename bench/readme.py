@@ -293,6 +293,7 @@ TABLES = (
     Table("bench/README.md", "links", links),
     Table("bench/README.md", "step-memory", step_memory),
     Table("bench/README.md", "decoding", decoding),
+    Table("bench/README.md", "timeline", lambda: (RESULTS / "timeline.md").read_text().strip()),
     Table("bench/README.md", "models", models),
     Table("profiles/README.md", "shipped", shipped),
 )

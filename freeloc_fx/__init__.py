@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .errors import FreelocError
     from .generation.enabling import disable, enable, is_transformed, plan_for
     from .generation.noise import freenoise
+    from .generation.timeline import timeline
     from .generation.windows import context_windows
     from .method.catalogue import strategies
     from .method.positions import VRPR
@@ -43,6 +44,7 @@ __all__ = [
     "probe",
     "restore",
     "strategies",
+    "timeline",
     "transform",
 ]
 
@@ -66,6 +68,7 @@ _LATER = {
     "probe": "probing",
     "restore": "compiler.transform",
     "strategies": "method.catalogue",
+    "timeline": "generation.timeline",
     "transform": "compiler.transform",
 }
 _ROOMS = ("attention", "compat", "compiler", "graph", "method", "passes", "planning", "probing")

@@ -15,6 +15,7 @@ __all__ = [
     "SolveError",
     "StampError",
     "StrategyError",
+    "TimelineError",
     "TransformError",
     "VerificationError",
 ]
@@ -38,6 +39,10 @@ class SolveError(FreelocError, ValueError):
 
 class LengthError(FreelocError, ValueError):
     """The requested number of frames cannot be run by this model."""
+
+
+class TimelineError(FreelocError, ValueError):
+    """Texts over time that do not fit the clip, the pipeline or the model."""
 
 
 class CaptureError(FreelocError, RuntimeError):

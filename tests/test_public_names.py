@@ -21,7 +21,7 @@ from freeloc_fx.files import installed_version
 PUBLIC = {
     "FreelocError", "Plan", "Profile", "plan", "plans", "probe", "restore", "transform", "enable", "disable",
     "is_transformed", "plan_for", "strategies", "context_windows", "freenoise", "denoising_step", "VRPR", "TSA",
-    "__version__",
+    "timeline", "__version__",
 }  # fmt: skip
 
 

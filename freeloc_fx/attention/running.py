@@ -1,4 +1,4 @@
-"""What long attentions know of the call in which they run: its denoising step, and what was checked before.
+"""What attentions know of the call in which they run: its denoising step, texts over time, and what was checked before.
 
 A value of the thread (and task) that runs the model, not of the process: two generations side by side have one each.
 """
@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 from freeloc_fx.method.checks import is_whole
+from freeloc_fx.method.timeline import TextSchedule
 
 __all__ = ["Checked", "Running", "denoising_step", "running", "within"]
 
@@ -38,12 +39,14 @@ class Running:
         told: somebody has said which step it is.
         checked: what the backend has compared already; a new one where a graph runs without its backend.
         choices: which lowering the backend has found the quickest, see `quickest`; None where there is no backend.
+        texts: what each latent frame sees of several texts; None where all frames see one.
     """
 
     step: int = 0
     told: bool = False
     checked: Checked = field(default_factory=Checked)
     choices: MutableMapping[Hashable, str] | None = None
+    texts: TextSchedule | None = None
 
 
 _RUNNING: ContextVar[Running | None] = ContextVar("freeloc_fx_running", default=None)

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +55,6 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Engine = Literal["auto", "eager", "inductor"]
 Attention = Literal["auto", "flex", "tiles", "calls", "reference"]
-
-
-Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help=f'What to show, e.g. "{EXAMPLE}".', show_default=False)]
 
 
 Model = Annotated[
@@ -191,25 +188,27 @@ class Job:
     def run(
         self,
         pipe: Any,
-        prompt: str,
+        prompt: str | Mapping[int, str],
         seed: int,
         on_step: Callable[[int, int], None],
         latents: torch.Tensor | None = None,
         on_latents: Callable[[library.Latents], None] | None = None,
         on_frames: Callable[[Any], None] | None = None,
         shards: Shards | None = None,
+        timing: Mapping[str, Any] | None = None,
     ) -> library.Video:
         """Generate one video.
 
         Args:
             pipe: the loaded pipeline.
-            prompt: what to show.
+            prompt: what to show, or from which frame on to show what.
             seed: of the initial noise.
             on_step: called as on_step(done, total) after each denoising step.
             latents: initial noise; None for the pipeline's own.
             on_latents: called with the denoised latents before they are decoded.
             on_frames: takes the frames as they are decoded.
             shards: ranks that share the decoding.
+            timing: `fps` and `blend` of a prompt that changes over time, as of `timeline`.
 
         Returns:
             The video.
@@ -229,6 +228,7 @@ class Job:
             on_latents=on_latents,
             on_frames=on_frames,
             shards=shards,
+            **(timing or {}),
         )
 
 
@@ -333,16 +333,18 @@ def progress() -> Progress:
     )
 
 
-def scorable(job: Job, prompt: str) -> str | None:
+def scorable(job: Job, prompt: str | Mapping[int, str]) -> str | None:
     """Say whether videos can be scored against a prompt.
 
     Args:
         job: the request.
-        prompt: the prompt.
+        prompt: the prompt, or when it is what.
 
     Returns:
         None if they can, else the reason why not.
     """
+    if not isinstance(prompt, str):
+        return "the prompt changes over time"
     if (job.height, job.width) != (SIZE, SIZE) or job.frames < 2:
         return f"scores need a video of {SIZE}x{SIZE} pixels"
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.tiny_wan.drawing import real
 from freeloc_fx.generation.video import SHEETS, check_folder, check_output, comparison_sheet, side_by_side, write_video
 
-from . import common
+from . import common, times
 from .common import Job, UsageError, exits, load, out, prepare, progress, scorable, warn, without_nan, write_json
 from .finished import FinishedVideo, FinishedVideos
 from .latents import SUFFIX, kept
@@ -26,11 +26,14 @@ from .writing import describe, score_table, settings_of
 __all__ = ["compare"]
 
 
+Shown: TypeAlias = str | dict[int, str]
+
+
 STRATEGIES = "direct,vrpr,vrpr+temp,tsa,vrpr+tsa,profile"
 
 
 def compare(
-    prompt: common.Prompt,
+    prompts: times.Prompts = None,
     frames: Annotated[int, typer.Option(help="Length of the videos; 4n+1 for Wan.")] = 801,
     strategies: Annotated[
         str, typer.Option(help="Names separated by commas; profile: the profile's own, layer by layer.")
@@ -38,6 +41,8 @@ def compare(
     seeds: Annotated[
         str, typer.Option(help="Numbers separated by commas: scores are means, the video is the first's.")
     ] = "0",
+    at: times.At = None,
+    blend: times.Blend = "16",
     model: common.Model = library.TINY_WAN,
     profile: common.ProfileName = None,
     steps: common.Steps = None,
@@ -55,6 +60,8 @@ def compare(
     debug: common.Debug = False,
 ) -> None:
     """Generate one prompt with several strategies from the same noise, side by side in one video.
+
+    With --at the prompt changes over time.
 
     Writes a contact sheet (PNG) and the settings and scores (JSON) beside it. Run again after an interruption, it goes
     on with the first video that is not finished.
@@ -77,14 +84,16 @@ def compare(
             model, profile, [*names], frames, height, width, steps, guidance, negative_prompt,
             dtype, device, backend, attention,
         )  # fmt: skip
+        prompt = times.told(prompts, at, job, fps, blend)
+        timing = {} if isinstance(prompt, str) else {"blend": blend, "fps": fps}
         reason = scorable(job, prompt)
         if model in library.EMBEDDED and reason:
             warn(f"no scores: {reason}")
-        finished = FinishedVideos(folder, job, prompt)
-        _make(finished, job, prompt, names, numbers, fps)
+        finished = FinishedVideos(folder, job, prompt, timing)
+        _make(finished, job, prompt, names, numbers, fps, timing)
         found = {name: [_entry(finished, name, seed, prompt, reason) for seed in numbers] for name in names}
         means = {name: _mean([run["scores"] for run in runs]) for name, runs in found.items()} if reason is None else {}
-        real_clip = _real_clip(prompt, frames) if means else {}
+        real_clip = _real_clip(prompt, frames) if means and isinstance(prompt, str) else {}
         videos = {name: _kept(finished, name, numbers[0]).frames for name in names}
         write_video(output, side_by_side(videos, common.enlargement(job.height, 192)), fps)
         comparison_sheet(
@@ -92,8 +101,11 @@ def compare(
             videos,
             scale=common.enlargement(job.height, 128),
             scores={name: values["composite"] for name, values in means.items()},
+            texts=None if isinstance(prompt, str) else prompt,
         )
-        write_json(report, {**_report(job, prompt, numbers, found, means), "real_clip": without_nan(real_clip) or None})
+        write_json(
+            report, {**_report(job, prompt, numbers, found, means, timing), "real_clip": without_nan(real_clip) or None}
+        )
         del videos
         if keep_parts:
             finished.keep()
@@ -121,7 +133,15 @@ def _seeds(text: str) -> list[int]:
     return list(dict.fromkeys(int(item) for item in items))
 
 
-def _make(finished: FinishedVideos, job: Job, prompt: str, names: list[str], seeds: list[int], fps: float) -> None:
+def _make(
+    finished: FinishedVideos,
+    job: Job,
+    prompt: Shown,
+    names: list[str],
+    seeds: list[int],
+    fps: float,
+    timing: dict[str, Any],
+) -> None:
     """Generate what is not there yet; the pipeline is loaded only if something is missing."""
     missing = [(name, seed) for name in names for seed in seeds if finished.get(name, seed) is None]
     done = len(names) * len(seeds) - len(missing)
@@ -135,7 +155,7 @@ def _make(finished: FinishedVideos, job: Job, prompt: str, names: list[str], see
         task = bar.add_task("", total=job.steps * len(missing))
         for index, (name, seed) in enumerate(missing):
             if name != applied:
-                library.apply(pipe, job.profile, name, backend=job.backend, attention=job.attention)
+                times.apply(pipe, job, name, prompt)
                 applied = name
             label = name if len(seeds) == 1 else f"{name}, seed {seed}"
 
@@ -152,7 +172,7 @@ def _make(finished: FinishedVideos, job: Job, prompt: str, names: list[str], see
             settings = settings_of(job, prompt, name, seed, fps)
             single = latents.with_name(latents.name.removesuffix(SUFFIX) + ".mp4")
             with kept(single, settings, name, job, latents) as keep:
-                made = job.run(pipe, prompt, seed, on_step, on_latents=keep)
+                made = job.run(pipe, prompt, seed, on_step, on_latents=keep, timing=timing)
                 summary = describe(made.plan, name, job.latent[0])
                 plan = made.plan.to_dict() if made.plan is not None else None
                 finished.put(name, seed, made, {"seconds": made.seconds, "summary": summary, "plan": plan})
@@ -178,10 +198,12 @@ def _kept(finished: FinishedVideos, name: str, seed: int) -> FinishedVideo:
     return video
 
 
-def _entry(finished: FinishedVideos, name: str, seed: int, prompt: str, reason: str | None) -> dict[str, Any]:
+def _entry(finished: FinishedVideos, name: str, seed: int, prompt: Shown, reason: str | None) -> dict[str, Any]:
     """What one video's report says. Scored from the kept bytes, so a resumed run scores as an uninterrupted one."""
     video = _kept(finished, name, seed)
-    scores = score(video.frames.astype(np.float32) / 255, prompt).as_dict() if reason is None else None
+    scores = None
+    if reason is None and isinstance(prompt, str):
+        scores = score(video.frames.astype(np.float32) / 255, prompt).as_dict()
     return {"seed": seed, **video.facts, "scores": scores}
 
 
@@ -201,10 +223,16 @@ def _mean(scores: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _report(
-    job: Job, prompt: str, seeds: list[int], found: dict[str, list[dict[str, Any]]], means: dict[str, dict[str, float]]
+    job: Job,
+    prompt: Shown,
+    seeds: list[int],
+    found: dict[str, list[dict[str, Any]]],
+    means: dict[str, dict[str, float]],
+    timing: dict[str, Any],
 ) -> dict[str, Any]:
     settings = {
-        "prompt": prompt,
+        "prompt": prompt if isinstance(prompt, str) else {str(mark): text for mark, text in prompt.items()},
+        **timing,
         "negative_prompt": job.negative_prompt,
         "model": job.model,
         "profile": job.profile.name if job.profile is not None else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,14 @@ class FinishedVideos:
     Args:
         folder: where they lie; it is made with the first video.
         job: the checked request that they share.
-        prompt: what they show.
+        prompt: what they show, or from which frame on they show what.
+        timing: `blend` and `fps` of a prompt that changes over time.
     """
 
-    def __init__(self, folder: Path, job: Job, prompt: str) -> None:
-        self.folder, self.job, self.prompt = folder, job, prompt
+    def __init__(
+        self, folder: Path, job: Job, prompt: str | Mapping[int, str], timing: Mapping[str, Any] | None = None
+    ) -> None:
+        self.folder, self.job, self.prompt, self.timing = folder, job, prompt, timing
         self._model = _weights(job.model)
         self._used: set[str] = set()
 
@@ -68,6 +72,7 @@ class FinishedVideos:
         content = {
             "version": installed_version(),
             "prompt": self.prompt,
+            **(self.timing or {}),
             "strategy": strategy,
             "seed": seed,
             "model": self._model,

@@ -12,7 +12,7 @@ from freeloc_fx.generation.noise import default_stride, for_pipeline
 from freeloc_fx.generation.video import SHEETS, check_output
 from freeloc_fx.generation.windows import context_windows
 
-from . import common
+from . import common, times
 from .common import UsageError, exits, load, prepare, progress, scorable, warn
 from .latents import kept
 from .ranks import Parallel, Shard, ranks
@@ -22,7 +22,7 @@ __all__ = ["generate"]
 
 
 def generate(
-    prompt: common.Prompt,
+    prompts: times.Prompts = None,
     frames: Annotated[int, typer.Option(help="Length of the video; 4n+1 for Wan.")] = 321,
     model: common.Model = library.TINY_WAN,
     profile: common.ProfileName = None,
@@ -34,6 +34,8 @@ def generate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the initial noise.")] = 0,
+    at: times.At = None,
+    blend: times.Blend = "16",
     noise: Annotated[
         Literal["plain", "freenoise"],
         typer.Option(help="freenoise: noise of the trained length, shuffled on and on; its authors add --windows."),
@@ -59,6 +61,8 @@ def generate(
 ) -> None:
     """Generate one video, with a contact sheet (PNG) of its frames and what made it (JSON) beside it.
 
+    With --at the prompt changes over time: --at 0 "a red circle ..." --at 10s "a blue circle ...".
+
     An embedded model prints how well the video shows what the prompt asks for, where the prompt is in its grammar. What
     fails once denoising is done keeps the latents beside the output; freeloc decode makes the video of them. Several
     GPUs: torchrun --nproc_per_node N -m freeloc_fx.cli generate ... --parallel ulysses, and --shard fsdp.
@@ -79,12 +83,14 @@ def generate(
             model, profile, [strategy], frames, height, width, steps, guidance, negative_prompt,
             dtype, device, backend, attention,
         )  # fmt: skip
+        prompt = times.told(prompts, at, job, fps, blend)
+        timing = {} if isinstance(prompt, str) else {"blend": blend, "fps": fps}
         reason = scorable(job, prompt)
         if model in library.EMBEDDED and reason:
             warn(f"no scores: {reason}")
         pipe = load(job)
         here.share(pipe, job)
-        library.apply(pipe, job.profile, strategy, backend=job.backend, attention=job.attention)
+        times.apply(pipe, job, strategy, prompt)
         trained = 0
         if windows or noise == "freenoise":
             trained = library.choose_profile(pipe.transformer, job.profile).trained_frames
@@ -97,8 +103,10 @@ def generate(
         if noise == "freenoise":
             latents = for_pipeline(pipe, job.frames, job.height, job.width, trained, seed=seed)
         settings = settings_of(job, prompt, strategy, seed, fps, noise=noise, windows=windows)
+        if timing:
+            settings["blend"] = blend
         if not here.writes:
-            here.denoise(job, pipe, prompt, seed, latents, decode=is_streamed(job))
+            here.denoise(job, pipe, prompt, seed, latents, timing, decode=is_streamed(job))
             return
         with kept(output, settings, strategy, job) as keep:
             with filmed(output, job, fps) as film, progress() as bar:
@@ -107,13 +115,12 @@ def generate(
                 def on_step(done: int, total: int) -> None:
                     bar.update(task, completed=done, description="denoising" if done < total else "decoding")
 
-                taking = None if film is None else film.add
-                video = job.run(
-                    pipe, prompt, seed, on_step, latents, keep, taking, None if film is None else here.shards
-                )
+                take = None if film is None else film.add
+                shards = None if film is None else here.shards
+                video = job.run(pipe, prompt, seed, on_step, latents, keep, take, shards, timing)
                 bar.update(task, description="done")
             plan = None if video.plan is None else video.plan.to_dict()
             content = {"settings": settings, "seconds": video.seconds, "plan": plan}
             summary = describe(video.plan, strategy, job.latent[0])
-            shown = prompt if reason is None else None
+            shown = prompt if isinstance(prompt, str) and reason is None else None
             write(output, video, fps, content, summary, strategy or "profile", shown, written, film)

@@ -125,7 +125,7 @@ def decode(
             take = None if film is None else film.add
             video = library.decode_latents(pipe, found, vae_tiling=tiling, on_frames=take)
         report = {"settings": {**settings, "fps": rate}, "seconds": video.seconds, "plan": found.facts.get("plan")}
-        prompt = str(settings.get("prompt") or "")
-        shown = prompt if scorable(job, prompt) is None else None
+        prompt = settings.get("prompt") or ""
+        shown = prompt if isinstance(prompt, str) and scorable(job, prompt) is None else None
         summary, strategy = str(found.facts.get("summary") or ""), str(settings.get("strategy") or "profile")
         write(output, video, rate, report, summary, strategy, shown, film=film)

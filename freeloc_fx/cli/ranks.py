@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -83,7 +83,15 @@ class Ranks:
             shard_weights(pipe)
 
     def denoise(
-        self, job: Job, pipe: Any, prompt: str, seed: int, latents: torch.Tensor | None, *, decode: bool
+        self,
+        job: Job,
+        pipe: Any,
+        prompt: str | Mapping[int, str],
+        seed: int,
+        latents: torch.Tensor | None,
+        timing: Mapping[str, Any] | None = None,
+        *,
+        decode: bool,
     ) -> None:
         """Take part in a generation, and leave what is written to the rank that writes.
 
@@ -93,6 +101,7 @@ class Ranks:
             prompt: what to show.
             seed: of the initial noise.
             latents: initial noise; None for the pipeline's own.
+            timing: as of `Job.run`.
             decode: whether frames are decoded by all ranks; else this one is done after the last step.
         """
 
@@ -101,7 +110,7 @@ class Ranks:
                 raise OtherRank
 
         with contextlib.suppress(OtherRank):
-            job.run(pipe, prompt, seed, lambda *_: None, latents, done, lambda _: None, self.shards)
+            job.run(pipe, prompt, seed, lambda *_: None, latents, done, lambda _: None, self.shards, timing)
 
 
 @contextmanager

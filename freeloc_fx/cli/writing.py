@@ -37,12 +37,14 @@ SHOWN = {
 """Field of `metrics.GroundTruthScore` -> heading; short, so that the table fits 80 columns."""
 
 
-def settings_of(job: Job, prompt: str, strategy: str | None, seed: int, fps: float, **others: Any) -> dict[str, Any]:
+def settings_of(
+    job: Job, prompt: str | Mapping[int, str], strategy: str | None, seed: int, fps: float, **others: Any
+) -> dict[str, Any]:
     """Gather what made a video, as JSON data.
 
     Args:
         job: the checked request.
-        prompt: what is shown.
+        prompt: what is shown, or from which frame on it is what.
         strategy: its name; None for the profile's.
         seed: of the initial noise.
         fps: frames per second of the file.
@@ -51,8 +53,9 @@ def settings_of(job: Job, prompt: str, strategy: str | None, seed: int, fps: flo
     Returns:
         The settings.
     """
+    shown = prompt if isinstance(prompt, str) else {str(mark): text for mark, text in prompt.items()}
     return {
-        "prompt": prompt, "negative_prompt": job.negative_prompt, "model": job.model, "strategy": strategy or "profile",
+        "prompt": shown, "negative_prompt": job.negative_prompt, "model": job.model, "strategy": strategy or "profile",
         "seed": seed, "steps": job.steps, "guidance": job.guidance, "frames": job.frames, "height": job.height,
         "width": job.width, "fps": fps, **others,
     }  # fmt: skip
@@ -128,10 +131,12 @@ def write(
     else:
         count, (height, width) = film.frames, film.size
     done.append(output)
+    given = dict(report.get("settings") or {}).get("prompt")
+    texts = {int(mark): text for mark, text in given.items()} if isinstance(given, dict) else None
     if film is None:
-        contact_sheet(sheet, video.frames, scale=common.enlargement(height, 128), fps=fps)
+        contact_sheet(sheet, video.frames, scale=common.enlargement(height, 128), fps=fps, texts=texts)
     else:
-        sheet_of(sheet, film.chosen, scale=common.enlargement(height, 128), fps=fps)
+        sheet_of(sheet, film.chosen, scale=common.enlargement(height, 128), fps=fps, texts=texts)
     done.append(sheet)
     write_json(beside, dict(report))
     done.append(beside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from freeloc_fx.graph.records import AttentionSite, sites
 from freeloc_fx.graph.shapes import value_of
 from freeloc_fx.graph.sharding import Adopted
 from freeloc_fx.graph.table_inputs import with_tables
+from freeloc_fx.method.timeline import TextForm
 from freeloc_fx.planning.plan import Plan
 from freeloc_fx.planning.profile import Profile
 
@@ -144,6 +146,16 @@ class Backend:
         made.adopted = (plan, adopted)
         return made
 
+    def for_texts(self, form: TextForm) -> Backend:
+        """This backend for calls with texts over time; it shares what this one keeps.
+
+        Args:
+            form: of the texts.
+        """
+        made = copy.copy(self)
+        made.how = replace(self.how, text=form)
+        return made
+
     def with_compiler(self, inner: Compiler | None) -> Backend:
         """This backend with another next compiler and nothing compiled; it goes on with the same plans."""
         made = copy.copy(self)
@@ -176,7 +188,7 @@ class Backend:
         runner = Runner(graph, capture, verify=self.verify, disabled=self.disabled)
         self.passes.append(runner.runs)
         if self.adopted is None:
-            plan = pipeline.analyse(runner, root, self.model, self.profile)
+            plan = pipeline.analyse(runner, root, self.model, self.profile, self.how.text)
         else:
             plan = pipeline.adopt(runner, root, self.model, *self.adopted)
         self.plans.append(plan)
@@ -195,7 +207,7 @@ class Backend:
             return self._compiled(runner, plan, root, gm, inputs)
         if not plan.rewritten and self.adopted is not None:
             return self._compiled(runner, plan, root, gm, inputs)  # its tokens have to be exchanged all the same
-        if not plan.rewritten:
+        if not plan.rewritten and self.how.text is None:
             # Within the trained length the model runs exactly as it was captured, bitwise, whatever the backend.
             return fx.GraphModule(root, graph).forward if stamped else gm.forward
         stages = self._rewrite(runner, plan, root)
@@ -208,7 +220,8 @@ class Backend:
     def _rewrite(self, runner: Runner, plan: Plan, root: fx.GraphModule) -> list[tuple[Runner, Plan, fx.GraphModule]]:
         """The rewritten graph, or one for each stage where strategies that differ by stage are nodes of the graph."""
         if self.how.lowering(runner.capture.device) != "flex" or len(plan.stage_starts) == 1:
-            site = next(site for site in plan.sites if not site.strategy.changes_nothing)
+            changed = (site for site in plan.sites if not site.strategy.changes_nothing)
+            site = next(changed, plan.sites[0])
             block = block_of(runner.capture, site.path)
             before = [] if self.listings is None else block_lines(runner.graph, block)
             pipeline.rewrite(runner, plan, self.how, root)
@@ -218,7 +231,7 @@ class Backend:
         made = []
         for start in plan.stage_starts:
             stage, copy_of = plan.stage(start), runner.copied(root)
-            if stage.rewritten:
+            if stage.rewritten or self.how.text is not None:
                 pipeline.rewrite(copy_of[0], stage, self.how, copy_of[1])
             made.append((copy_of[0], stage, copy_of[1]))
         return made

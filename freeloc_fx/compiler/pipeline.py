@@ -28,6 +28,7 @@ from freeloc_fx.graph.capture import Pass
 from freeloc_fx.graph.records import sites
 from freeloc_fx.graph.sharding import Adopted
 from freeloc_fx.graph.splice import CapturedFunctions
+from freeloc_fx.method.timeline import TextForm
 from freeloc_fx.passes.adopt_plan import adopt_plan
 from freeloc_fx.passes.annotate_sensitivity import annotate_sensitivity
 from freeloc_fx.passes.cut_blocks import cut_blocks
@@ -39,9 +40,12 @@ from freeloc_fx.passes.inline_regions import inline_regions
 from freeloc_fx.passes.merge_repeated_keys import merge_repeated_keys
 from freeloc_fx.passes.name_modules import name_modules
 from freeloc_fx.passes.observe_attention import observe_attention
+from freeloc_fx.passes.pair_texts import pair_texts
 from freeloc_fx.passes.reencode_rotary import reencode_rotary
 from freeloc_fx.passes.rewrite_attention import rewrite_attention
+from freeloc_fx.passes.schedule_text import schedule_text
 from freeloc_fx.passes.shard_sequence import shard_sequence
+from freeloc_fx.passes.split_text_from_image import split_text_from_image
 from freeloc_fx.passes.tiered_sparse_attention import tiered_sparse_attention
 from freeloc_fx.planning.plan import Plan, make_plan
 from freeloc_fx.planning.profile import Profile
@@ -55,6 +59,7 @@ log = logging.getLogger("freeloc_fx")
 PASSES = (
     name_modules,
     inline_regions,
+    split_text_from_image,
     find_attention,
     adopt_plan,
     shard_sequence,
@@ -62,16 +67,19 @@ PASSES = (
     infer_rope,
     infer_token_grid,
     annotate_sensitivity,
+    pair_texts,
     reencode_rotary,
     tiered_sparse_attention,
     rewrite_attention,
+    schedule_text,
     merge_repeated_keys,
     observe_attention,
     cut_blocks,
 )
 """Every pass, in the order in which they run. `reencode_rotary` and `tiered_sparse_attention` run where attention is
-"flex", `rewrite_attention` where it is not, and `observe_attention` in place of all that rewrites. `adopt_plan` and
-`shard_sequence` run on ranks of context parallelism, in place of the inference of RoPE and grid."""
+"flex", `rewrite_attention` where it is not, `split_text_from_image`, `pair_texts` and `schedule_text` where a call has
+texts over time, and `observe_attention` in place of all that rewrites. `adopt_plan` and `shard_sequence` run on ranks
+of context parallelism, in place of the inference of RoPE and grid."""
 
 
 def check_names(names: Collection[str]) -> frozenset[str]:
@@ -94,11 +102,14 @@ def check_names(names: Collection[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def analysis_passes(root: torch.nn.Module, model: torch.nn.Module | None, profile: Profile) -> list[Pass]:
+def analysis_passes(
+    root: torch.nn.Module, model: torch.nn.Module | None, profile: Profile, text: TextForm | None = None
+) -> list[Pass]:
     """Passes that make the capture one flat graph and write records, in order."""
     return [
         partial(name_modules, root=root, model=model),
         partial(inline_regions, root=root, model=model),
+        *([] if text is None else [partial(split_text_from_image, form=text)]),
         find_attention,
         find_key_mask,
         infer_rope,
@@ -129,6 +140,7 @@ class Rewriting:
         specs: what graphs name is added to them.
         options: choices about FlexAttention.
         functions: what was captured to be copied into graphs.
+        text: the texts of calls with texts over time; None in calls with one text for all frames.
     """
 
     attention: str = "auto"
@@ -136,6 +148,7 @@ class Rewriting:
     specs: Specs = field(default_factory=Specs)
     options: FlexOptions = field(default_factory=FlexOptions)
     functions: CapturedFunctions = field(default_factory=CapturedFunctions)
+    text: TextForm | None = None
 
     @classmethod
     def read(cls, attention: str | Mapping[str, Any], verify: bool = False) -> Rewriting:
@@ -182,6 +195,19 @@ def passes_beside(plan: Plan, how: Rewriting) -> list[Pass]:
     return [partial(merge_repeated_keys, plan=plan, attention=how.attention, verify=how.verify)]
 
 
+def pairing_passes(plan: Plan, how: Rewriting) -> list[Pass]:
+    """Passes that say which pairs of video and text see each other; none in calls with one text for all."""
+    return [] if how.text is None else [partial(pair_texts, form=how.text, plan=plan)]
+
+
+def scheduling_passes(how: Rewriting, device: torch.device) -> list[Pass]:
+    """Passes that let each frame see its own text; none in calls with one text for all."""
+    if how.text is None:
+        return []
+    exact = how.lowering(device) == "reference"
+    return [partial(schedule_text, form=how.text, exact=exact, verify=how.verify)]
+
+
 def observing_passes(plan: Plan, recorder: str) -> list[Pass]:
     """Passes that watch the plan's sites instead of rewriting them."""
     return [partial(observe_attention, plan=plan, recorder=recorder)]
@@ -192,7 +218,13 @@ def cutting_passes(blocks: Collection[str] | None) -> list[Pass]:
     return [partial(cut_blocks, blocks=blocks)]
 
 
-def analyse(runner: Runner, root: torch.nn.Module, model: torch.nn.Module | None, profile: Profile) -> Plan:
+def analyse(
+    runner: Runner,
+    root: torch.nn.Module,
+    model: torch.nn.Module | None,
+    profile: Profile,
+    text: TextForm | None = None,
+) -> Plan:
     """Run the analysis passes and decide.
 
     Args:
@@ -200,6 +232,7 @@ def analyse(runner: Runner, root: torch.nn.Module, model: torch.nn.Module | None
         root: holds the graphs of regions that Dynamo traced once.
         model: what was captured; None where that is not known, and then no region may be in the graph.
         profile: strategies and settings.
+        text: the texts of a call with texts over time; None for one text for all frames.
 
     Returns:
         The plan.
@@ -208,7 +241,7 @@ def analyse(runner: Runner, root: torch.nn.Module, model: torch.nn.Module | None
         CaptureError: the graph is the whole model and holds no attention that can be planned.
         VerificationError: a pass left the graph inconsistent.
     """
-    runner.run(analysis_passes(root, model, profile))
+    runner.run(analysis_passes(root, model, profile, text))
     found = [site for _, site in sites(runner.graph)]
     capture = runner.capture
     plan = make_plan(found, profile, partial=bool(capture.prefix), layers=len(capture.layers))
@@ -255,6 +288,7 @@ def rewrite(runner: Runner, plan: Plan, how: Rewriting, root: torch.nn.Module) -
     Raises:
         VerificationError: fewer sites were replaced than the plan names.
     """
+    runner.run(pairing_passes(plan, how))
     count = 0
     replacing = replacing_passes(plan, how, runner.capture.device, root)
     for one in replacing:
@@ -264,6 +298,7 @@ def rewrite(runner: Runner, plan: Plan, how: Rewriting, root: torch.nn.Module) -
         log.warning("%s is switched off: %d planned sites run as they are", off[0], plan.rewritten)
     elif count != plan.rewritten:
         raise VerificationError(f"rewrite: expected {plan.rewritten} sites replaced, found {count}")
+    runner.run(scheduling_passes(how, runner.capture.device))
     runner.run(passes_beside(plan, how))
     return count
 

@@ -21,7 +21,17 @@ from freeloc_fx.planning.profile import Profile
 from .components import first_transformer
 from .embedded import EMBEDDED, TINY_WAN, Defaults, embedded, embedded_by_parts
 
-__all__ = ["EMBEDDED", "TINY_WAN", "Defaults", "Facts", "check_request", "choose_profile", "defaults", "resolve_model"]
+__all__ = [
+    "EMBEDDED",
+    "TINY_WAN",
+    "Defaults",
+    "Facts",
+    "check_frames",
+    "check_request",
+    "choose_profile",
+    "defaults",
+    "resolve_model",
+]
 
 
 # What diffusers' pipelines call the compression of their VAE.
@@ -208,6 +218,31 @@ def _call_defaults(pipeline: str | None) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(found.__call__).parameters if isinstance(found, type) else {}
 
 
+def check_frames(facts: Facts, frames: int, *, argument: str = "frames") -> int:
+    """Refuse a number of frames that the model's VAE cannot make.
+
+    Args:
+        facts: of the pipeline.
+        frames: frames of the video.
+        argument: what a message calls the number of frames.
+
+    Returns:
+        Latent frames.
+
+    Raises:
+        LengthError: frames are no integer, or not 1 more than a multiple of the VAE's temporal factor; the message
+            names the nearest valid values.
+    """
+    step = facts.temporal
+    if not is_whole(frames):
+        raise LengthError(f"{argument}: expected an integer of at least 1, found {frames!r}")
+    if frames < 1 or frames % step != 1 % step:
+        below = max(1, (frames - 1) // step * step + 1)
+        near = f"{below}" if frames < 1 else f"{below} and {below + step}"
+        raise LengthError(f"{argument}={frames}: this model makes {step}n+1 frames, the nearest are {near}")
+    return (frames - 1) // step + 1
+
+
 def check_request(pipe: Any, frames: int, height: int, width: int, *, argument: str = "frames") -> tuple[int, int, int]:
     """Refuse a size that the model cannot make, before any long work.
 
@@ -226,17 +261,13 @@ def check_request(pipe: Any, frames: int, height: int, width: int, *, argument: 
             token's, or the model's position tables end before; the message names the nearest valid values.
     """
     facts = pipe if isinstance(pipe, Facts) else Facts.of(pipe)
-    step = facts.temporal
-    if frames < 1 or frames % step != 1 % step:
-        below = max(1, (frames - 1) // step * step + 1)
-        near = f"{below}" if frames < 1 else f"{below} and {below + step}"
-        raise LengthError(f"{argument}={frames}: this model makes {step}n+1 frames, the nearest are {near}")
+    count = check_frames(facts, frames, argument=argument)
     for name, size, multiple in zip(("height", "width"), (height, width), facts.multiple, strict=True):
         if size < multiple or size % multiple:
             below = size // multiple * multiple
             near = f"{multiple}" if below < multiple else f"{below} and {below + multiple}"
             raise LengthError(f"{name}={size}: expected a multiple of {multiple} pixels, the nearest are {near}")
-    latent = (frames - 1) // step + 1, height // facts.spatial, width // facts.spatial
+    latent = count, height // facts.spatial, width // facts.spatial
     check_limits(facts.transformer, *latent)
     return latent
 

@@ -27,6 +27,7 @@ from .latents import Latents, LatentsError
 from .request import check_request, defaults
 from .sharing import taking_turns
 from .stretches import stretch_of, why_at_once
+from .timeline import marks_of, timeline
 
 __all__ = ["Video", "decode_latents", "generate"]
 
@@ -129,7 +130,7 @@ _AT_ONCE = 16
 
 def generate(
     pipe: Any,
-    prompt: str,
+    prompt: str | Mapping[Any, str],
     *,
     frames: int = 321,
     height: int | None = None,
@@ -144,6 +145,8 @@ def generate(
     on_latents: Callable[[Latents], None] | None = None,
     on_frames: Callable[[np.ndarray], None] | None = None,
     shards: Shards | None = None,
+    blend: int | str = 16,
+    fps: float | None = None,
 ) -> Video:
     """Run a pipeline. The same seed gives the same initial noise whatever the device and the strategy.
 
@@ -152,7 +155,7 @@ def generate(
 
     Args:
         pipe: a diffusers pipeline from text to video.
-        prompt: what the video is to show.
+        prompt: what the video is to show; or when it is to show what, as of `timeline`.
         frames: frames of the video.
         height: of the video in pixels; None: that of `defaults(pipe)`.
         width: of the video in pixels; None: that of `defaults(pipe)`.
@@ -171,12 +174,15 @@ def generate(
             that makes them all at once (see `stretches`) does so before it hands them over, and a warning says so.
         shards: ranks that make this same call and share the decoding too, where that pays; the first one's `on_frames`
             gets all frames. None: this process decodes alone.
+        blend: as of `timeline`, where the prompt changes over time.
+        fps: frames per second of the video, for times in seconds; None where there are none.
 
     Returns:
         The clip, with the plan and the settings that it was made with.
 
     Raises:
         LengthError: see `check_request`.
+        TimelineError: see `timeline`.
         ValueError: `steps` is below 1.
         FreelocError: the latents or the frames are not finite.
         Exception: others come from the pipeline as they are.
@@ -202,6 +208,11 @@ def generate(
         "guidance": guidance,
         "seed": seed,
     }
+    texts: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
+    if isinstance(prompt, Mapping):
+        marks = marks_of(prompt, frames, fps)
+        settings |= {"prompt": {str(mark): text for mark, text in marks.items()}, "blend": blend}
+        texts = timeline(pipe, marks, num_frames=frames, blend=blend, fps=fps, negative_prompt=negative_prompt)
     kept: list[Latents] = []
 
     def after_step(running: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -227,8 +238,7 @@ def generate(
             vae_tiling,
             on_frames,
             shards,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
+            **texts,
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=torch.Generator("cpu").manual_seed(seed),

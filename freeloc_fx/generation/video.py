@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from freeloc_fx.files import replacing
 from freeloc_fx.method.checks import is_whole
 
 from .encoding import VideoError, need, write_gif, write_mp4
+from .lettering import CAPTION, GAP, PAPER, caption, lettered, stack, text_width, with_texts
 
 __all__ = [
     "SHEETS",
@@ -34,12 +34,6 @@ VIDEOS = (".mp4", ".gif")
 
 
 SHEETS = (".png",)
-
-
-_GAP = 4  # px between the cells of a sheet
-
-
-_INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
 
 def check_output(path: str | os.PathLike[str], suffixes: Sequence[str] | None = VIDEOS) -> Path:
@@ -143,6 +137,7 @@ def contact_sheet(
     labels: bool = True,
     scale: int = 2,
     fps: float | None = None,
+    texts: Mapping[int, str] | None = None,
 ) -> Path:
     """Write a PNG grid of evenly spaced frames, the first and the last among them.
 
@@ -154,6 +149,7 @@ def contact_sheet(
         labels: write the frame's index under it, and with `fps` its time in seconds.
         scale: whole factor to enlarge each frame by.
         fps: frames per second, for the times; None: no times.
+        texts: frame at which each text begins, rising from 0 -> the text, written under its frames; None for none.
 
     Returns:
         The path.
@@ -169,7 +165,7 @@ def contact_sheet(
     if columns < 1 or rows < 1:
         raise VideoError(f"columns={columns} and rows={rows} must be at least 1")
     chosen = {index: clip[index] for index in spread(len(clip), columns * rows)}
-    return sheet_of(path, chosen, columns, labels=labels, scale=scale, fps=fps)
+    return sheet_of(path, chosen, columns, labels=labels, scale=scale, fps=fps, texts=texts)
 
 
 def sheet_of(
@@ -180,6 +176,7 @@ def sheet_of(
     labels: bool = True,
     scale: int = 2,
     fps: float | None = None,
+    texts: Mapping[int, str] | None = None,
 ) -> Path:
     """Write a PNG grid of frames that were picked already.
 
@@ -190,6 +187,7 @@ def sheet_of(
         labels: as of `contact_sheet`.
         scale: as of `contact_sheet`.
         fps: as of `contact_sheet`.
+        texts: as of `contact_sheet`.
 
     Returns:
         The path.
@@ -205,9 +203,14 @@ def sheet_of(
         cell = _enlarge(frame[None], scale)[0]
         if labels:
             words = f"{index}" if fps is None else f"{index} · {index / fps:.2f} s"
-            cell = np.concatenate([cell, _caption(words, cell.shape[1])])
+            cell = np.concatenate([cell, caption(words, cell.shape[1])])
         cells.append(cell)
-    return _save_png(path, _stack([cells[i : i + columns] for i in range(0, len(cells), columns)]))
+    table = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    if texts:
+        shown = [max(mark for mark in texts if mark <= index) for index in chosen]
+        marks = [shown[i : i + columns] for i in range(0, len(cells), columns)]
+        table = [[with_texts(row, of, texts)] for row, of in zip(table, marks, strict=True)]
+    return _save_png(path, stack(table))
 
 
 def side_by_side(videos: Mapping[str, np.ndarray], scale: int = 1) -> np.ndarray:
@@ -231,10 +234,10 @@ def side_by_side(videos: Mapping[str, np.ndarray], scale: int = 1) -> np.ndarray
     parts: list[np.ndarray] = []
     for name, clip in clips.items():
         if parts:
-            parts.append(np.full((frames, parts[0].shape[1], _GAP, 3), _PAPER, np.uint8))
+            parts.append(np.full((frames, parts[0].shape[1], GAP, 3), PAPER, np.uint8))
         held = clip[np.minimum(np.arange(frames), len(clip) - 1)]
-        caption = np.broadcast_to(_caption(name, clip.shape[2]), (frames, _CAPTION, clip.shape[2], 3))
-        parts.append(np.concatenate([caption, held], 1))
+        title = np.broadcast_to(caption(name, clip.shape[2]), (frames, CAPTION, clip.shape[2], 3))
+        parts.append(np.concatenate([title, held], 1))
     return np.concatenate(parts, 2)
 
 
@@ -244,6 +247,7 @@ def comparison_sheet(
     columns: int = 8,
     scale: int = 2,
     scores: Mapping[str, float | str] | None = None,
+    texts: Mapping[int, str] | None = None,
 ) -> Path:
     """Write a PNG with one row per strategy: its name (and score) at the left, evenly spaced frames beside it.
 
@@ -253,6 +257,7 @@ def comparison_sheet(
         columns: frames shown of each.
         scale: whole factor to enlarge by.
         scores: name -> number (shown with 3 decimals) or text, written under the name; missing names get none.
+        texts: frame at which each text begins, rising from 0 -> the text, written once below its frames; None for none.
 
     Returns:
         The path.
@@ -265,33 +270,43 @@ def comparison_sheet(
     if not videos or columns < 1:
         raise VideoError(f"comparison_sheet needs one or more videos and columns; found {len(videos)} and {columns}")
     rows = []
-    wide = max([90, *(_width(name) + 10 for name in videos)])
+    wide = max([90, *(text_width(name) + 10 for name in videos)])
     for name, video in videos.items():
         clip = _bytes(video)
         words = [name]
         value = (scores or {}).get(name)
         if value is not None:
             words.append(value if isinstance(value, str) else f"{value:.3f}")
-        wide = max(wide, *(_width(w) + 10 for w in words))
+        wide = max(wide, *(text_width(w) + 10 for w in words))
         cells = []
         for index in spread(len(clip), columns):
             cell = _enlarge(clip[index : index + 1], scale)[0]
-            cells.append(np.concatenate([cell, _caption(f"{index}", cell.shape[1])]))
+            cells.append(np.concatenate([cell, caption(f"{index}", cell.shape[1])]))
         rows.append((words, cells))
     table = []
     for words, cells in rows:
-        side = np.concatenate([_caption(w, wide) for w in words])
+        side = np.concatenate([caption(w, wide) for w in words])
         height = max(cells[0].shape[0], side.shape[0])
-        top = (height - _CAPTION - side.shape[0]) // 2  # beside the frame, not beside its caption
+        top = (height - CAPTION - side.shape[0]) // 2  # beside the frame, not beside its caption
         side = np.pad(side, ((max(top, 0), height - side.shape[0] - max(top, 0)), (0, 0), (0, 0)), constant_values=255)
         table.append([side, *cells])
-    return _save_png(path, _stack(table))
-
-
-_CAPTION = 18
-
-
-_TEXT = 13
+    if texts:
+        shown = spread(max(map(len, videos.values())), columns)
+        marks = [max(mark for mark in texts if mark <= index) for index in shown]
+        wide = max(row[1].shape[1] for row in table)
+        counts = {mark: marks.count(mark) for mark in dict.fromkeys(marks)}
+        strips = [lettered(texts[mark], n * (wide + GAP) - GAP) for mark, n in counts.items()]
+        blank = np.full((1, GAP, 3), PAPER, np.uint8)
+        height = max(len(strip) for strip in strips)
+        parts: list[np.ndarray] = []
+        for strip in strips:
+            parts += [np.pad(strip, ((0, height - len(strip)), (0, 0), (0, 0)), constant_values=255),
+                      blank.repeat(height, 0)]  # fmt: skip
+        sheet = stack(table)
+        below = np.concatenate(parts, 1)[:, : sheet.shape[1]]
+        side = np.full((height, sheet.shape[1] - below.shape[1], 3), PAPER, np.uint8)
+        return _save_png(path, np.concatenate([sheet, np.concatenate([side, below], 1)]))
+    return _save_png(path, stack(table))
 
 
 def _bytes(frames: np.ndarray) -> np.ndarray:
@@ -323,46 +338,6 @@ def spread(frames: int, count: int) -> list[int]:
         count: at most.
     """
     return [0] if count == 1 else [int(i) for i in np.linspace(0, frames - 1, min(frames, count)).round()]
-
-
-def _font(size: int) -> Any:
-    """Pillow's own font."""
-    return need("PIL.ImageFont").load_default(size=size)
-
-
-def _width(text: str) -> int:
-    """Pixels that a caption's text takes."""
-    return int(np.ceil(_font(_TEXT).getlength(text)))
-
-
-def _caption(text: str, width: int) -> np.ndarray:
-    """Dark text centred on white, _CAPTION px high; text that is too wide is set smaller, then cut."""
-    image = need("PIL.Image").new("RGB", (width, _CAPTION), _PAPER)
-    size, font = _TEXT, _font(_TEXT)
-    while font.getlength(text) > width - 2 and size > 9:
-        size -= 1
-        font = _font(size)
-    while text and font.getlength(text) > width - 2:
-        text = text[:-2] + "…" if len(text) > 2 else ""
-    draw = need("PIL.ImageDraw").Draw(image)
-    draw.text((width / 2, _CAPTION / 2), text, fill=_INK, font=font, anchor="mm")
-    return np.asarray(image)
-
-
-def _stack(rows: list[list[np.ndarray]]) -> np.ndarray:
-    """Cells of any sizes as one white sheet, left and top aligned in their columns and rows."""
-    heights = [max(cell.shape[0] for cell in row) for row in rows]
-    widths = [max(row[c].shape[1] for row in rows if c < len(row)) for c in range(max(map(len, rows)))]
-    size = (sum(heights) + _GAP * (len(heights) + 1), sum(widths) + _GAP * (len(widths) + 1), 3)
-    sheet = np.full(size, _PAPER, np.uint8)
-    y = _GAP
-    for row, height in zip(rows, heights, strict=True):
-        x = _GAP
-        for cell, width in zip(row, widths, strict=False):
-            sheet[y : y + cell.shape[0], x : x + cell.shape[1]] = cell
-            x += width + _GAP
-        y += height + _GAP
-    return sheet
 
 
 def _save_png(path: Path, sheet: np.ndarray) -> Path:

@@ -1,4 +1,4 @@
-"""Calls of an enabled pipeline, watched: a pipeline that never calls its transformed model says so afterwards."""
+"""Calls of an enabled pipeline, watched: texts over time reach its models, and one that never calls them says so."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import functools
 from typing import Any
 
 from .hints import checking_calls
+from .timeline import telling
 
-__all__ = ["unwatch", "watch"]
+__all__ = ["is_watched", "unwatch", "watch"]
 
 _PLAIN = "_freeloc_plain"
 
 
 def watch(pipe: Any) -> None:
-    """Check after each call of a pipeline whether its transformed model was called.
+    """Tell a pipeline's models of texts over time in each call, and check afterwards whether they were called.
 
     Python looks `__call__` up on the class, so the pipeline gets a subclass of its own class, of the same name.
 
@@ -26,7 +27,7 @@ def watch(pipe: Any) -> None:
 
     @functools.wraps(plain.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with checking_calls(self):
+        with checking_calls(self), telling(self, args, kwargs):
             return plain.__call__(self, *args, **kwargs)
 
     names = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
@@ -34,6 +35,15 @@ def watch(pipe: Any) -> None:
         pipe.__class__ = type(plain.__name__, (plain,), {**names, "__call__": call, _PLAIN: plain})
     except TypeError:  # a final class, or one with slots
         return
+
+
+def is_watched(pipe: Any) -> bool:
+    """Whether `watch` has taken hold of a pipeline.
+
+    Args:
+        pipe: a diffusers pipeline.
+    """
+    return _PLAIN in vars(type(pipe))
 
 
 def unwatch(pipe: Any) -> None:

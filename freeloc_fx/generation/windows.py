@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
 
+from freeloc_fx.attention.running import running, within
 from freeloc_fx.compat import COMPILED_CALL, own_hooks
 from freeloc_fx.compiler.capture.conventions import call_arguments
 from freeloc_fx.compiler.capture.loop import running_timesteps
@@ -24,10 +26,13 @@ from freeloc_fx.errors import LengthError
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.profile import Profile
 
-__all__ = ["context_windows", "fusion_weights", "window_frames"]
+__all__ = ["context_windows", "fusion_weights", "window_frames", "windowed_model"]
 
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+_KEY = "_freeloc_windows"
 
 
 Fusion = Literal["pyramid", "flat", "linear"]
@@ -161,7 +166,18 @@ def context_windows(
         return windowed(*args, **kwargs)
 
     result.__dict__["forward"] = forward
+    result.__dict__[_KEY] = windowed
     return result
+
+
+def windowed_model(model: nn.Module) -> nn.Module | None:
+    """The model that runs on each window; None for a model without windows.
+
+    Args:
+        model: any model.
+    """
+    found = vars(model).get(_KEY)
+    return found.model if isinstance(found, _Windowed) else None
 
 
 class _Windowed:
@@ -184,10 +200,16 @@ class _Windowed:
         windows = window_frames(frames, self.window, self.stride, self.schedule, step)
         overlap = 0 if self.schedule == "batched" else self.window - self.stride
         total = counted = output = None
+        told = running()
+        if told.texts is not None:
+            told.texts.over(frames)  # raises for a timeline of another clip, before any window runs
         for number, window in enumerate(windows):
             index = torch.tensor(window, device=states.device)
             part = states.index_select(2, index)
-            output = self.model(part, *args[1:], **kwargs) if args else self.model(**{**kwargs, "hidden_states": part})
+            with within(replace(told, texts=None if told.texts is None else told.texts.window(window))):
+                output = (
+                    self.model(part, *args[1:], **kwargs) if args else self.model(**{**kwargs, "hidden_states": part})
+                )
             prediction = _prediction(output, self.window)
             ends = (False, False) if self.schedule == "looped" else (number == 0, number == len(windows) - 1)
             weights = fusion_weights(self.window, overlap, self.fusion, *ends)

@@ -52,6 +52,7 @@ class AttentionSite:
         mask: the node of the model's key-padding mask; None for none.
         padded: the number of tokens depends on data (padded text is left out by indexing); the shapes count all that
             there may be.
+        texts: its q and k carry channels that say which pairs of video and text see each other.
     """
 
     path: str
@@ -66,6 +67,7 @@ class AttentionSite:
     sensitivity: Sensitivity | None = None
     mask: fx.Node | None = field(default=None, compare=False)
     padded: bool = False
+    texts: bool = False
 
 
 def record(node: fx.Node) -> AttentionSite | None:

@@ -14,6 +14,7 @@ from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, dynamo_switched_off,
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.compiler.inner import compiler
 from freeloc_fx.errors import CaptureError, TransformError
+from freeloc_fx.method.timeline import TextSchedule
 from freeloc_fx.planning.profile import Profile
 
 from .blocks import BlockByBlock, first_line
@@ -26,6 +27,7 @@ from .parallel import token_group_of
 from .shared import SharedCalls
 from .state import State, lock_of, state_of
 from .steps import StepCounter, follows_steps
+from .texts import Scheduled, schedule_of_call
 from .trace_once import Marks
 from .whole import call_whole, capture_settings
 
@@ -58,7 +60,18 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
     compiled = torch.compile(plain_call(result), backend=backend, fullgraph=True, dynamic=False)
     marks = Marks(result.get_submodule(path) for path in backend.layers)
     shared = SharedCalls(result, backend)
+    scheduled = Scheduled(result, backend)
     counter = StepCounter() if follows_steps(backend.profile) else None
+
+    def run_scheduled(texts: TextSchedule, *args: Any, **kwargs: Any) -> Any:
+        if state.by_block is not None:
+            raise scheduled.refuse_blocks(state.by_block.reason)
+        try:
+            output = call_whole(marks, scheduled.call_for(texts), *args, **kwargs)
+        except dynamo_errors("NO_SINGLE_GRAPH") as why:
+            raise scheduled.refuse_blocks(first_line(why)) from why
+        check_captured(type(result).__name__, 0)
+        return output
 
     def run(*args: Any, **kwargs: Any) -> Any:
         by_block, reason = state.by_block, ""
@@ -90,6 +103,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
         given = call_arguments(result, args, kwargs)
         known = facts_of(result, given)
         told = running()
+        texts = schedule_of_call(type(result).__name__, told.texts, given)
         step = told.step if counter is None or told.told else counter.see(given, running_timesteps(result))
         with lock:
             state.calls += 1
@@ -103,10 +117,16 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
                 torch.no_grad(),
                 capture_settings(backend),
                 calling(known),
-                within(Running(step, told.told, backend.checked, backend.choices)),
+                within(Running(step, told.told, backend.checked, backend.choices, texts)),
                 gate.open(),
             ):
-                output = run(*args, **kwargs) if group is None else shared.run(group, known, given, args, kwargs)
+                if texts is not None:
+                    scheduled.refuse_ranks(group)
+                    output = run_scheduled(texts, *args, **kwargs)
+                elif group is not None:
+                    output = shared.run(group, known, given, args, kwargs)
+                else:
+                    output = run(*args, **kwargs)
             state.units.look_at(backend.plans[before:])
         return output
 

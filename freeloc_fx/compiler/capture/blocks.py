@@ -42,6 +42,7 @@ class BlockByBlock:
 
     def __init__(self, model: nn.Module, backend: Backend, why: Exception | str) -> None:
         self.model, self.backend = model, backend
+        self.reason = first_line(why)
         # Blocks share one code object. A backend object each keeps Dynamo from running the first block's graph, which
         # carries that layer's strategy, for all of them.
         self.blocks = [(model.get_submodule(path), backend.block(path)) for path in backend.layers]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from freeloc_fx.errors import CaptureError, LengthError
+from freeloc_fx.errors import CaptureError, LengthError, TimelineError
 from freeloc_fx.method.checks import is_whole
 
 __all__ = [
@@ -20,8 +20,10 @@ __all__ = [
     "call_arguments",
     "check_limits",
     "check_one_clip",
+    "check_text_tokens",
     "forward_signature",
     "integer_size",
+    "keeps_text_in_step",
     "latent_size",
     "layer_table",
 ]
@@ -51,6 +53,43 @@ def config_of(model: nn.Module) -> Mapping[str, Any]:
 def patches(model: nn.Module) -> tuple[int, int, int]:
     """Patch size (frames, height, width) in latent units, 1 where neither configuration nor embedding says."""
     return known_patches(model) or (1, 1, 1)
+
+
+def keeps_text_in_step(model: nn.Module) -> bool:
+    """Whether text tokens go through a model's blocks beside the video's, as queries with a projection of their own.
+
+    Such models take the first tokens of a padded text for those that there are, as many as its mask counts.
+
+    Args:
+        model: a transformer.
+    """
+    takes_mask = "encoder_attention_mask" in forward_signature(model).parameters
+    return takes_mask and any(getattr(module, "add_q_proj", None) is not None for module in model.modules())
+
+
+def check_text_tokens(model: nn.Module, tokens: int) -> None:
+    """Refuse more text than a model's own position tables have places for.
+
+    Args:
+        model: whose tables they are.
+        tokens: of all texts of a call.
+
+    Raises:
+        TimelineError: names the table.
+    """
+    for path, module in model.named_modules():
+        own = vars(module)
+        if path and (own.get("use_positional_embeddings") or own.get("use_learned_positional_embeddings")):
+            raise TimelineError(
+                f"timeline: {type(model).__name__}: {path} adds positions to one sequence of video and text, whose "
+                "text has a fixed length; expected a model with rotary positions alone"
+            )
+        rows = getattr(module, "max_pos", None)
+        if is_whole(rows) and rows < tokens:
+            raise TimelineError(
+                f"timeline: {type(model).__name__}: the texts have {tokens} tokens, and {path} has {rows} positions; "
+                "expected fewer texts, or a smaller max_sequence_length"
+            )
 
 
 def known_patches(model: nn.Module) -> tuple[int, int, int] | None:

@@ -217,7 +217,7 @@ class TinyJointPipeline(_Pipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         height: int = 64,
         width: int = 64,
@@ -227,6 +227,10 @@ class TinyJointPipeline(_Pipeline):
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
         output_type: str = "np",
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
@@ -236,7 +240,7 @@ class TinyJointPipeline(_Pipeline):
         """Denoise and decode; the arguments are those of diffusers' video pipelines.
 
         Args:
-            prompt: one prompt, or a list.
+            prompt: one prompt, or a list; None where there are embeddings.
             negative_prompt: one for all prompts, or a list of one for each; None: the empty one.
             height: of the video in pixels.
             width: of the video in pixels.
@@ -246,6 +250,10 @@ class TinyJointPipeline(_Pipeline):
             num_videos_per_prompt: videos of each prompt.
             generator: what the initial noise is drawn from, one for all videos or one for each.
             latents: initial noise (videos, channels, latent frames, latent height, latent width) in its place.
+            prompt_embeds: text states as of `encode_prompt`, in place of the prompt.
+            prompt_attention_mask: their mask.
+            negative_prompt_embeds: text states in place of the negative prompt.
+            negative_prompt_attention_mask: their mask.
             output_type: "np", "pt", "pil", or "latent" for normalised latents.
             return_dict: whether to return an output with a name, or a tuple.
             attention_kwargs: passed to the transformer.
@@ -258,27 +266,37 @@ class TinyJointPipeline(_Pipeline):
             tuple of the frames.
 
         Raises:
-            ValueError: see `check_inputs`, or there are not as many negative prompts as prompts.
+            ValueError: see `check_inputs`, there are not as many negative prompts as prompts, or embeddings have no
+                mask.
         """
         wanted = callback_on_step_end_tensor_inputs or ["latents"]
         self.check_inputs(height, width, num_frames, wanted)
         self._guidance_scale, self._attention_kwargs, self._interrupt = guidance_scale, attention_kwargs, False
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negative = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
-        if len(negative) != len(prompts):
-            raise ValueError(f"negative_prompt: expected {len(prompts)}, one a prompt, found {len(negative)}")
         device = self._execution_device
         dtype = self.transformer.dtype
 
-        def encode(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-            states, mask = self.encode_prompt(texts, device)
+        def encode(
+            texts: list[str], states: torch.Tensor | None, mask: torch.Tensor | None
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            if states is None:
+                states, mask = self.encode_prompt(texts, device)
+            if mask is None or mask.shape != states.shape[:2]:
+                raise ValueError("embeddings: expected the mask of their tokens beside them")
             n = num_videos_per_prompt
-            return states.to(dtype).repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+            return states.to(device, dtype).repeat_interleave(n, 0), mask.to(device).repeat_interleave(n, 0)
 
-        prompt_embeds, prompt_mask = encode(prompts)
-        negative_prompt_embeds, negative_mask = prompt_embeds, prompt_mask  # not read without guidance
+        if prompt is None and prompt_embeds is None:
+            raise ValueError("prompt: expected a prompt or prompt_embeds, found neither")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+        count = len(prompts) if prompt_embeds is None else len(prompt_embeds)
+        negative = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * count
+        if len(negative) != count:
+            raise ValueError(f"negative_prompt: expected {count}, one a prompt, found {len(negative)}")
+        prompt_embeds, prompt_mask = encode(prompts, prompt_embeds, prompt_attention_mask)
+        without, negative_mask = prompt_embeds, prompt_mask  # not read without guidance
         if self.do_classifier_free_guidance:
-            negative_prompt_embeds, negative_mask = encode(negative)
+            without, negative_mask = encode(negative, negative_prompt_embeds, negative_prompt_attention_mask)
+        negative_prompt_embeds = without
         latents = self.prepare_latents(
             len(prompt_embeds), self.transformer.config.in_channels, height, width, num_frames, torch.float32, device,
             generator, latents,
@@ -295,8 +313,8 @@ class TinyJointPipeline(_Pipeline):
                     noise = self._predict(latents, t, prompt_embeds, prompt_mask)
                 if self.do_classifier_free_guidance:
                     with self.transformer.cache_context("uncond"):
-                        without = self._predict(latents, t, negative_prompt_embeds, negative_mask)
-                    noise = without + guidance_scale * (noise - without)
+                        plain = self._predict(latents, t, negative_prompt_embeds, negative_mask)
+                    noise = plain + guidance_scale * (noise - plain)
                 latents = self.scheduler.step(noise, t, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     known = {
