@@ -34,7 +34,7 @@ KEYFRAMES = SpanCase(
 FAST = [name for name in LOWERINGS if name != "reference"]
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(span_cases())
 def test_the_reference_is_the_formula(case: SpanCase) -> None:
     found = reference(*case.tensors(torch.float64), case.spec)
@@ -42,7 +42,7 @@ def test_the_reference_is_the_formula(case: SpanCase) -> None:
 
 
 @pytest.mark.parametrize("name", FAST)
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(case=span_cases(one_size=True))
 def test_every_lowering_equals_the_reference(name: str, case: SpanCase) -> None:
     q, k, v = case.tensors()
@@ -50,7 +50,7 @@ def test_every_lowering_equals_the_reference(name: str, case: SpanCase) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiles", "flex"])
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(case=span_cases(one_size=False))
 def test_frames_of_other_sizes(name: str, case: SpanCase) -> None:
     q, k, v = case.tensors()

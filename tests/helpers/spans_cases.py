@@ -23,7 +23,7 @@ __all__ = ["SpanCase", "span_cases"]
 
 @dataclass(frozen=True)
 class SpanCase:
-    """A sequence of text, further frames, clip, further frames, text as plain numbers; further: (time, rows, columns)."""
+    """A sequence of text, further frames, clip, further frames, text as numbers; further: (time, rows, columns)."""
 
     clip: tuple[int, int, int]
     before: tuple[tuple[float, int, int], ...] = ()
