@@ -51,11 +51,12 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
     found = 0
     for node, site in video:
         given = arguments(node)
-        results = []
+        results, parts = [], []
         for name in ("query", "key"):
             operand = given[name]
             assert isinstance(operand, fx.Node)
             part = linear_slice(view, operand, node)
+            parts.append(part)
             signature = part.signature(view)
             if signature not in known:
                 known[signature] = _measure(view, part, site, tables)
@@ -69,7 +70,8 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
         elif not rope.alike(q[0], k[0]) or q[1] != k[1]:
             write(node, kind="other", reason="q and k are rotated differently")
         else:
-            write(node, rope=q[0], grid=q[1])
+            positions = dict.fromkeys(position for part in parts for position in tables.given(part))
+            write(node, rope=q[0], grid=q[1], positions=tuple(positions))
             found += 1
     return found
 
@@ -163,7 +165,7 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
     measured = _true_rates(view, part, tables, measured, grid, rotations, measure)
     if stretch is None:
         return measured, grid
-    dated = beside.dated(rotations, measured, stretch, tolerance)
+    dated = beside.dated(rotations, measured, stretch, tolerance, tables.clip)
     return MatchFailure(dated.reason, name) if isinstance(dated, MatchFailure) else (measured, dated)
 
 
@@ -229,6 +231,11 @@ def _channels(start: fx.Node, count: int) -> list[int] | MatchFailure:
     return MatchFailure(f"{start.name} {shape} does not hold the attention's {count} channels beside its tokens")
 
 
+def _picks(table: torch.Tensor) -> bool:
+    """Whether a value says which tokens there are rather than how they are turned."""
+    return not (table.is_floating_point() or table.is_complex())
+
+
 class _Tables:
     """Values of nodes that no activation reaches: position tables, computed from the capture's real inputs.
 
@@ -251,6 +258,12 @@ class _Tables:
         if part.outside not in self._known:
             self._known[part.outside] = self.values(part.outside)
         return self._known[part.outside]
+
+    def given(self, part: Slice) -> list[fx.Node]:
+        """Inputs of the graph that a stretch's tables are made of; weights, and what picks valid tokens, are none."""
+        tables = [n for n, t in self.outside(part).items() if isinstance(t, torch.Tensor) and not _picks(t)]
+        values = [(n, self.inputs.get(n)) for n in ancestors(self.view, tables) if n.op == "placeholder"]
+        return [n for n, t in values if isinstance(t, torch.Tensor) and not isinstance(t, torch.nn.Parameter)]
 
     def moved(self, part: Slice, node: fx.Node, by: torch.Tensor) -> dict[fx.Node, Any]:
         """`outside` as if `by` had been added to what `node` gives."""

@@ -45,7 +45,7 @@ def found(rotations: Rotations, known: tuple[int, int] | None = None) -> TokenGr
     parted = stretch_of(rotations, DIM, 1e-4, known)
     if isinstance(parted, MatchFailure):
         return parted
-    return dated(rotations, *parted, 1e-4)
+    return dated(rotations, *parted, 1e-4, known)
 
 
 def clip(frames: int, height: int, width: int, late: float | None = None) -> list[Frame]:

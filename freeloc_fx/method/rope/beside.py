@@ -77,7 +77,7 @@ def stretch_of(
         head_dim: channels of a head.
         tolerance: largest accepted deviation from a rotation, as in `measure`.
         known: frames of the clip and tokens of each, where the call says, which decides which of equal stretches is the
-            clip. Where it says something else or nothing, the clip has to hold more tokens than all other frames.
+            clip.
 
     Returns:
         How the clip's frames turn, with rates up to whole turns, and where everything stands; or a reason.
@@ -94,13 +94,7 @@ def stretch_of(
         if isinstance(read, MatchFailure):
             return read
         outwards = _outwards(rotations, read[0], grid, limit)
-        if isinstance(outwards, MatchFailure):
-            return outwards
-        others = sum(piece.tokens for piece in (*outwards.before, *outwards.after))
-        if not _is_known(grid.tokens, grid.frames, known) and others >= grid.clip:
-            # Rows of tokens would look like frames where RoPE knows no time.
-            break
-        return read[0], outwards
+        return outwards if isinstance(outwards, MatchFailure) else (read[0], outwards)
     return NO_CLIP
 
 
@@ -267,7 +261,13 @@ class _Reader:
         return Piece(first, len(tokens), shape.height, shape.width)
 
 
-def dated(rotations: Rotations, layout: RopeLayout, found: Stretch, tolerance: float) -> TokenGrid | MatchFailure:
+def dated(
+    rotations: Rotations,
+    layout: RopeLayout,
+    found: Stretch,
+    tolerance: float,
+    known: tuple[int, int] | None = None,
+) -> TokenGrid | MatchFailure:
     """Find when the frames beside a clip are.
 
     Args:
@@ -275,6 +275,8 @@ def dated(rotations: Rotations, layout: RopeLayout, found: Stretch, tolerance: f
         layout: how the clip's frames turn, with their true rates where these are known.
         found: where everything stands.
         tolerance: largest accepted deviation from a rotation, as in `measure`.
+        known: frames of the clip and tokens of each, where the call says. Where it says something else or nothing, the
+            clip has to hold more tokens than all other frames.
 
     Returns:
         The grid of the whole sequence. A frame right before the evenly spaced ones and less than a frame earlier is the
@@ -306,7 +308,7 @@ def dated(rotations: Rotations, layout: RopeLayout, found: Stretch, tolerance: f
         stands = 0.0 if first and time == own else time + first
         return Further(stands, piece.height, piece.width)
 
-    return TokenGrid(
+    whole = TokenGrid(
         grid.frames + first,
         grid.height,
         grid.width,
@@ -315,6 +317,9 @@ def dated(rotations: Rotations, layout: RopeLayout, found: Stretch, tolerance: f
         tuple(map(further, before, early)),
         tuple(map(further, found.after, late)),
     )
+    # Rows of tokens would look like frames where RoPE knows no time.
+    sure = _is_known(grid.tokens, grid.frames, known) or whole.video < 2 * whole.clip
+    return whole if sure else NO_CLIP
 
 
 def more_than_a_clip(rotations: Rotations, layout: RopeLayout, grid: TokenGrid, tolerance: float) -> bool:
