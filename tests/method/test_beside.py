@@ -59,7 +59,8 @@ def test_any_list_of_frames(data: st.DataObject) -> None:
     frames, height, width = data.draw(st.integers(6, 12)), data.draw(st.integers(1, 4)), data.draw(st.integers(2, 4))
     late = data.draw(st.sampled_from([None, 7 / 8, 1 / 2]))
     # Not where a frame would go on the clip's own time.
-    when = st.integers(-3 * 64, 16 * 64).map(lambda n: n / 64).filter(lambda t: not -1 <= t <= 1 and t != frames)
+    when = st.integers(-3 * 64, 16 * 64).map(lambda n: n / 64)
+    when = when.filter(lambda t: 1 < t <= frames - 1 or t < -2 or t > frames + 1)
     before, after = ([(t, height, width) for t in data.draw(st.lists(when, max_size=2))] for _ in range(2))
     text = data.draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
     grid = found(turned([*before, *clip(frames, height, width, late), *after], text))
@@ -107,6 +108,8 @@ def test_a_reference_as_long_as_the_clip_needs_the_call_to_say_which_is_which() 
 REFUSED: dict[str, tuple[list[Frame], Any]] = {
     "part of a frame": ([*clip(8, 2, 3), (8.0, 1, 3)], r"tokens 48 to 50 are turned, but are no whole frames beside"),
     "turned text": ([*clip(8, 2, 3), *((t + 0.5, 1, 1) for t in range(5))], r"tokens 48 to 52 are turned, but are no"),
+    "uneven spacing": ([(t, 2, 3) for t in (0.0, 0.25, 1.25, 2.25, 3.25, 4.25, 4.5, 5.5)],
+        r"frames of 2x3 follow each other at the times 5.25, 6.25 of 5 evenly spaced ones"),
     "time beyond": ([*clip(8, 2, 3), (60.3, 2, 3)], r"tokens 48 to 53 are 2x3 beside the clip's 8 .* at any time from"),
 }  # fmt: skip
 

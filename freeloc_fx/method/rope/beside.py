@@ -317,9 +317,34 @@ def dated(
         tuple(map(further, before, early)),
         tuple(map(further, found.after, late)),
     )
+    uneven = _goes_on(whole)
+    if uneven:
+        return MatchFailure(
+            f"frames of {grid.height}x{grid.width} follow each other at the times "
+            f"{', '.join(f'{time:g}' for time in uneven)} of {grid.frames} evenly spaced ones: expected a clip of "
+            "evenly spaced frames (but for the first), found one that goes on unevenly, which is not supported"
+        )
     # Rows of tokens would look like frames where RoPE knows no time.
     sure = _is_known(grid.tokens, grid.frames, known) or whole.video < 2 * whole.clip
     return whole if sure else NO_CLIP
+
+
+def _goes_on(grid: TokenGrid) -> list[float]:
+    """Times of two or more frames right before or after a clip that go on where it ends; none where there are fewer.
+
+    One may be a keyframe at the last pixel frame, which lies within the last latent frame.
+    """
+    same = (grid.height, grid.width)
+    for some, sign in ((grid.after, 1), (grid.before[::-1], -1)):
+        last, found = float(grid.frames - 1 if sign > 0 else 0), []
+        for frame in some:
+            if (frame.height, frame.width) != same or not 0 < sign * (frame.time - last) < 2:
+                break
+            last = frame.time
+            found.append(last)
+        if len(found) > 1:
+            return found[::sign]
+    return []
 
 
 def more_than_a_clip(rotations: Rotations, layout: RopeLayout, grid: TokenGrid, tolerance: float) -> bool:
