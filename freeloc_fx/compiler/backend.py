@@ -166,19 +166,25 @@ class Backend:
         return made
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        run, read = self._captured(gm, example_inputs)
+        made: list[tuple[Plan, Callable[..., Any]]] = []
+        run, read = self._captured(gm, example_inputs, made)
         if not read:
             return noted(run)
         kept = _copied(gm)[0]  # Dynamo takes its own apart when it is done
 
         def again(inputs: Sequence[Any]) -> Callable[..., Any]:
             with torch.no_grad():
-                return self._captured(kept, inputs)[0]
+                return self._captured(kept, inputs, made)[0]
 
         return noted(ByPositions(run, example_inputs, read, again, self.positions))
 
-    def _captured(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> tuple[Callable[..., Any], list[int]]:
-        """What runs a captured graph, and which of its inputs its positions come from."""
+    def _captured(
+        self, gm: fx.GraphModule, example_inputs: Sequence[Any], made: list[tuple[Plan, Callable[..., Any]]]
+    ) -> tuple[Callable[..., Any], list[int]]:
+        """What runs a captured graph, and which of its inputs its positions come from.
+
+        What was made of the graph for other positions stands in `made` beside its plan, and so does this.
+        """
         # Dynamo looks at its own graph again after we return, so only a copy may change.
         root, output = _copied(gm)  # holds what regions bring along; gm is Dynamo's
         graph = root.graph
@@ -198,6 +204,9 @@ class Backend:
             plan = pipeline.analyse(runner, root, self.model, self.profile)
         else:
             plan = pipeline.adopt(runner, root, self.model, *self.adopted)
+        for other, run in made:
+            if plan.same_as(other):
+                return run, []
         self.plans.append(plan)
         positions = {node for _, site in sites(graph) for node in site.positions}
         read = [place for place, node in enumerate(placeholders) if node in positions]
@@ -212,8 +221,11 @@ class Backend:
         inputs = list(example_inputs)
         if not plan.rewritten and self.adopted is None and self.recorder is None:
             # Within the trained length the model runs exactly as it was captured, bitwise, whatever the backend.
-            return (fx.GraphModule(root, graph).forward if stamped else gm.forward), read
-        return self._acting(runner, plan, root, gm, inputs), read
+            run = fx.GraphModule(root, graph).forward if stamped else gm.forward
+        else:
+            run = self._acting(runner, plan, root, gm, inputs)
+        made.append((plan, run))
+        return run, read
 
     def _acting(
         self, runner: Runner, plan: Plan, root: fx.GraphModule, gm: fx.GraphModule, inputs: list[Any]

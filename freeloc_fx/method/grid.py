@@ -97,6 +97,8 @@ class TokenGrid:
         text_last: text tokens after the video.
         before: further frames between the text and the clip.
         after: further frames between the clip and the text.
+        turned: how many of the text tokens RoPE turns: words or sound, which keep their own positions among
+            themselves. How they meet far frames is what `Strategy.text_scale` and `text_last` say of all text.
     """
 
     frames: int
@@ -106,6 +108,7 @@ class TokenGrid:
     text_last: int = 0
     before: tuple[Further, ...] = ()
     after: tuple[Further, ...] = ()
+    turned: int = 0
 
     @property
     def tokens(self) -> int:
@@ -170,8 +173,9 @@ class TokenGrid:
         """Give the spans of the sequence in words, each with its first token and the one after its last."""
         found, at = [], 0
         clip = f"clip: {self.frames} frames of {self.height}x{self.width} at times 0 to {self.frames - 1}"
-        pieces = [("text", self.text_first), *_runs(self.before), (clip, self.clip), *_runs(self.after)]
-        for words, tokens in [*pieces, ("text", self.text_last)]:
+        text = f"text or sound, {self.turned} tokens of it turned" if self.turned else "text"
+        pieces = [(text, self.text_first), *_runs(self.before), (clip, self.clip), *_runs(self.after)]
+        for words, tokens in [*pieces, (text, self.text_last)]:
             if tokens:
                 found.append((words, at, at + tokens))
             at += tokens

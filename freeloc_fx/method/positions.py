@@ -262,7 +262,7 @@ class VRPR:
     def _bands(self, frames: Frames) -> Iterator[Band]:
         """Give the bands of all tiers, empty ones among them."""
         index = times(frames)
-        d = distances(frames).astype(np.int32 if index.dtype.kind == "i" else np.float64)
+        d: Any = distances(frames).astype(np.int32 if index.dtype.kind == "i" else np.float64)
         far = np.abs(d)
         yield Band(index.astype(np.float64), index.astype(np.float64), far <= self.w1)
         tiers = (

@@ -11,6 +11,7 @@ from freeloc_fx.errors import CaptureError, PlanError
 from freeloc_fx.method.build import build
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 from freeloc_fx.method.positions import VRPR, PositionMap
+from freeloc_fx.method.rope.measure import alike
 from freeloc_fx.method.spec import AttentionSpec
 from freeloc_fx.method.strategy import Geometry, Strategy
 from freeloc_fx.method.timeline import reach
@@ -99,6 +100,17 @@ class Plan:
     def extension(self) -> float:
         """Latent frames relative to the trained number."""
         return self.grid.frames / self.trained_frames
+
+    def same_as(self, other: Plan) -> bool:
+        """Tell whether another plan of the same graph does the same, up to rounding in how RoPE was measured.
+
+        Args:
+            other: the other plan.
+        """
+        return len(self.sites) == len(other.sites) and all(
+            (a.path, a.grid, a.strategy) == (b.path, b.grid, b.strategy) and alike(a.rope, b.rope)
+            for a, b in zip(self.sites, other.sites, strict=True)
+        )
 
     def site(self, path: str) -> PlannedSite | None:
         """Find the site at a module path.

@@ -70,10 +70,13 @@ def test_fast_lowerings(name: str, lowering: str) -> None:
 # Positions that come as numbers
 
 
-def test_keyframes_that_move_are_planned_anew() -> None:
+@pytest.mark.parametrize(
+    ("backend", "lowering"), [("eager", "reference"), slow("aot_eager", "flex"), slow("inductor", "tiles")]
+)
+def test_keyframes_that_move_are_planned_anew(backend: str, lowering: str) -> None:
     """The same shapes with other coordinates are another plan, and the first one comes back as it was."""
     case = conditioned("LTX", 2 * TRAINED)
-    changed = transform(case.model, PROFILE, backend="eager", attention="reference")
+    changed = transform(case.model, PROFILE, backend=backend, attention=lowering)
     first = run(changed, case.given)
     moved = conditioned("LTX", 2 * TRAINED, keyframes=(9, 64))
     given = case.given | {"video_coords": moved.given["video_coords"]}
@@ -90,6 +93,8 @@ def test_keyframes_that_move_are_planned_anew() -> None:
     coords = case.given["video_coords"]
     coords.copy_(given["video_coords"])  # written in place, as no pipeline does
     assert torch.equal(run(changed, case.given), second)
+    coords += torch.tensor([3.0, 0.0, 0.0])[:, None]  # everything later is the same distances, and no other plan
+    assert distance(run(changed, case.given), second) <= 1e-4
     assert len(plans(changed)) == 2
 
 
@@ -168,7 +173,15 @@ def test_a_model_of_our_own(first: bool, text: int) -> None:
         assert distance(found, run(model, given)) <= 1e-4
 
 
-def test_turned_text_is_refused_by_its_tokens() -> None:
+@pytest.mark.parametrize("strategy", ["vrpr+tsa", "vrpr+squeeze"])
+def test_turned_text_keeps_its_own_positions(strategy: str) -> None:
+    """Words that RoPE turns in time alone are text: dense, and at their own distances from each other."""
     model = Beside((7.0,), text=4, turned=True)
-    with pytest.raises(CaptureError, match=r"tokens 72 to 75 are turned, but are no whole frames beside the clip's 11"):
-        transform(model, PROFILE, backend="eager")(latents(11, 2, 3))
+    given = {"hidden_states": latents(11, 2, 3)}
+    changed = transform(model, PROFILE.with_layers(strategy), backend="eager", attention="tiles", verify=True)
+    found = run(changed, given)
+    (plan,) = plans(changed)
+    assert (plan.grid.text_last, plan.grid.turned, len(plan.grid.after)) == (4, 4, 1)
+    with attention(literal(plan, F.scaled_dot_product_attention)):
+        gap = distance(found, run(model, given))
+    assert gap <= 1e-4 if strategy == "vrpr+tsa" else gap > 1e-3  # the literal attention squeezes nothing

@@ -105,9 +105,20 @@ def test_a_reference_as_long_as_the_clip_needs_the_call_to_say_which_is_which() 
     assert grid.after == tuple(Further(9.0 + t, 2, 3) for t in range(6))
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_words_and_sound_that_are_turned_in_time_alone(first: bool) -> None:
+    words = [(t + 0.5, 1, 1) for t in range(5)]
+    frames = [*words, *clip(8, 2, 3)] if first else [*clip(8, 2, 3), (2.5, 2, 3), *words]
+    grid = found(turned(frames))
+    assert isinstance(grid, TokenGrid), grid
+    assert (grid.text_first, grid.text_last, grid.turned) == ((5, 0, 5) if first else (0, 5, 5))
+    assert len(grid.after) == (not first) and grid.frames == 8
+
+
 REFUSED: dict[str, tuple[list[Frame], Any]] = {
     "part of a frame": ([*clip(8, 2, 3), (8.0, 1, 3)], r"tokens 48 to 50 are turned, but are no whole frames beside"),
-    "turned text": ([*clip(8, 2, 3), *((t + 0.5, 1, 1) for t in range(5))], r"tokens 48 to 52 are turned, but are no"),
+    "part of a frame after words": ([*clip(8, 2, 3), (8.5, 1, 1), (9.5, 1, 1), (8.0, 1, 3)],
+        r"tokens 48 to 52 are turned"),
     "uneven spacing": ([(t, 2, 3) for t in (0.0, 0.25, 1.25, 2.25, 3.25, 4.25, 4.5, 5.5)],
         r"frames of 2x3 follow each other at the times 5.25, 6.25 of 5 evenly spaced ones"),
     "time beyond": ([*clip(8, 2, 3), (60.3, 2, 3)], r"tokens 48 to 53 are 2x3 beside the clip's 8 .* at any time from"),

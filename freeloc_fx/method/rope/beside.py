@@ -56,8 +56,9 @@ class Stretch:
         grid: the evenly spaced frames of the clip alone; what stands before and after them counts as text.
         before: frames before those, in the order of the sequence; the last may be the clip's first.
         after: frames after those.
-        text_first: tokens before them all that are not turned.
-        text_last: tokens after them all that are not turned.
+        text_first: tokens before them all that are no frames.
+        text_last: tokens after them all that are no frames.
+        turned: those of the text that are turned all the same: words or sound, in time alone.
     """
 
     grid: TokenGrid
@@ -65,6 +66,7 @@ class Stretch:
     after: tuple[Piece, ...]
     text_first: int
     text_last: int
+    turned: int = 0
 
 
 def stretch_of(
@@ -100,7 +102,8 @@ def stretch_of(
 
 def _kinds(rows: np.ndarray, limit: float, most: int) -> list[np.ndarray]:
     """Indices of rows that are alike, kind by kind in the order in which they come up, at most so many kinds."""
-    found, left = [], np.arange(len(rows))
+    found: list[np.ndarray] = []
+    left = np.arange(len(rows))
     while len(left) and len(found) < most:
         alike = np.abs(rows[left] - rows[left[0]]).max(1) <= limit
         found.append(left[alike])
@@ -184,16 +187,18 @@ def _outwards(rotations: Rotations, layout: RopeLayout, grid: TokenGrid, limit: 
     while end < len(whole) and (piece := reader.starting(end)) is not None:
         after.append(piece)
         end = piece.first + piece.tokens
+    turned = 0
     for first, last in ((0, at), (end, len(whole))):
         moved = np.flatnonzero((np.abs(whole[first:last] - 1) > STILL).any(1))
-        if len(moved):
+        if len(moved) and not reader.words(first, last):
             return MatchFailure(
                 f"tokens {first + moved[0]} to {first + moved[-1]} are turned, but are no whole frames beside the "
                 f"clip's {grid.frames} frames of {grid.height}x{grid.width} (tokens {grid.text_first} to "
-                f"{grid.text_first + grid.frames * n - 1}): expected keyframes or references, each turned in time as a "
-                "whole, or text that is not turned; turned text, sound and parts of frames are not supported"
+                f"{grid.text_first + grid.frames * n - 1}), nor words or sound before or after all frames: expected "
+                "keyframes or references, each turned in time as a whole, or tokens that are turned in time alone"
             )
-    return Stretch(grid, tuple(before), tuple(after), at, len(whole) - end)
+        turned += len(moved)
+    return Stretch(grid, tuple(before), tuple(after), at, len(whole) - end, turned)
 
 
 class _Reader:
@@ -232,6 +237,17 @@ class _Reader:
         other = np.flatnonzero(np.abs(time - time[0]).max(1) > self.limit)
         end = first + (int(other[0]) if len(other) else len(time))
         return self._of_another_size(first, end)
+
+    def words(self, first: int, last: int) -> bool:
+        """Whether tokens [first, last) are turned in time alone, or stand at two places at most, as stereo sound does.
+
+        A part of a frame stands at many. Where frames are so small, or time turns what space turns, nothing tells.
+        """
+        if not self.alone or self.grid.tokens <= 2:
+            return False
+        space = self.whole[first:last][:, ~self.temporal]
+        places = _kinds(space, self.limit, 3) if space.shape[1] else []
+        return len(places) in (1, 2) and not any(self._alike(at) for at in range(first, last))
 
     def _alike(self, first: int) -> bool:
         """Whether a frame of the clip's size begins at a token: turned as the clip's first but for one turn in time."""
@@ -289,11 +305,11 @@ def dated(
     for piece, one in zip(pieces, turn[1:], strict=True):
         time = time_of(one, layout, grid.frames, max(4 * tolerance, 2e-2))
         if time is None:
-            known = "RoPE's rates are known" if layout.whole_turns else "RoPE's rates are known up to whole turns only"
+            rates = "RoPE's rates are known" + ("" if layout.whole_turns else " up to whole turns only")
             return MatchFailure(
                 f"tokens {piece.first} to {piece.first + piece.tokens - 1} are {piece.height}x{piece.width} beside the "
                 f"clip's {grid.frames} frames of {grid.height}x{grid.width}, but are turned as no frame at any time "
-                f"from {-2 * grid.frames} to {3 * grid.frames} is: {known}"
+                f"from {-2 * grid.frames} to {3 * grid.frames} is: {rates}"
             )
         when.append(time)
     early, late = when[: len(found.before)], when[len(found.before) :]
@@ -316,6 +332,7 @@ def dated(
         found.text_last,
         tuple(map(further, before, early)),
         tuple(map(further, found.after, late)),
+        found.turned,
     )
     uneven = _goes_on(whole)
     if uneven:
