@@ -23,6 +23,7 @@ from common import RESULTS, save
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 
+from conditioned import NAMES, conditioned
 from diffusers_models import CASES, arguments, build
 
 from freeloc_fx import Profile, plans, transform
@@ -119,6 +120,23 @@ class Measured:
         cpu_offload_with_hook(changed, execution_device="cpu")
         return f"{distance(run(changed, self.long), self.expected):.0e}"
 
+    def beside(self) -> str:
+        """A start image, two keyframes and a reference as the class's pipeline gives them: frames beside the clip, and
+        the difference between tiles and the reference; empty where no call of the class is known here."""
+        names = [name for name in NAMES if name == self.name or name.startswith(f"{self.name} ")]
+        worst, frames = 0.0, 0
+        for name in names:
+            torch._dynamo.reset()
+            case = conditioned(name, 2 * TRAINED)
+            plain, changed = (
+                transform(case.model, PROFILE, backend="eager", attention=how) for how in ("reference", "tiles")
+            )
+            worst = max(worst, distance(run(changed, case.given), run(plain, case.given)))
+            (plan,) = plans(changed)
+            assert (plan.grid.before, plan.grid.after) == (case.before, case.after)
+            frames = max(frames, len(plan.grid.further))
+        return f"{frames or 'none'}, {worst:.0e}" if names else ""
+
     def row(self, columns: list[str]) -> dict[str, str]:
         """The cells of `columns`, all for an empty list."""
         cells: dict[str, Callable[[], str]] = {
@@ -133,6 +151,7 @@ class Measured:
             "LoRA": self.lora,
             "group offload": self.group_offload,
             "model offload": self.model_offload,
+            "frames beside the clip": self.beside,
         }
         if unknown := set(columns) - cells.keys():
             raise ValueError(f"--columns: expected some of {', '.join(cells)}; found {', '.join(sorted(unknown))}")
@@ -150,7 +169,7 @@ def _cell(measure: Callable[[], str]) -> str:
 
 COLUMNS = (
     "sites found", "RoPE", "grid at 2x", "identity bitwise", "tiles - reference", "flex - reference", "full graph",
-    "aot_eager - reference", "LoRA", "group offload", "model offload",
+    "aot_eager - reference", "LoRA", "group offload", "model offload", "frames beside the clip",
 )  # fmt: skip
 
 
@@ -173,7 +192,7 @@ def short_table(rows: dict[str, dict[str, str]]) -> str:
             return next(v for v in values if not v.replace("e", "").replace("-", "").replace("+", "").isdigit())
 
     heads = ["model", "sites", "RoPE inferred", "grid at 2x", "1x bitwise", "lowerings", "full graph", "compiled"]
-    heads += ["LoRA", "offload"]
+    heads += ["LoRA", "offload", "frames beside"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, row in rows.items():
         cells = [
@@ -187,6 +206,7 @@ def short_table(rows: dict[str, dict[str, str]]) -> str:
             number(row, "aot_eager - reference"),
             number(row, "LoRA"),
             number(row, "group offload", "model offload"),
+            row.get("frames beside the clip", ""),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -20,8 +20,8 @@ from freeloc_fx.graph.records import AttentionSite, sites, write
 from freeloc_fx.graph.shapes import UNKNOWN, shape_of, size_of
 from freeloc_fx.graph.slices import Slice, ancestors, linear_slice
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
+from freeloc_fx.method.rope import beside, rates
 from freeloc_fx.method.rope import measure as rope
-from freeloc_fx.method.rope import rates
 
 __all__ = ["infer_rope"]
 
@@ -48,15 +48,16 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
         return 0
     view = flow(graph)
     known: dict[object, Found | MatchFailure] = {}
-    tables = _Tables(view, capture.inputs)
+    tables = _Tables(view, capture)
     found = 0
     for node, site in video:
         given = arguments(node)
-        results = []
+        results, parts = [], []
         for name in ("query", "key"):
             operand = given[name]
             assert isinstance(operand, fx.Node)
             part = linear_slice(view, operand, node)
+            parts.append(part)
             signature = part.signature(view)
             if signature not in known:
                 known[signature] = _measure(view, part, site, tables)
@@ -70,7 +71,8 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
         elif not rope.alike(q[0], k[0]) or q[1] != k[1]:
             write(node, kind="other", reason="q and k are rotated differently")
         else:
-            write(node, rope=q[0], grid=q[1])
+            positions = dict.fromkeys(position for part in parts for position in tables.given(part))
+            write(node, rope=q[0], grid=q[1], positions=tuple(positions))
             found += 1
     return found
 
@@ -148,11 +150,20 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
                     return few
             return rope.measure_heads(inputs, lambda i: (run(inputs[i], given),), tolerance)
 
+    found: Found | MatchFailure
+    stretch: beside.Stretch | None = None
     try:
         rotations = measure(outside)
         if isinstance(rotations, MatchFailure):
             return MatchFailure(rotations.reason, name)
         found = rope.temporal(rotations, dim, tolerance)
+        if isinstance(found, MatchFailure) or beside.more_than_a_clip(rotations, *found, tolerance):
+            parted = beside.stretch_of(rotations, dim, tolerance, tables.clip)
+            if not isinstance(parted, MatchFailure):
+                stretch = parted[1]
+                found = parted[0], stretch.grid
+            elif isinstance(found, MatchFailure) and parted is not beside.NO_CLIP:
+                found = parted
     except _PerSampleError as error:
         return MatchFailure(str(error), name)
     except Exception as error:  # any operation of the user's model may fail on a probe; the site is then not usable
@@ -160,20 +171,37 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
     if isinstance(found, MatchFailure):
         return MatchFailure(found.reason, name)
     measured, grid = found
-    if rates.conventional(measured):
-        return found
-    for node in _frame_axes(view, part, grid.frames, tables):
+    measured = _true_rates(view, part, tables, measured, grid, rotations, measure)
+    if stretch is None:
+        return measured, grid
+    dated = beside.dated(rotations, measured, stretch, tolerance, tables.clip)
+    return MatchFailure(dated.reason, name) if isinstance(dated, MatchFailure) else (measured, dated)
 
-        def moved(shift: float, node: fx.Node = node) -> rope.Rotations | MatchFailure:
-            return measure(tables.moved(part, node, shift))
+
+def _true_rates(
+    view: nx.DiGraph,
+    part: Slice,
+    tables: _Tables,
+    measured: RopeLayout,
+    grid: TokenGrid,
+    rotations: rope.Rotations,
+    measure: Callable[[Mapping[fx.Node, Any]], rope.Rotations | MatchFailure],
+) -> RopeLayout:
+    """The layout with rates beyond whole turns, where what counts frames can be moved by a part of a frame."""
+    if rates.conventional(measured):
+        return measured
+    for node, steps in _time_axes(view, part, grid, tables):
+
+        def moved(shift: float, node: fx.Node = node, steps: Any = steps) -> rope.Rotations | MatchFailure:
+            return measure(tables.moved(part, node, shift * steps))
 
         try:
             counted = rates.count_turns(measured, grid, rotations, moved)
         except Exception:  # positions that are indices take no fraction; another axis, or none, may
             counted = None
         if counted is not None:
-            return counted, grid
-    return replace(measured, whole_turns=False), grid
+            return counted
+    return replace(measured, whole_turns=False)
 
 
 def _measured_by_heads(
@@ -191,11 +219,28 @@ def _measured_by_heads(
     return None if isinstance(found, MatchFailure) else found
 
 
-def _frame_axes(view: nx.DiGraph, part: Slice, frames: int, tables: _Tables) -> list[fx.Node]:
-    """Nodes behind the position tables that count frames: one number a frame, evenly spaced."""
-    nodes = [n for n in ancestors(view, part.outside) if shape_of(n) == (frames,)]
+def _time_axes(view: nx.DiGraph, part: Slice, grid: TokenGrid, tables: _Tables) -> list[tuple[fx.Node, torch.Tensor]]:
+    """Nodes behind the position tables that say when frames are, each with what one latent frame adds to it: one number
+    a frame, evenly spaced, or coordinates of every token."""
+
+    def fits(shape: tuple[int, ...] | None) -> bool:
+        return shape == (grid.frames,) or (shape is not None and 1 < len(shape) < 6 and grid.sequence in shape)
+
+    nodes = [n for n in ancestors(view, part.outside) if fits(shape_of(n))]
     values = tables.values(nodes) if nodes else {}
-    return [n for n in nodes if isinstance(t := values[n], torch.Tensor) and rates.evenly_spaced(t)]
+    clip = slice(grid.text_first, grid.text_first + grid.clip)
+    found = []
+    for node in nodes:
+        value = values[node]
+        if not isinstance(value, torch.Tensor):
+            continue
+        if value.shape == (grid.frames,):
+            steps = value[1:2] - value[:1] if rates.evenly_spaced(value) else None
+        else:
+            steps = rates.steps_of_time(value, clip, grid.frames, list(value.shape).index(grid.sequence))
+        if steps is not None:
+            found.append((node, steps))
+    return found
 
 
 def _channels(start: fx.Node, count: int) -> list[int] | MatchFailure:
@@ -210,14 +255,22 @@ def _channels(start: fx.Node, count: int) -> list[int] | MatchFailure:
     return MatchFailure(f"{start.name} {shape} does not hold the attention's {count} channels beside its tokens")
 
 
+def _picks(table: torch.Tensor) -> bool:
+    """Whether a value says which tokens there are rather than how they are turned."""
+    return not (table.is_floating_point() or table.is_complex())
+
+
 class _Tables:
     """Values of nodes that no activation reaches: position tables, computed from the capture's real inputs.
 
-    Sites share them, so each stretch's are computed once.
+    Sites share them, so each stretch's are computed once. `clip`: its frames and the tokens of each, where
+    the call says.
     """
 
-    def __init__(self, view: nx.DiGraph, inputs: Mapping[fx.Node, Any]) -> None:
-        self.view, self.inputs = view, inputs
+    def __init__(self, view: nx.DiGraph, capture: Capture) -> None:
+        self.view, self.inputs = view, capture.inputs
+        grid = capture.call.grid
+        self.clip = None if grid is None else (grid[0], grid[1] * grid[2])
         self._known: dict[object, dict[fx.Node, Any]] = {}
 
     def outside(self, part: Slice) -> dict[fx.Node, Any]:
@@ -230,11 +283,17 @@ class _Tables:
             self._known[part.outside] = self.values(part.outside)
         return self._known[part.outside]
 
-    def moved(self, part: Slice, node: fx.Node, shift: float) -> dict[fx.Node, Any]:
-        """`outside` as if what `node` counts, one number a latent frame, were moved by `shift` latent frames."""
+    def given(self, part: Slice) -> list[fx.Node]:
+        """Inputs of the graph that a stretch's tables are made of; weights, and what picks valid tokens, are none."""
+        tables = [n for n, t in self.outside(part).items() if isinstance(t, torch.Tensor) and not _picks(t)]
+        values = [(n, self.inputs.get(n)) for n in ancestors(self.view, tables) if n.op == "placeholder"]
+        return [n for n, t in values if isinstance(t, torch.Tensor) and not isinstance(t, torch.nn.Parameter)]
+
+    def moved(self, part: Slice, node: fx.Node, by: torch.Tensor) -> dict[fx.Node, Any]:
+        """`outside` as if `by` had been added to what `node` gives."""
         places = self.values([node])[node]
         places = places.to(torch.promote_types(places.dtype, torch.float32))
-        return self.values(part.outside, {node: places + shift * (places[1] - places[0])})
+        return self.values(part.outside, {node: places + by})
 
     def values(self, wanted: Sequence[fx.Node], given: Mapping[fx.Node, Any] | None = None) -> dict[fx.Node, Any]:
         """Values of nodes; `given` stands for what it names."""

@@ -57,9 +57,19 @@ def infer_token_grid(graph: fx.Graph, capture: Capture) -> int:
         elif capture.call.grid is not None and 1 in (grid.height, grid.width):
             # RoPE does not tell a row from a column where one is a single token.
             _, rows, columns = capture.call.grid
-            write(node, grid=replace(grid, height=rows, width=columns))
+            write(node, grid=_shaped(grid, rows, columns))
         checked += 1
     return checked - _other_streams(graph) - _second_copies(graph)
+
+
+def _shaped(grid: TokenGrid, rows: int, columns: int) -> TokenGrid:
+    """A grid whose frames of the clip's size have those rows and columns."""
+    same = (grid.height, grid.width)
+    before, after = (
+        tuple(replace(f, height=rows, width=columns) if (f.height, f.width) == same else f for f in some)
+        for some in (grid.before, grid.after)
+    )
+    return replace(grid, height=rows, width=columns, before=before, after=after)
 
 
 def _is_image(grid: TokenGrid, shapes: Shapes, call: CallFacts) -> bool:
@@ -79,14 +89,15 @@ def _contradiction(site: AttentionSite, grid: TokenGrid, shapes: Shapes, call: C
         return f"RoPE covers {grid.sequence} of {site.query_shape[2]} tokens"
     if call.grid is not None:
         frames, rows, columns = call.grid
-        if (grid.frames, grid.tokens) == (frames, rows * columns):
+        # Frames beside the clip may be among the input's, as a reference that a model takes for leading frames is.
+        if grid.tokens == rows * columns and frames in (grid.frames, grid.places):
             return ""
         return (
             f"RoPE implies {grid.frames} latent frames of {grid.tokens} tokens, the model's input has {frames} of "
             f"{rows} x {columns}" + (_SHARED.format(call.ranks) if call.ranks > 1 else "")
         )
     frames_of = [n for shape in shapes for n in shape[1:3]] + ([call.size[0]] if call.size else [])
-    if frames_of and grid.frames not in frames_of:
+    if frames_of and not {grid.frames, grid.places} & set(frames_of):
         found = (
             f"the inputs {shapes} hold" if shapes else f"the input of {call.size[0] if call.size else 0} frames holds"
         )
@@ -99,12 +110,12 @@ def _second_copies(graph: fx.Graph) -> int:
     text but the clip once more, as an encoder has made it; returns how many."""
     found = [(node, site.grid) for node, site in sites(graph) if site.kind == "video" and site.grid is not None]
     fewest = min((grid.text for _, grid in found), default=0)
-    copies = [(node, grid) for node, grid in found if grid.text == grid.video > fewest]
+    copies = [(node, grid) for node, grid in found if grid.text == grid.clip > fewest]
     for node, grid in copies:
         write(
             node,
             kind="other",
-            reason=f"{grid.text} tokens that are not turned stand beside the clip's {grid.video}, where other layers "
+            reason=f"{grid.text} tokens that are not turned stand beside the clip's {grid.clip}, where other layers "
             f"have {fewest}: the clip once more rather than text",
         )
     return len(copies)
@@ -115,7 +126,7 @@ def _other_streams(graph: fx.Graph) -> int:
     found = [(node, site.grid) for node, site in sites(graph) if site.kind == "video" and site.grid is not None]
     if not found:
         return 0
-    largest = max((grid for _, grid in found), key=lambda grid: grid.video)
+    largest = max((grid for _, grid in found), key=lambda grid: grid.clip)
     others = [(node, grid) for node, grid in found if (grid.frames, grid.tokens) != (largest.frames, largest.tokens)]
     for node, grid in others:
         write(

@@ -45,6 +45,11 @@ def schedule_text(graph: fx.Graph, capture: Capture, *, form: TextForm, exact: b
     grid = next((site.grid for _, site in found if site.kind == "video" and site.grid is not None), None)
     if grid is None:
         raise TimelineError("timeline: no video self-attention says which tokens are a frame's")
+    if grid.further:
+        raise TimelineError(
+            f"timeline: the sequence holds {len(grid.further)} further frames beside the clip's {grid.frames}; "
+            "expected the clip's frames alone, as nothing says which text a further frame sees"
+        )
     tables = TableInputs(graph, capture.device)
     count = 0
     for node, site in found:

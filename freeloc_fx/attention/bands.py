@@ -60,11 +60,10 @@ def spec_bands(spec: AttentionSpec, levels: np.ndarray | None = None) -> list[Sp
     Returns:
         Bands that together hold every visible pair exactly once.
     """
-    frames = spec.grid.frames
-    index = np.arange(frames, dtype=np.float64)
-    levels = spec.strategy.visibility.levels(frames) if levels is None else levels
+    index = spec.grid.times
+    levels = spec.levels() if levels is None else levels
     result = []
-    for band in spec.strategy.positions.bands(frames):
+    for band in spec.strategy.positions.bands(spec.grid.frame_times):
         visible = np.where(band.pairs, levels, NONE).astype(np.int8)
         used = np.flatnonzero(visible.any(1))
         if not len(used):
@@ -122,6 +121,5 @@ def take_columns(spec: AttentionSpec, levels: np.ndarray) -> list[Column]:
         cuts = np.flatnonzero(np.diff(found) > 1)
         starts, ends = found[np.concatenate([[0], cuts + 1])], found[np.concatenate([cuts, [len(found) - 1]])] + 1
         return [Column(slice(int(a), int(b)), None) for a, b in zip(starts, ends, strict=True)]
-    table = spec.strategy.positions.table(spec.grid.frames)
-    index = np.arange(spec.grid.frames)
-    return [Column(slice(int(j), int(j) + 1), table[:, j] + j - index) for j in found]
+    table, index = spec.table(), spec.grid.times
+    return [Column(slice(int(j), int(j) + 1), table[:, j] + index[j] - index) for j in found]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from freeloc_fx.attention.calls.lowering import calls
@@ -29,7 +30,7 @@ from .heads import heads_at_a_time
 from .quickest import quickest
 from .reference import reference
 from .running import running
-from .text import video_span
+from .text import clip_span
 
 __all__ = [
     "LOWERINGS",
@@ -63,7 +64,7 @@ def run(
     """One lowering of any strategy; a mixture runs its strategies side by side and combines their video rows, for as
     many heads at a time as keep memory below twice q, k and v.
 
-    Text rows of a mixture come from its first strategy.
+    Rows of a mixture beside the clip's come from its first strategy.
 
     Args:
         name: of the lowering, out of `LOWERINGS`, or "auto" for the quickest here (see `quickest`).
@@ -105,9 +106,9 @@ def _mixed(
 ) -> torch.Tensor:
     """A mixture on one group of heads."""
     parts = [run(name, q, k, v, replace(spec, strategy=s), scale, key_mask) for s in mixture.strategies]
-    grid, span = spec.grid, video_span(spec.grid)
+    grid, span = spec.grid, clip_span(spec.grid)
     mixed = mixture.combine([part[:, :, span] for part in parts], grid.frames, grid.height, grid.width).to(q.dtype)
-    if not grid.text:
+    if grid.clip == grid.sequence:
         return mixed
     return torch.cat([parts[0][:, :, : span.start], mixed, parts[0][:, :, span.stop :]], 2)
 
@@ -143,7 +144,7 @@ def compare_with_reference(
     key_mask: torch.Tensor | None,
     lowering: str,
 ) -> None:
-    """Compare the first, middle and last query frames (all rows of a mixture) with the reference.
+    """Compare the first, middle and last query places (all rows of a mixture) with the reference.
 
     Once for each spec, lowering, shape, dtype and device that a backend runs.
 
@@ -163,11 +164,11 @@ def compare_with_reference(
     checked, what = running().checked, (known.key, lowering, tuple(q.shape), q.dtype, q.device)
     if what in checked:
         return
-    frames, n, first = known.grid.frames, known.grid.tokens, known.grid.text_first
-    rows = sorted({0, frames // 2, frames - 1})
+    places, end = known.grid.places, np.cumsum((known.grid.text_first, *known.grid.sizes)).tolist()
+    rows = sorted({0, places // 2, places - 1})
     if known.strategy.mixture is None:
         expected = reference(q, k, v, known, scale, key_mask, rows=rows)
-        found = torch.cat([out[:, :, first + i * n : first + (i + 1) * n] for i in rows], 2)
+        found = torch.cat([out[:, :, end[i] : end[i + 1]] for i in rows], 2)
     else:
         expected, found = run("reference", q, k, v, known, scale, key_mask), out
     about = f"long attention {known.key}: {lowering} differs from the reference on frames {rows}"

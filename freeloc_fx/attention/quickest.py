@@ -65,7 +65,7 @@ def quickest(
     if q.device.type == "cuda":
         return "flex"
     known = running().choices
-    if known is None or q.shape[2] < LEAST or engine(q.device, q.dtype)[0] == "calls":
+    if known is None or q.shape[2] < LEAST or engine(q.device, q.dtype)[0] == "calls" or not spec.grid.of_one_size:
         return "tiles"
     # A profile that follows steps has a spec for each step, which differ in numbers that no time depends on.
     kind, threads = spec.key.partition("#")[0], torch.get_num_threads()

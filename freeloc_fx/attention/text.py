@@ -7,11 +7,24 @@ import torch
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.grid import TokenGrid
 
-__all__ = ["split", "valid_keys", "video_span"]
+__all__ = ["clip_span", "split", "valid_keys", "video_span"]
+
+
+def clip_span(grid: TokenGrid) -> slice:
+    """Where the tokens of the clip itself are.
+
+    Args:
+        grid: the clip's.
+
+    Returns:
+        A slice of the sequence.
+    """
+    start = grid.text_first + sum(frame.tokens for frame in grid.before)
+    return slice(start, start + grid.clip)
 
 
 def video_span(grid: TokenGrid) -> slice:
-    """Where the video tokens of a sequence are.
+    """Where the video tokens of a sequence are, those of further frames among them.
 
     Args:
         grid: the clip's.
@@ -30,11 +43,12 @@ def split(x: torch.Tensor, grid: TokenGrid) -> tuple[torch.Tensor, torch.Tensor]
         grid: the clip's.
 
     Returns:
-        Video (..., frames, tokens, head_dim), a view, and text (..., text, head_dim), a copy where text is at both
+        Video (..., places, tokens, head_dim), a view, and text (..., text, head_dim), a copy where text is at both
         ends.
     """
+    assert grid.of_one_size, "places of unlike sizes have no axis of tokens"
     span = video_span(grid)
-    video = x[..., span, :].unflatten(-2, (grid.frames, grid.tokens))
+    video = x[..., span, :].unflatten(-2, (grid.places, grid.tokens))
     if not grid.text_first or not grid.text_last:
         return video, x[..., : span.start, :] if grid.text_first else x[..., span.stop :, :]
     return video, torch.cat([x[..., : span.start, :], x[..., span.stop :, :]], -2)

@@ -354,19 +354,6 @@ def scorable(job: Job, prompt: str | Mapping[int, str]) -> str | None:
     return None
 
 
-def enlargement(height: int, target: int) -> int:
-    """Choose the whole factor that brings a height near a target.
-
-    Args:
-        height: pixels.
-        target: pixels.
-
-    Returns:
-        The factor; 1 for videos that are large already.
-    """
-    return max(1, round(target / height))
-
-
 def without_nan(value: Any) -> Any:
     """Make data fit for JSON, which has no NaN and no infinity: they become None.
 

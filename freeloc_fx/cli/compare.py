@@ -21,7 +21,7 @@ from . import common, times
 from .common import Job, UsageError, exits, load, out, prepare, progress, scorable, warn, without_nan, write_json
 from .finished import FinishedVideo, FinishedVideos
 from .latents import SUFFIX, kept
-from .writing import describe, score_table, settings_of
+from .writing import describe, enlargement, score_table, settings_of
 
 __all__ = ["compare"]
 
@@ -95,11 +95,11 @@ def compare(
         means = {name: _mean([run["scores"] for run in runs]) for name, runs in found.items()} if reason is None else {}
         real_clip = _real_clip(prompt, frames) if means and isinstance(prompt, str) else {}
         videos = {name: _kept(finished, name, numbers[0]).frames for name in names}
-        write_video(output, side_by_side(videos, common.enlargement(job.height, 192)), fps)
+        write_video(output, side_by_side(videos, enlargement(job.height, 192)), fps)
         comparison_sheet(
             sheet,
             videos,
-            scale=common.enlargement(job.height, 128),
+            scale=enlargement(job.height, 128),
             scores={name: values["composite"] for name, values in means.items()},
             texts=None if isinstance(prompt, str) else prompt,
         )

@@ -17,10 +17,9 @@ from freeloc_fx.generation.streaming import Film, streamed
 from freeloc_fx.generation.video import contact_sheet, sheet_of, write_video
 from freeloc_fx.planning.plan import Plan
 
-from . import common
 from .common import Job, out, write_json
 
-__all__ = ["describe", "filmed", "is_streamed", "number", "score_table", "settings_of", "write"]
+__all__ = ["describe", "enlargement", "filmed", "is_streamed", "number", "score_table", "settings_of", "write"]
 
 
 SHOWN = {
@@ -35,6 +34,19 @@ SHOWN = {
     "loop": "loop",
 }
 """Field of `metrics.GroundTruthScore` -> heading; short, so that the table fits 80 columns."""
+
+
+def enlargement(height: int, target: int) -> int:
+    """Choose the whole factor that brings a height near a target.
+
+    Args:
+        height: pixels.
+        target: pixels.
+
+    Returns:
+        The factor; 1 for videos that are large already.
+    """
+    return max(1, round(target / height))
 
 
 def settings_of(
@@ -74,7 +86,7 @@ def is_streamed(job: Job) -> bool:
     Returns:
         Whether it is.
     """
-    return job.frames * job.height * job.width > _STREAMED_FROM and common.enlargement(job.height, 256) == 1
+    return job.frames * job.height * job.width > _STREAMED_FROM and enlargement(job.height, 256) == 1
 
 
 @contextmanager
@@ -127,16 +139,16 @@ def write(
     done = written if written is not None else []
     if film is None:
         count, height, width, _ = video.frames.shape
-        write_video(output, video.frames, fps, common.enlargement(height, 256))
+        write_video(output, video.frames, fps, enlargement(height, 256))
     else:
         count, (height, width) = film.frames, film.size
     done.append(output)
     given = dict(report.get("settings") or {}).get("prompt")
     texts = {int(mark): text for mark, text in given.items()} if isinstance(given, dict) else None
     if film is None:
-        contact_sheet(sheet, video.frames, scale=common.enlargement(height, 128), fps=fps, texts=texts)
+        contact_sheet(sheet, video.frames, scale=enlargement(height, 128), fps=fps, texts=texts)
     else:
-        sheet_of(sheet, film.chosen, scale=common.enlargement(height, 128), fps=fps, texts=texts)
+        sheet_of(sheet, film.chosen, scale=enlargement(height, 128), fps=fps, texts=texts)
     done.append(sheet)
     write_json(beside, dict(report))
     done.append(beside)

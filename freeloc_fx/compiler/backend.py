@@ -29,6 +29,7 @@ from . import pipeline
 from .capture.facts import facts, noted
 from .inner import Compiler
 from .listing import Listing, block_lines, block_of
+from .positions import ByPositions, KnownPositions
 from .repeat import Artefacts, compile_repeated
 from .runner import PassRun, Runner
 from .stages import Stages, check_compiler
@@ -64,6 +65,17 @@ def blank(output: Any) -> Callable[..., Any]:
     return run
 
 
+def _copied(gm: fx.GraphModule) -> tuple[fx.GraphModule, Any]:
+    """A captured graph once more, with what it names, and what its output node returns."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(gm.graph, copies)
+    graph.output(output)
+    for old, new in copies.items():
+        copy_source(old, new)
+    return fx.GraphModule(gm, graph), output
+
+
 class Backend:
     """A torch.compile backend for one model and profile.
 
@@ -89,6 +101,7 @@ class Backend:
         how: what the rewriting passes need, among it what the graphs name.
         checked: what was compared with the reference.
         choices: which lowering was the quickest, where `attention` is "auto" on a CPU.
+        positions: values of inputs that position tables were read off.
     """
 
     def __init__(
@@ -117,6 +130,7 @@ class Backend:
         self.artefacts, self.checked = Artefacts(), Checked()
         self.how = pipeline.Rewriting.read(attention, verify)
         self.choices: dict[Hashable, str] = {}
+        self.positions = KnownPositions()
 
     @property
     def specs(self) -> Specs:
@@ -164,17 +178,28 @@ class Backend:
         return made
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        return noted(self._captured(gm, example_inputs))
+        made: list[tuple[Plan, Callable[..., Any]]] = []
+        run, read = self._captured(gm, example_inputs, made)
+        if not read:
+            return noted(run)
+        kept = _copied(gm)[0]  # Dynamo takes its own apart when it is done
 
-    def _captured(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        def again(inputs: Sequence[Any]) -> Callable[..., Any]:
+            with torch.no_grad():
+                return self._captured(kept, inputs, made)[0]
+
+        return noted(ByPositions(run, example_inputs, read, again, self.positions))
+
+    def _captured(
+        self, gm: fx.GraphModule, example_inputs: Sequence[Any], made: list[tuple[Plan, Callable[..., Any]]]
+    ) -> tuple[Callable[..., Any], list[int]]:
+        """What runs a captured graph, and which of its inputs its positions come from.
+
+        What was made of the graph for other positions stands in `made` beside its plan, and so does this.
+        """
         # Dynamo looks at its own graph again after we return, so only a copy may change.
-        graph = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {}
-        output = graph.graph_copy(gm.graph, copies)
-        graph.output(output)
-        for old, new in copies.items():
-            copy_source(old, new)
-        root = fx.GraphModule(gm, graph)  # holds what regions bring along; gm is Dynamo's
+        root, output = _copied(gm)  # holds what regions bring along; gm is Dynamo's
+        graph = root.graph
         placeholders = [n for n in graph.nodes if n.op == "placeholder"]
         tensors = [t for t in example_inputs if isinstance(t, torch.Tensor)]
         capture = Capture(
@@ -191,25 +216,40 @@ class Backend:
             plan = pipeline.analyse(runner, root, self.model, self.profile, self.how.text)
         else:
             plan = pipeline.adopt(runner, root, self.model, *self.adopted)
+        for other, run in made:
+            if plan.same_as(other):
+                return run, []
         self.plans.append(plan)
+        positions = {node for _, site in sites(graph) for node in site.positions}
+        read = [place for place, node in enumerate(placeholders) if node in positions]
         if self.plan_only:
             if self.sites is not None:
                 self.sites.extend(site for _, site in sites(graph))
             elif plan.rewritten:
                 self._rewrite(runner, plan, root)
             if self.prefix:
-                return blank(output)
+                return blank(output), []
             raise PlanReady(plan)
         inputs = list(example_inputs)
+        acts = self.adopted is not None or self.recorder is not None or self.how.text is not None
+        if not plan.rewritten and not acts:
+            # Within the trained length the model runs exactly as it was captured, bitwise, whatever the backend.
+            run = fx.GraphModule(root, graph).forward if stamped else gm.forward
+        else:
+            run = self._acting(runner, plan, root, gm, inputs)
+        made.append((plan, run))
+        return run, read
+
+    def _acting(
+        self, runner: Runner, plan: Plan, root: fx.GraphModule, gm: fx.GraphModule, inputs: list[Any]
+    ) -> Callable[..., Any]:
+        """What runs an analysed graph in which something is to change."""
         if self.recorder is not None:
             self.recorder.expect(plan)
             pipeline.observe(runner, plan, self.recorder.name)
             return self._compiled(runner, plan, root, gm, inputs)
         if not plan.rewritten and self.adopted is not None:
             return self._compiled(runner, plan, root, gm, inputs)  # its tokens have to be exchanged all the same
-        if not plan.rewritten and self.how.text is None:
-            # Within the trained length the model runs exactly as it was captured, bitwise, whatever the backend.
-            return fx.GraphModule(root, graph).forward if stamped else gm.forward
         stages = self._rewrite(runner, plan, root)
         if len(stages) == 1:
             return self._compiled(*stages[0], gm, inputs)

@@ -96,8 +96,9 @@ def copied(graph: fx.Graph, capture: Capture) -> tuple[fx.Graph, Capture]:
     for old, new in nodes.items():
         copy_source(old, new)
         site = record(new)
-        if site is not None and site.mask is not None:
-            write(new, mask=nodes[site.mask])
+        if site is not None:
+            mask = None if site.mask is None else nodes[site.mask]
+            write(new, mask=mask, positions=tuple(nodes[node] for node in site.positions))
     inputs = {nodes[node]: value for node, value in capture.inputs.items()}
     return made, replace(capture, inputs=inputs)
 

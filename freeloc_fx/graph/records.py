@@ -50,6 +50,7 @@ class AttentionSite:
         grid: the tokens of its sequence; None where it is not known.
         sensitivity: of its layer, as a probe measured it; None for none.
         mask: the node of the model's key-padding mask; None for none.
+        positions: inputs of the graph that the position tables are made of; another call may bring others.
         padded: the number of tokens depends on data (padded text is left out by indexing); the shapes count all that
             there may be.
         texts: its q and k carry channels that say which pairs of video and text see each other.
@@ -66,6 +67,7 @@ class AttentionSite:
     grid: TokenGrid | None = None
     sensitivity: Sensitivity | None = None
     mask: fx.Node | None = field(default=None, compare=False)
+    positions: tuple[fx.Node, ...] = field(default=(), compare=False)
     padded: bool = False
     texts: bool = False
 

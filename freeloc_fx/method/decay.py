@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from .frame_times import Frames
+
 __all__ = ["ScoreDecay"]
 
 
@@ -20,11 +22,11 @@ class ScoreDecay(Protocol):
     table[i, j] * s where s > 0 and stays otherwise. Scores that involve text tokens stay.
     """
 
-    def table(self, frames: int) -> np.ndarray:
+    def table(self, frames: Frames) -> np.ndarray:
         """Give the factor of every pair of frames.
 
         Args:
-            frames: latent frames of the clip, at least 1.
+            frames: latent frames of the clip, at least 1, or the times of frames.
 
         Returns:
             float64 (frames, frames) in (0, 1], row = query frame i, column = key frame j.

@@ -17,6 +17,7 @@ import numpy as np
 from freeloc_fx.errors import StrategyError
 
 from .checks import is_whole
+from .frame_times import Frames, times
 
 __all__ = ["VRPR", "Band", "Identity", "PositionMap", "distances", "quantised", "tiers", "two_sided"]
 
@@ -38,27 +39,31 @@ class Band:
 
 @runtime_checkable
 class PositionMap(Protocol):
-    """What a strategy says about positions. Implementations are immutable and hashable."""
+    """What a strategy says about positions. Implementations are immutable and hashable.
 
-    def table(self, frames: int) -> np.ndarray:
+    A map is asked about a number of frames at 0, 1, 2, ..., or about frames at times of their own (`FrameTimes`), which
+    may be fractions; `distances` takes both.
+    """
+
+    def table(self, frames: Frames) -> np.ndarray:
         """Give the remapped distance P of every pair of frames.
 
         Args:
-            frames: latent frames of the clip, at least 1.
+            frames: latent frames of the clip, at least 1, or the times of frames.
 
         Returns:
             float64 (frames, frames), in latent frames, row = query frame i, column = key frame j.
         """
         ...
 
-    def bands(self, frames: int) -> Iterable[Band]:
+    def bands(self, frames: Frames) -> Iterable[Band]:
         """Give the separable bands that partition all pairs of frames.
 
         Long clips have hundreds of bands, each with a table of all pairs: made one at a time, they need not be held
         together.
 
         Args:
-            frames: latent frames of the clip, at least 1.
+            frames: latent frames of the clip, at least 1, or the times of frames.
         """
         ...
 
@@ -67,33 +72,37 @@ class PositionMap(Protocol):
         ...
 
 
-def distances(frames: int) -> np.ndarray:
+def distances(frames: Frames) -> np.ndarray:
     """Give the distance d = i - j of every pair of frames.
 
     Args:
-        frames: latent frames of the clip.
+        frames: latent frames of the clip, or the times of frames.
 
     Returns:
-        int64 (frames, frames), in latent frames, row = query frame i, column = key frame j.
+        (frames, frames), in latent frames, row = query frame i, column = key frame j: int64, or float64 where some
+        frame is between two whole ones.
     """
-    index = np.arange(frames)
+    index = times(frames)
     return index[:, None] - index[None, :]
 
 
-def two_sided(query: np.ndarray, key: np.ndarray, offset: float, pairs: np.ndarray) -> list[Band]:
-    """Give the bands for P[i, j] = query[i] - key[j] + sign(i - j) * offset on `pairs`.
+def two_sided(
+    query: np.ndarray, key: np.ndarray, offset: float, pairs: np.ndarray, d: np.ndarray | None = None
+) -> list[Band]:
+    """Give the bands for P[i, j] = query[i] - key[j] + sign(d) * offset on `pairs`.
 
     Args:
         query: position of each query frame, (frames,), in latent frames.
         key: position of each key frame, (frames,), in latent frames.
         offset: what is added to the distance, in latent frames.
-        pairs: the pairs on which it holds, bool (frames, frames), without the diagonal unless the offset is 0.
+        pairs: the pairs on which it holds, bool (frames, frames), without those at distance 0 unless the offset is 0.
+        d: distance of every pair of frames, as `distances` gives it; None for that of a clip's frames.
 
     Returns:
         One band for the past and one for the future, or one for both where no query frame has pairs on both sides.
         Empty bands are left out.
     """
-    d = distances(len(query))
+    d = distances(len(query)) if d is None else d
     past, future = pairs & (d >= 0), pairs & (d < 0)
     query, key = query.astype(np.float64), key.astype(np.float64)
     if offset == 0 or not (past.any(1) & future.any(1)).any():
@@ -126,7 +135,7 @@ def quantised(table: np.ndarray, key: np.ndarray, pairs: np.ndarray) -> tuple[Ba
     return tuple(Band(key + offset, key, pairs & (apart == offset)) for offset in np.unique(apart[pairs]).tolist())
 
 
-def tiers(positions: PositionMap, frames: int) -> list[tuple[Band, ...]]:
+def tiers(positions: PositionMap, frames: Frames) -> list[tuple[Band, ...]]:
     """Give the bands of a map, those together for which the keys stand at the same places.
 
     Args:
@@ -153,12 +162,12 @@ def tiers(positions: PositionMap, frames: int) -> list[tuple[Band, ...]]:
 class Identity:
     """P(d) = d: the model's own positions."""
 
-    def table(self, frames: int) -> np.ndarray:
+    def table(self, frames: Frames) -> np.ndarray:
         return distances(frames).astype(np.float64)
 
-    def bands(self, frames: int) -> list[Band]:
-        index = np.arange(frames, dtype=np.float64)
-        return [Band(index, index, np.ones((frames, frames), bool))]
+    def bands(self, frames: Frames) -> list[Band]:
+        index = times(frames).astype(np.float64)
+        return [Band(index, index, np.ones((len(index), len(index)), bool))]
 
     def describe(self) -> dict[str, Any]:
         return {"map": "identity"}
@@ -213,45 +222,47 @@ class VRPR:
         middle = self.w1 - self.w1 // self.g1
         return middle, middle + self.w2 // self.g1 - self.w2 // self.g2
 
-    def of_distance(self, d: np.ndarray | int) -> np.ndarray:
+    def of_distance(self, d: np.ndarray | float) -> np.ndarray:
         """Apply the pair formula, whatever `quantise` says.
 
         Args:
-            d: distances in latent frames, integers of any shape.
+            d: distances in latent frames, of any shape.
 
         Returns:
-            The remapped distances P, int64 of the same shape.
+            The remapped distances P, of the same shape: int64, or float64 of fractional distances, which stay
+            fractions up to w1 and become whole numbers beyond.
         """
-        d = np.asarray(d, dtype=np.int64)
+        d = np.asarray(d)
+        d = d.astype(np.float64 if d.dtype.kind == "f" else np.int64)
         a = np.abs(d)
         middle, far = self.offsets
         p = np.where(a <= self.w1, a, np.where(a <= self.w2, a // self.g1 + middle, a // self.g2 + far))
         return np.sign(d) * p
 
-    def reach(self, frames: int) -> int:
+    def reach(self, frames: Frames) -> int:
         """Give the largest |P| of a clip, in latent frames.
 
         Args:
-            frames: latent frames of the clip, at least 1.
+            frames: latent frames of the clip, at least 1, or the times of frames.
         """
         return int(np.abs(self.table(frames)).max())
 
-    def table(self, frames: int) -> np.ndarray:
+    def table(self, frames: Frames) -> np.ndarray:
         d = distances(frames)
         if self.quantise == "pair":
             return self.of_distance(d).astype(np.float64)
-        table = np.zeros((frames, frames))
+        table = np.zeros(d.shape)
         for band in self.bands(frames):
             table = np.where(band.pairs, band.query[:, None] - band.key[None, :], table)
         return table
 
-    def bands(self, frames: int) -> Iterator[Band]:
+    def bands(self, frames: Frames) -> Iterator[Band]:
         return (band for band in self._bands(frames) if band.pairs.any())
 
-    def _bands(self, frames: int) -> Iterator[Band]:
+    def _bands(self, frames: Frames) -> Iterator[Band]:
         """Give the bands of all tiers, empty ones among them."""
-        index = np.arange(frames)
-        d = distances(frames).astype(np.int32)
+        index = times(frames)
+        d: Any = distances(frames).astype(np.int32 if index.dtype.kind == "i" else np.float64)
         far = np.abs(d)
         yield Band(index.astype(np.float64), index.astype(np.float64), far <= self.w1)
         tiers = (
@@ -267,24 +278,25 @@ class VRPR:
                     continue
                 # For i = a*G + r: floor((i-j)/G) = a - ceil((j-r)/G), so the pair formula is a difference within one
                 # residue class r of the query frame; for the future, -floor((j-i)/G) = a - floor((j-r)/G).
-                for r in range(min(group, frames)):
+                # A residue is a fraction for a frame between two whole ones.
+                for r in np.unique(index % group):
                     rows = pairs & (index % group == r)[:, None]
                     key = -((r - index) // group) if sign > 0 else (index - r) // group
                     yield Band((index // group + sign * offset).astype(np.float64), key.astype(np.float64), rows)
 
-    def tiers(self, frames: int) -> list[tuple[Band, ...]]:
+    def tiers(self, frames: Frames) -> list[tuple[Band, ...]]:
         """Give near, middle and far tier: in each the keys stand at the same places for every query.
 
         Args:
-            frames: latent frames of the clip, at least 1.
+            frames: latent frames of the clip, at least 1, or the times of frames.
         """
-        index, far, table = np.arange(frames), np.abs(distances(frames)), self.table(frames)
+        index, far, table = times(frames), np.abs(distances(frames)), self.table(frames)
         parts = (
-            (far <= self.w1, 1),
-            ((far > self.w1) & (far <= self.w2), self.g1),
-            (far > self.w2, self.g2),
+            (far <= self.w1, index),
+            ((far > self.w1) & (far <= self.w2), index // self.g1),
+            (far > self.w2, index // self.g2),
         )
-        return [bands for pairs, group in parts if (bands := quantised(table, index // group, pairs))]
+        return [bands for pairs, key in parts if (bands := quantised(table, key, pairs))]
 
     def describe(self) -> dict[str, Any]:
         return {"map": "vrpr", **asdict(self)}

@@ -13,10 +13,33 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from .grid import RopeLayout, TokenGrid
+from .positions import distances
 from .strategy import Strategy
 from .visibility import FULL, STRIPE
 
-__all__ = ["AttentionSpec"]
+__all__ = ["AttentionSpec", "levels_of"]
+
+
+def levels_of(strategy: Strategy, grid: TokenGrid) -> np.ndarray:
+    """Give what each place of a sequence sees of each other.
+
+    A stripe says which tokens of a frame see which of another frame of as many rows and columns; of a further frame of
+    another size, and by one, everything is seen that the stripe would thin out.
+
+    Args:
+        strategy: one without a mixture.
+        grid: the tokens of the sequence.
+
+    Returns:
+        NONE, STRIPE or FULL, int8 (places, places), row = query place i, column = key place j.
+    """
+    levels = strategy.visibility.levels(grid.frame_times)
+    if not grid.of_one_size:
+        of_clip = [(frame.height, frame.width) == (grid.height, grid.width) for frame in grid.further]
+        early = len(grid.before)
+        odd = ~np.array([*of_clip[:early], *(True,) * grid.frames, *of_clip[early:]])
+        levels[(levels == STRIPE) & (odd[:, None] | odd)] = FULL
+    return levels
 
 
 @dataclass(frozen=True)
@@ -56,23 +79,37 @@ class AttentionSpec:
         Returns:
             The visible share, in (0, 1]; for a mixture the sum over its strategies.
         """
-        n, text = self.grid.tokens, self.grid.text
+        sizes, text = np.asarray(self.grid.sizes), self.grid.text
         visible = 0
         for member in self.strategy.members:  # each strategy of a mixture computes its own pairs
-            levels = member.visibility.levels(self.grid.frames)
+            levels = levels_of(member, self.grid)
             stripe = member.visibility.stripe(self.grid.height, self.grid.width)
-            visible += int((levels == FULL).sum()) * n * n + int((levels == STRIPE).sum()) * int(stripe.sum())
+            visible += int(sizes @ (levels == FULL) @ sizes) + int((levels == STRIPE).sum()) * int(stripe.sum())
             visible += text * (2 * self.grid.video + text)
         return float(visible / self.grid.sequence**2)
 
     def shifts(self) -> np.ndarray:
         """Give by how many latent frames key j must turn for query i: i - P[i, j] - j.
 
+        What the model itself has placed off the times of the grid (the first frame of a causal encoder) stays off by
+        as much.
+
         Returns:
-            float64 (frames, frames), row = query frame i, column = key frame j.
+            float64 (places, places), row = query place i, column = key place j.
         """
-        index = np.arange(self.grid.frames)
-        return (index[:, None] - index[None, :]) - self.strategy.positions.table(self.grid.frames)
+        return distances(self.grid.frame_times) - self.table()
+
+    def table(self) -> np.ndarray:
+        """Give the remapped distance P of every pair of places, float64 (places, places)."""
+        return self.strategy.positions.table(self.grid.frame_times)
+
+    def levels(self) -> np.ndarray:
+        """Give what each place sees of each other, see `levels_of`."""
+        return levels_of(self.strategy, self.grid)
+
+    def decay(self) -> np.ndarray | None:
+        """Give the factor on positive scores of every pair of places, float64 (places, places); None for none."""
+        return None if self.strategy.decay is None else self.strategy.decay.table(self.grid.frame_times)
 
     @property
     def effective_rope(self) -> RopeLayout:
@@ -98,10 +135,10 @@ class AttentionSpec:
         range; `text_scale` and `text_last` bring it back.
 
         Returns:
-            float64 (frames,), or None where no token turns.
+            float64 (places,), or None where no token turns.
         """
         scale, last = self.strategy.text_scale, self.strategy.text_last
-        if scale == 1.0 and (last is None or last >= self.grid.frames - 1):
+        index = self.grid.times
+        if scale == 1.0 and (last is None or last >= index.max()):
             return None
-        index = np.arange(self.grid.frames, dtype=np.float64)
         return np.minimum(index * scale, np.inf if last is None else last) - index

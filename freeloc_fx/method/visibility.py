@@ -18,6 +18,8 @@ import numpy as np
 from freeloc_fx.errors import StrategyError
 
 from .checks import is_whole
+from .frame_times import Frames, FrameTimes, count, first_of_clip
+from .positions import distances
 
 __all__ = ["FULL", "NONE", "STRIPE", "TSA", "Everything", "Rotating", "Visibility", "picture", "visible_tokens"]
 
@@ -30,11 +32,11 @@ NONE, STRIPE, FULL = 0, 1, 2
 class Visibility(Protocol):
     """What a strategy says about which tokens see each other. Implementations are immutable and hashable."""
 
-    def levels(self, frames: int) -> np.ndarray:
+    def levels(self, frames: Frames) -> np.ndarray:
         """Give what each query frame sees of each key frame.
 
         Args:
-            frames: latent frames of the clip, at least 1.
+            frames: latent frames of the clip, at least 1, or the times of frames.
 
         Returns:
             NONE, STRIPE or FULL, int8 (frames, frames), row = query frame i, column = key frame j.
@@ -94,8 +96,8 @@ class Everything:
         ######
     """
 
-    def levels(self, frames: int) -> np.ndarray:
-        return np.full((frames, frames), FULL, np.int8)
+    def levels(self, frames: Frames) -> np.ndarray:
+        return np.full((count(frames),) * 2, FULL, np.int8)
 
     def stripe(self, height: int, width: int) -> np.ndarray:
         return np.ones((height * width, height * width), bool)
@@ -112,7 +114,7 @@ class TSA:
 
         |i-j| < D1:        always
         D1 <= |i-j| < D2:  |k-l| < D_s (raster order; `spatial="2d"`: Chebyshev distance on the grid, D_s in tokens)
-        beyond:            never, except that every frame sees all of frame 0 (`sink`)
+        beyond:            never, except that every frame sees all of the clip's frame 0 (`sink`)
 
     The official code drops the pairs between the first two tiers; here every pair belongs to one tier.
 
@@ -158,13 +160,13 @@ class TSA:
         if self.spatial not in ("raster", "2d"):
             raise StrategyError(f"tsa.spatial: expected 'raster' or '2d', found {self.spatial!r}")
 
-    def levels(self, frames: int) -> np.ndarray:
-        d = _apart(frames)
+    def levels(self, frames: Frames) -> np.ndarray:
+        d = np.abs(distances(frames)) if isinstance(frames, FrameTimes) else _apart(frames)
         levels = np.full(d.shape, NONE, np.int8)
         levels[d < self.d2] = STRIPE
         levels[d < self.d1] = FULL
         if self.sink:
-            levels[:, 0] = FULL
+            levels[:, first_of_clip(frames)] = FULL
         return levels
 
     def stripe(self, height: int, width: int) -> np.ndarray:

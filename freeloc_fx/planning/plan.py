@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from freeloc_fx.errors import CaptureError, PlanError
 from freeloc_fx.method.build import build
+from freeloc_fx.method.frame_times import reach
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 from freeloc_fx.method.positions import VRPR, PositionMap
+from freeloc_fx.method.rope.measure import alike
 from freeloc_fx.method.spec import AttentionSpec
 from freeloc_fx.method.strategy import Geometry, Strategy
 
@@ -99,6 +101,17 @@ class Plan:
         """Latent frames relative to the trained number."""
         return self.grid.frames / self.trained_frames
 
+    def same_as(self, other: Plan) -> bool:
+        """Tell whether another plan of the same graph does the same, up to rounding in how RoPE was measured.
+
+        Args:
+            other: the other plan.
+        """
+        return len(self.sites) == len(other.sites) and all(
+            (a.path, a.grid, a.strategy) == (b.path, b.grid, b.strategy) and alike(a.rope, b.rope)
+            for a, b in zip(self.sites, other.sites, strict=True)
+        )
+
     def site(self, path: str) -> PlannedSite | None:
         """Find the site at a module path.
 
@@ -162,6 +175,7 @@ class Plan:
         grid = self.grid
         head = (
             f"Plan of profile {self.profile!r}: {grid.frames} latent frames of {grid.height}x{grid.width} tokens, "
+            + (f"{len(grid.further)} further frames, " if grid.further else "")
             + (f"{grid.text} text tokens, " if grid.text else "")
             + f"trained on {self.trained_frames} ({self.extension:.3g}x); "
             f"{self.rewritten} of {len(self.sites)} sites rewritten"
@@ -246,7 +260,7 @@ def _left_out(sites: Sequence[AttentionSite], planned: Sequence[PlannedSite]) ->
     """Name what stays as it is beside the sites that are planned, though it works on as many tokens as the clip has."""
     if all(site.strategy.changes_nothing for site in planned):
         return []
-    least = min(site.grid.video for site in planned)
+    least = min(site.grid.clip for site in planned)
     paths, layers = {site.path for site in planned}, {site.layer for site in planned}
     large = [s for s in sites if s.path not in paths and len(s.query_shape) == 4 and s.query_shape[2] >= least]
     others = [s for s in large if s.kind == "other" and s.query_shape[2] == s.key_shape[2]]
@@ -323,7 +337,8 @@ class _Decisions:
         """Build a strategy with those of its first denoising steps."""
         if grid.frames <= self.profile.trained_frames:
             return Strategy()
-        geometry = Geometry(self.profile.trained_frames, grid.frames, grid.height, grid.width)
+        # Settings are for every distance that occurs, those of frames beside the clip among them.
+        geometry = Geometry(self.profile.trained_frames, reach(grid.frame_times), grid.height, grid.width)
         strategy = build(name, geometry, settings)
         early = tuple((stop, build(stage, geometry, own)) for stop, stage, own in stages)
         return replace(strategy, stages=early) if early else strategy
@@ -331,9 +346,9 @@ class _Decisions:
     def _note_reach(self, name: str, positions: PositionMap, grid: TokenGrid) -> None:
         """Note explicit VRPR settings that reach positions beyond the trained ones."""
         last = self.profile.trained_frames - 1
-        if isinstance(positions, VRPR) and positions.reach(grid.frames) > last:
+        if isinstance(positions, VRPR) and positions.reach(grid.frame_times) > last:
             self.notes.append(
-                f"{name}: explicit settings reach position {positions.reach(grid.frames)}, "
+                f"{name}: explicit settings reach position {positions.reach(grid.frame_times)}, "
                 f"trained positions end at {last}"
             )
 
@@ -361,6 +376,12 @@ def _check_rates(site: AttentionSite, strategy: Strategy) -> None:
     """Refuse a strategy that turns by fractions of a frame where rates are known up to whole turns only."""
     assert site.rope is not None and site.grid is not None
     parts = [p for p in strategy.turns_by_fractions if p != "squeeze" or site.grid.text]
+    fractions = [frame.time for frame in site.grid.further if frame.time % 1]
+    if fractions and not site.rope.whole_turns and not strategy.changes_nothing:
+        raise CaptureError(
+            f"{site.path}: frames at the times {fractions} need RoPE's rates to be moved by parts of a frame; expected "
+            "whole times, or positions that tell the rates, found rates up to whole turns per frame only"
+        )
     if parts and not site.rope.whole_turns:
         raise CaptureError(
             f"{site.path}: {', '.join(parts)} need RoPE's rates; expected tables made from a count of frames in the "

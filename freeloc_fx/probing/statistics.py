@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from freeloc_fx.attention.rotate import angles, rotate
-from freeloc_fx.attention.text import video_span
+from freeloc_fx.attention.text import clip_span
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 
 __all__ = ["TEMPERATURES", "ProbeSettings", "matching_temperature", "observe_rows", "sample_rows", "spearman"]
@@ -65,7 +65,7 @@ class ProbeSettings:
 
 
 def sample_rows(grid: TokenGrid, rows: int, seed: tuple[int, ...]) -> np.ndarray:
-    """Choose one video token from each of some equal stretches of the clip.
+    """Choose one video token from each of some equal stretches of the clip, which is measured by itself.
 
     Args:
         grid: of the call.
@@ -76,8 +76,8 @@ def sample_rows(grid: TokenGrid, rows: int, seed: tuple[int, ...]) -> np.ndarray
         int64 (rows,), where 0 is the video's first token; fewer where the video has fewer tokens.
     """
     rng = np.random.default_rng(seed)
-    count = min(rows, grid.video)
-    edges = np.arange(count + 1) * grid.video // count
+    count = min(rows, grid.clip)
+    edges = np.arange(count + 1) * grid.clip // count
     return rng.integers(edges[:-1], edges[1:])
 
 
@@ -161,7 +161,7 @@ def observe_rows(
         float64 arrays: "ald", "context", "entropy", "output" of shape (rows,), "entropies" (rows, TEMPERATURES).
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    span = video_span(grid)
+    span = clip_span(grid)
     index = torch.from_numpy(rows).to(q.device)
     picked, keys = q[:, span][:, index].float(), k[:, span].float()
     logits = picked @ keys.transpose(-1, -2) * scale  # (heads, rows, video tokens)
@@ -179,7 +179,7 @@ def observe_rows(
             difference = _output(logits + moved, seen, projection) - own
             change.append(difference.norm(dim=-1) / own.norm(dim=-1).clamp_min(1e-30))
     entropy = _entropies(logits)[..., 0]
-    frames = torch.arange(grid.video, device=q.device) // grid.tokens
+    frames = torch.arange(grid.clip, device=q.device) // grid.tokens
     window = settings.window if visible is None else visible
     near = (frames[None, :] - (index // grid.tokens)[:, None]).abs() <= window
     windowed = _entropies(logits.masked_fill(~near, float("-inf")))[..., 0]

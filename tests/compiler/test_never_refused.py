@@ -159,27 +159,6 @@ def test_a_size_that_the_model_does_not_take(size: tuple[int, int, int], message
         plan(wan(), PROFILE, frames=frames, height=height, width=width)
 
 
-class Keyframes(DiT):
-    """Appends two frames of its clip, at their own times, as keyframes."""
-
-    def forward(self, hidden_states: torch.Tensor, context: Any = None) -> torch.Tensor:
-        shape = tuple(int(n) for n in hidden_states.shape[2:])
-        cos, sin = self.tables(shape)  # type: ignore[arg-type]
-        some = 2 * shape[1] * shape[2]
-        x = self.proj_in(hidden_states.flatten(2).transpose(1, 2))
-        x = torch.cat([x, x[:, -some:]], 1)
-        tables = torch.cat([cos, cos[-some:]]), torch.cat([sin, sin[-some:]])
-        for block in self.blocks:
-            x = block(x, tables, context)
-        result: torch.Tensor = self.proj_out(x[:, :-some]).transpose(1, 2).unflatten(2, shape)
-        return result
-
-
-def test_keyframes_beside_the_clip_are_named() -> None:
-    with pytest.raises(CaptureError, match="keyframes, references or a first image appended with times of their own"):
-        transform(Keyframes(), PROFILE, backend="eager")(latents(9, 2, 3))
-
-
 # What is rewritten in part, and what lands nowhere
 
 

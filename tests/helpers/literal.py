@@ -20,10 +20,12 @@ __all__ = ["attention", "literal"]
 def literal(plan: Plan, original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """scaled_dot_product_attention with P and M written out pair of frames by pair of frames."""
     site, grid = plan.sites[0], plan.sites[0].grid
-    positions = site.strategy.positions.table(grid.frames)
-    levels = site.strategy.visibility.levels(grid.frames)
+    positions = site.strategy.positions.table(grid.frame_times)
+    levels, times = site.spec().levels(), grid.times
     stripe = torch.from_numpy(site.strategy.visibility.stripe(grid.height, grid.width))
-    n, start = grid.tokens, grid.text_first
+    ends = [grid.text_first]
+    for size in grid.sizes:
+        ends.append(ends[-1] + size)
 
     def turn(x: torch.Tensor, frames: float) -> torch.Tensor:
         out = x.clone()
@@ -42,11 +44,11 @@ def literal(plan: Plan, original: Callable[..., torch.Tensor]) -> Callable[..., 
             return original(query, key, value, attn_mask=attn_mask, **options)
         q, k, v = query.double(), key.double(), value.double()
         scores = q @ k.transpose(-1, -2)
-        for i in range(grid.frames):
-            rows = slice(start + i * n, start + (i + 1) * n)
-            for j in range(grid.frames):
-                columns = slice(start + j * n, start + (j + 1) * n)
-                turned = turn(k[:, :, columns], (i - j) - positions[i, j])
+        for i in range(grid.places):
+            rows = slice(ends[i], ends[i + 1])
+            for j in range(grid.places):
+                columns = slice(ends[j], ends[j + 1])
+                turned = turn(k[:, :, columns], times[i] - times[j] - positions[i, j])
                 block = q[:, :, rows] @ turned.transpose(-1, -2)
                 if levels[i, j] == STRIPE:
                     block = block.masked_fill(~stripe, -math.inf)

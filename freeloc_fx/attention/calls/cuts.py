@@ -176,10 +176,10 @@ def make_cuts(spec: AttentionSpec, heads: int, dim: int, item: int) -> Cuts:
     strategy, grid = spec.strategy, spec.grid
     wide = 4 / item  # a float32 copy, in tensors of q's size
     rebased = 2 if spec.frequency_change() is not None else 0  # q and k as if the model had been built otherwise
-    levels = strategy.visibility.levels(grid.frames).copy()
+    levels = spec.levels().copy()
     mapped = not isinstance(strategy.positions, Identity)
     if strategy.decay is not None or (mapped and (levels == FULL).all()):
-        copies = min(4, -(-64 // grid.tokens), grid.frames) if strategy.decay is None else 1
+        copies = min(4, -(-64 // grid.tokens), grid.places) if strategy.decay is None else 1
         # Beside q, k, v: the turned copies, v, the output and, with text, the running sum and a part of it.
         # The copies' temporal channels are turned through temporaries the first time.
         turned = -(-copies * 2 * len(spec.rope.first) // spec.rope.head_dim)
@@ -225,11 +225,9 @@ def _masked(bands: list[CutBand], chunks: list[Chunk], tokens: int) -> int:
 
 def _walk(spec: AttentionSpec, copies: int) -> Walk:
     """Query frames in order, `copies` at a time."""
-    strategy, frames = spec.strategy, spec.grid.frames
-    table = strategy.positions.table(frames)
-    index = np.arange(frames, dtype=np.float64)
-    decay = None if strategy.decay is None else strategy.decay.table(frames)
-    levels = strategy.visibility.levels(frames)
+    strategy, frames = spec.strategy, spec.grid.places
+    table, index = spec.table(), spec.grid.times
+    decay, levels = spec.decay(), spec.levels()
     stripe = None
     if strategy.decay is not None and not (levels == FULL).all():
         stripe = strategy.visibility.stripe(spec.grid.height, spec.grid.width)

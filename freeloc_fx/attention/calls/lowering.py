@@ -27,6 +27,7 @@ from freeloc_fx.attention.cache import Cache
 from freeloc_fx.attention.rotate import Turner
 from freeloc_fx.attention.softmax import Total, attend, merge
 from freeloc_fx.attention.text import split, valid_keys, video_span
+from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 from freeloc_fx.method.spec import AttentionSpec
 
@@ -76,9 +77,15 @@ def calls(
         (batch, heads, tokens, head_dim) in q's dtype, tokens before heads in memory.
 
     Raises:
-        CaptureError: a key mask that is no padding of text, see `text.valid_keys`.
+        CaptureError: a key mask that is no padding of text, see `text.valid_keys`, or further frames of other sizes.
     """
     grid = spec.grid
+    if not grid.of_one_size:
+        raise CaptureError(
+            f"long attention {spec.key}: calls run frames of one size, expected {grid.height}x{grid.width} tokens, "
+            f"found {sorted({f'{frame.height}x{frame.width}' for frame in grid.further})} in further frames; "
+            "use attention='auto', 'tiles' or 'flex'"
+        )
     scale = (1 / math.sqrt(q.shape[-1]) if scale is None else scale) * spec.strategy.temperature
     batch, heads, length, dim = q.shape
     item = q.dtype.itemsize
@@ -124,7 +131,7 @@ class Sample:
         self.v, self.v_text = split(v, self.grid)
         change = spec.frequency_change()
         if change is not None:  # as if the model had been built with the strategy's frequencies
-            turn = np.arange(self.grid.frames, dtype=np.float64)
+            turn = self.grid.times
             rebase = _turner(spec, change.of_heads(group), q.device)
             self.q, self.k = (rebase(x, turn, _copy(x)) for x in (self.q, self.k))
             self.turner = _turner(spec, spec.effective_rope.of_heads(group), q.device)
@@ -136,7 +143,7 @@ class Sample:
             result: (heads, tokens, head_dim), where the output goes.
             valid: bool (text tokens,), which text keys count; None for all.
         """
-        video = result[:, video_span(self.grid)].unflatten(1, (self.grid.frames, self.grid.tokens))
+        video = result[:, video_span(self.grid)].unflatten(1, (self.grid.places, self.grid.tokens))
         if valid is not None and not bool(valid.all()):
             self.k_text, self.v_text = self.k_text[:, valid], self.v_text[:, valid]
         walk_only = self.cuts.walk is not None and not self.cuts.columns and not self.grid.text
@@ -270,7 +277,7 @@ def _copy(x: torch.Tensor) -> torch.Tensor:
 
 
 def _turn_of(band: SpecBand, grid: TokenGrid) -> np.ndarray:
-    turn = np.zeros(grid.frames) if band.key_turn is None else band.key_turn
+    turn = np.zeros(grid.places) if band.key_turn is None else band.key_turn
     return turn[None]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from freeloc_fx.attention.text import video_span
+from freeloc_fx.attention.text import clip_span
 from freeloc_fx.method.visibility import FULL, STRIPE
 
 from .merge import merge_attention
@@ -66,12 +66,12 @@ def _group(form: SiteForm, group: int, values: Values) -> torch.Tensor:
     outputs = [_member(form, number, group, values) for number in range(len(form.members))]
     if form.mixture is None:
         return outputs[0]
-    grid, span = form.grid, video_span(form.grid)
+    grid, span = form.grid, clip_span(form.grid)
     videos = [output[:, :, span] for output in outputs]
     mixed = form.mixture.combine(videos, grid.frames, grid.height, grid.width).to(outputs[0].dtype)
-    if not grid.text:
+    if grid.clip == grid.sequence:
         return mixed
-    # Text rows of a mixture come from its first strategy.
+    # Rows of a mixture beside the clip's come from its first strategy.
     return torch.cat([outputs[0][:, :, : span.start], mixed, outputs[0][:, :, span.stop :]], 2)
 
 

@@ -7,6 +7,7 @@ nothing of a transformer, and not the tiles of the CPU kernel, which are 16 quer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ Block = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class Segments:
-    """A sequence as segments: each latent frame is one, and the text tokens around the video are one together.
+    """A sequence as segments: each frame is one, and the text tokens around the video are one together.
 
     Args:
         of_run: which segment each run of neighbouring tokens belongs to, int (runs,).
@@ -47,7 +48,19 @@ class Segments:
             text_first: text tokens before the video.
             text_last: text tokens after the video.
         """
-        of_run, length = np.arange(frames), np.full(frames, tokens)
+        return cls.of_sizes((tokens,) * frames, text_first, text_last)
+
+    @classmethod
+    def of_sizes(cls, sizes: Sequence[int], text_first: int = 0, text_last: int = 0) -> Segments:
+        """Frames of any sizes, as segments 0, 1, ..., with text before and after them as the segment after the last.
+
+        Args:
+            sizes: tokens of each frame.
+            text_first: text tokens before the video.
+            text_last: text tokens after the video.
+        """
+        frames = len(sizes)
+        of_run, length = np.arange(frames), np.array(sizes, dtype=np.int64)
         if text_first:
             of_run, length = np.append(frames, of_run), np.append(text_first, length)
         if text_last:

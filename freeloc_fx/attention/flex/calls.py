@@ -26,7 +26,7 @@ import numpy as np
 
 from freeloc_fx.attention.cache import Cache
 from freeloc_fx.method.positions import tiers
-from freeloc_fx.method.spec import AttentionSpec
+from freeloc_fx.method.spec import AttentionSpec, levels_of
 from freeloc_fx.method.visibility import FULL, NONE, STRIPE
 
 __all__ = ["FlexCall", "Version", "call_levels", "flex_calls", "member_specs"]
@@ -106,13 +106,13 @@ def flex_calls(spec: AttentionSpec) -> list[FlexCall]:
 
 def _made(spec: AttentionSpec) -> Iterator[FlexCall]:
     grid, strategy = spec.grid, spec.strategy
-    frames, index = grid.frames, np.arange(grid.frames, dtype=np.float64)
-    steps = [strategy.at(step).visibility.levels(frames) for step in range(strategy.period)]
+    frames, index = grid.places, grid.times
+    steps = [levels_of(strategy.at(step), grid) for step in range(strategy.period)]
     seen = np.maximum.reduce(steps) != NONE
     stripes = np.logical_or.reduce([levels == STRIPE for levels in steps])
     text, text_turn = bool(grid.text), spec.text_turn()
     placed = not text
-    for bands in tiers(strategy.positions, frames):
+    for bands in tiers(strategy.positions, grid.frame_times):
         key = bands[0].key - index
         versions = []
         for band in bands:
@@ -141,11 +141,11 @@ def call_levels(spec: AttentionSpec, call: FlexCall) -> np.ndarray:
         call: of the strategy, from `flex_calls`.
 
     Returns:
-        NONE, STRIPE or FULL, int8 (versions, segments, segments): the latent frames, and text as the last segment where
-        the sequence has any.
+        NONE, STRIPE or FULL, int8 (versions, segments, segments): the places, and text as the last segment where the
+        sequence has any.
     """
-    frames, text = spec.grid.frames, bool(spec.grid.text)
-    visible = spec.strategy.visibility.levels(frames)
+    frames, text = spec.grid.places, bool(spec.grid.text)
+    visible = spec.levels()
     levels = np.full((len(call.versions), frames + text, frames + text), NONE, np.int8)
     for version, table in zip(call.versions, levels, strict=True):
         table[:frames, :frames] = np.where(version.pairs, visible, NONE)

@@ -105,11 +105,13 @@ class Rotation:
         turn: latent frames by the strategy's frequencies, float64 (versions, frames).
         change: layout that takes the model's frequencies to the strategy's, for frame numbers; None for no change.
         rope: the strategy's frequencies.
+        times: when each frame is, by which `change` turns it.
     """
 
     turn: np.ndarray
     change: RopeLayout | None
     rope: RopeLayout
+    times: tuple[float, ...]
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -120,7 +122,7 @@ class Rotation:
         """Radians, float64 (versions, heads or 1, frames, pairs)."""
         angle = self.turn[:, None, :, None] * np.asarray(self.rope.omega)[None, :, None]
         if self.change is not None:
-            index = np.arange(self.turn.shape[1], dtype=np.float64)
+            index = np.asarray(self.times)
             angle = angle + index[None, None, :, None] * np.asarray(self.change.omega)[None, :, None]
         return angle
 
@@ -147,7 +149,7 @@ class Site:
     def segments(self) -> Segments:
         """The sequence's."""
         grid = self.spec.grid
-        return Segments.of_frames(grid.frames, grid.tokens, grid.text_first, grid.text_last)
+        return Segments.of_sizes(grid.sizes, grid.text_first, grid.text_last)
 
 
 def working_parts(members: tuple[MemberForm, ...], dtype: torch.dtype) -> float:
@@ -220,7 +222,7 @@ def _described(
         def number(turn: np.ndarray, needed: bool, rope: RopeLayout = rope, change: Any = change) -> int | None:
             if not needed and change is None:
                 return None
-            made = Rotation(turn, change, rope)
+            made = Rotation(turn, change, rope, tuple(spec.grid.times.tolist()))
             return rotations.setdefault(made.key, (len(rotations), made))[0]
 
         own, forms = tuple(flex_calls(member)), []

@@ -75,8 +75,8 @@ def _made(site: Site, spec: AttentionSpec, device: torch.device) -> dict[str, to
         if any(call.striped for call in form.calls):
             found[f"stripe.{number}"] = np.ascontiguousarray(stripe)
         if strategy.decay is not None:
-            factor = np.ones((grid.frames + text, grid.frames + text), np.float32)
-            factor[: grid.frames, : grid.frames] = strategy.decay.table(grid.frames)
+            factor = np.ones((grid.places + text, grid.places + text), np.float32)
+            factor[: grid.places, : grid.places] = member.decay()
             found[f"decay.{number}"] = factor
         for index, (call, shape) in enumerate(zip(site.calls[number], form.calls, strict=True)):
             if shape.masked:
@@ -107,7 +107,7 @@ def masks(
     levels, segments = call_levels(member, call), site.segments
     whole = None
     if padded:
-        whole = np.arange(levels.shape[-1]) < site.spec.grid.frames
+        whole = np.arange(levels.shape[-1]) < site.spec.grid.places
     states = [block_states(table, stripe, segments, segments, site.form.block, whole) for table in levels]
     every = np.stack([every for _, every in states])
     partial = np.stack([some & ~every for some, every in states])

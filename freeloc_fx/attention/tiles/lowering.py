@@ -24,6 +24,7 @@ import torch
 
 from freeloc_fx.attention.cache import Cache
 from freeloc_fx.attention.calls.lowering import calls
+from freeloc_fx.attention.reference import reference
 from freeloc_fx.attention.text import valid_keys, video_span
 from freeloc_fx.method.spec import AttentionSpec
 
@@ -101,7 +102,8 @@ def tiles(
         MemoryError: the kernel got no memory or no threads.
     """
     if engine(q.device, q.dtype)[0] == "calls":
-        return calls(q, k, v, spec, scale, key_mask)
+        alone = calls if spec.grid.of_one_size else reference  # which takes frames of any size, slowly
+        return alone(q, k, v, spec, scale, key_mask)
     batch, heads, length, dim = q.shape
     tables: Spans = known_spans.get(spec, lambda: make_spans(spec))
     text = valid_keys(key_mask, batch, spec.grid)

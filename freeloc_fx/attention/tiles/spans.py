@@ -61,15 +61,15 @@ def make_spans(spec: AttentionSpec) -> Spans:
         The tables, in which text at either end of the sequence is a span of its own.
     """
     grid, strategy = spec.grid, spec.strategy
-    frames, before, after = grid.frames, int(grid.text_first > 0), int(grid.text_last > 0)
-    lengths = [grid.text_first] * before + [grid.tokens] * frames + [grid.text_last] * after
-    count, video = len(lengths), slice(before, before + frames)
+    before, after = int(grid.text_first > 0), int(grid.text_last > 0)
+    lengths = [grid.text_first] * before + [*grid.sizes] + [grid.text_last] * after
+    count, video = len(lengths), slice(before, before + grid.places)
     level = np.full((count, count), FULL, np.int8)
-    level[video, video] = strategy.visibility.levels(frames)
+    level[video, video] = spec.levels()
     decay = None
     if strategy.decay is not None:
         table = np.ones((count, count), np.float32)
-        table[video, video] = strategy.decay.table(frames)
+        table[video, video] = spec.decay()
         decay = torch.from_numpy(table)
     phase, cosine, sine = _turns(spec, level, video)
     return Spans(
@@ -92,10 +92,9 @@ def _turns(spec: AttentionSpec, level: np.ndarray, video: slice) -> tuple[np.nda
     The model has turned a pair of channels by `had` = omega (i - j) between query and key; the strategy wants `wants` =
     omega' P. The query turns by the difference, whichever frequencies or positions changed.
     """
-    frames = spec.grid.frames
-    index = np.arange(frames, dtype=np.float64)
+    index = spec.grid.times
     had, wants = np.zeros(level.shape), np.zeros(level.shape)
-    had[video, video], wants[video, video] = index[:, None] - index, spec.strategy.positions.table(frames)
+    had[video, video], wants[video, video] = index[:, None] - index, spec.table()
     text_turn = spec.text_turn()
     stand = index if text_turn is None else index + text_turn  # where video stands for text, which is at 0
     text = np.ones(len(level), bool)

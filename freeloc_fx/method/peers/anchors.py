@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from freeloc_fx.method import checks
+from freeloc_fx.method.frame_times import Frames, clip_length, first_of_clip, times
 from freeloc_fx.method.parts import Part
 from freeloc_fx.method.strategy import Geometry
 from freeloc_fx.method.visibility import FULL, NONE
@@ -35,7 +36,8 @@ class Anchors:
     """A query sees the first `first` frames, the key frames, and the 2 window + 1 frames around its own.
 
     The key frames are phase, phase + every, ... modulo the number of frames, ceil(frames / every) of them at any phase;
-    over all phases every frame is one. The window lies within the clip: at its ends it is shifted, not cut.
+    over all phases every frame is one. The window lies within the clip: at its ends it is shifted, not cut. Frames
+    beside the clip are seen by those whose window holds their time; one that lies outside of the clip by itself.
 
     Anchors(window=1, first=1, every=4) in a clip of 10 latent frames, at denoising steps 0 and 1:
 
@@ -92,12 +94,14 @@ class Anchors:
         seen[(self.phase + self.every * np.arange(-(-frames // self.every))) % frames] = True
         return seen
 
-    def levels(self, frames: int) -> np.ndarray:
-        index = np.arange(frames)
-        width = min(2 * self.window + 1, frames)
-        start = np.clip(index - self.window, 0, frames - width)[:, None]
-        local = (index >= start) & (index < start + width)
-        return np.where(local | self.anchors(frames), FULL, NONE).astype(np.int8)
+    def levels(self, frames: Frames) -> np.ndarray:
+        index, clip, first = times(frames), clip_length(frames), first_of_clip(frames)
+        width = min(2 * self.window + 1, clip)
+        start = np.clip(index - self.window, 0, clip - width)[:, None]
+        local = (index >= start) & (index < start + width) | (index[:, None] == index)
+        seen = np.zeros(len(index), bool)  # the anchors are frames of the clip
+        seen[first : first + clip] = self.anchors(clip)
+        return np.where(local | seen, FULL, NONE).astype(np.int8)
 
     def stripe(self, height: int, width: int) -> np.ndarray:
         return np.ones((height * width, height * width), bool)

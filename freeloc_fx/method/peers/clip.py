@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from freeloc_fx.method import checks
+from freeloc_fx.method.frame_times import Frames, times
 from freeloc_fx.method.parts import Part
 from freeloc_fx.method.positions import Band, distances, two_sided
 from freeloc_fx.method.strategy import Geometry
@@ -38,14 +39,14 @@ class Clip:
     def __post_init__(self) -> None:
         checks.fields("clip", self, _CHECKS)
 
-    def table(self, frames: int) -> np.ndarray:
+    def table(self, frames: Frames) -> np.ndarray:
         return np.clip(distances(frames), -self.bound, self.bound).astype(np.float64)
 
-    def bands(self, frames: int) -> list[Band]:
-        index = np.arange(frames, dtype=np.float64)
-        far = np.abs(distances(frames)) > self.bound
-        still = np.zeros(frames)
-        return [Band(index, index, ~far), *two_sided(still, still, self.bound, far)]
+    def bands(self, frames: Frames) -> list[Band]:
+        index, d = times(frames).astype(np.float64), distances(frames)
+        far = np.abs(d) > self.bound
+        still = np.zeros(len(index))
+        return [Band(index, index, ~far), *two_sided(still, still, self.bound, far, d)]
 
     def describe(self) -> dict[str, Any]:
         return {"map": "clip", **asdict(self)}

@@ -14,6 +14,7 @@ import numpy as np
 
 from freeloc_fx.errors import StrategyError
 from freeloc_fx.method import checks
+from freeloc_fx.method.frame_times import Frames, times
 from freeloc_fx.method.parts import Part
 from freeloc_fx.method.positions import Band, distances, two_sided
 from freeloc_fx.method.strategy import Geometry
@@ -44,25 +45,25 @@ class Group:
     def __post_init__(self) -> None:
         checks.fields("group", self, _CHECKS)
 
-    def reach(self, frames: int) -> int:
+    def reach(self, frames: Frames) -> int:
         """Give the largest |P| of a clip, in latent frames.
 
         Args:
-            frames: latent frames of the clip, at least 1.
+            frames: latent frames of the clip, at least 1, or the times of frames.
         """
         return int(np.abs(self.table(frames)).max())
 
-    def table(self, frames: int) -> np.ndarray:
+    def table(self, frames: Frames) -> np.ndarray:
         d = distances(frames)
-        groups = np.arange(frames) // self.group
+        groups = times(frames) // self.group
         far = groups[:, None] - groups[None, :] + np.sign(d) * (self.near - self.near // self.group)
         return np.where(np.abs(d) < self.near, d, far).astype(np.float64)
 
-    def bands(self, frames: int) -> list[Band]:
-        index = np.arange(frames)
-        near = np.abs(distances(frames)) < self.near
+    def bands(self, frames: Frames) -> list[Band]:
+        index, d = times(frames), distances(frames)
+        near = np.abs(d) < self.near
         own, groups = index.astype(np.float64), index // self.group
-        return [Band(own, own, near), *two_sided(groups, groups, self.near - self.near // self.group, ~near)]
+        return [Band(own, own, near), *two_sided(groups, groups, self.near - self.near // self.group, ~near, d)]
 
     def describe(self) -> dict[str, Any]:
         return {"map": "group", **asdict(self)}

@@ -17,6 +17,7 @@ import numpy as np
 
 from freeloc_fx.errors import StrategyError
 from freeloc_fx.method import checks
+from freeloc_fx.method.frame_times import Frames, times
 from freeloc_fx.method.mixture import Mean
 from freeloc_fx.method.parts import Part
 from freeloc_fx.method.positions import Band, distances, quantised
@@ -57,18 +58,18 @@ class ShiftedGroups:
         if self.shift >= self.size:
             raise StrategyError(f"longdiff.shift: expected 0 to {self.size - 1}, found {self.shift}")
 
-    def table(self, frames: int) -> np.ndarray:
+    def table(self, frames: Frames) -> np.ndarray:
         d = distances(frames)
         return (np.sign(d) * -((self.shift - np.abs(d)) // self.size)).astype(np.float64)
 
-    def bands(self, frames: int) -> list[Band]:
+    def bands(self, frames: Frames) -> list[Band]:
         # For i = a * size + r: ceil((i - j - shift)/size) = a - floor((j - r + shift)/size), and for the future
         # -ceil((j - i - shift)/size) = a - ceil((j - r - shift)/size). shift < size makes both right down to d = 0.
-        index = np.arange(frames)
+        index = times(frames)
         query = (index // self.size).astype(np.float64)
         d = distances(frames)
         bands = []
-        for r in range(min(self.size, frames)):
+        for r in np.unique(index % self.size):
             rows = np.broadcast_to((index % self.size == r)[:, None], d.shape)
             past = (index - r + self.shift) // self.size
             future = -((r + self.shift - index) // self.size)
@@ -79,14 +80,14 @@ class ShiftedGroups:
                 bands.append(Band(query, future.astype(np.float64), rows & (d < 0)))
         return [band for band in bands if band.pairs.any()]
 
-    def tiers(self, frames: int) -> list[tuple[Band, ...]]:
+    def tiers(self, frames: Frames) -> list[tuple[Band, ...]]:
         """Give the one tier: keys at floor(j / size) serve all pairs, with queries at up to three places.
 
         Args:
-            frames: latent frames of the clip, at least 1.
+            frames: latent frames of the clip, at least 1, or the times of frames.
         """
-        every = np.ones((frames, frames), bool)
-        return [quantised(self.table(frames), np.arange(frames) // self.size, every)]
+        table = self.table(frames)
+        return [quantised(table, times(frames) // self.size, np.ones(table.shape, bool))]
 
     def describe(self) -> dict[str, Any]:
         return {"map": "shifted groups", **asdict(self)}

@@ -14,6 +14,7 @@ import numpy as np
 
 from freeloc_fx.errors import StrategyError
 from freeloc_fx.method import checks
+from freeloc_fx.method.frame_times import Frames
 from freeloc_fx.method.parts import Part
 from freeloc_fx.method.positions import distances
 from freeloc_fx.method.strategy import Geometry
@@ -66,9 +67,9 @@ class UltraViCo:
         if self.period is not None:
             _CHECKS["period"]("ultravico.period", self.period)
 
-    def table(self, frames: int) -> np.ndarray:
+    def table(self, frames: Frames) -> np.ndarray:
         distance = np.abs(distances(frames))
-        factor = np.full((frames, frames), float(self.alpha))
+        factor = np.full(distance.shape, float(self.alpha))
         if self.period is not None:
             phase = distance % self.period
             # Distance 0 is a multiple too; its neighbourhood matters only where gamma exceeds L/2.

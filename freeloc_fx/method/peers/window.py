@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from freeloc_fx.method import checks
+from freeloc_fx.method.frame_times import Frames, first_of_clip
 from freeloc_fx.method.parts import Part
 from freeloc_fx.method.positions import distances
 from freeloc_fx.method.strategy import Geometry
@@ -56,10 +57,10 @@ class Window:
     def __post_init__(self) -> None:
         checks.fields("window", self, _CHECKS)
 
-    def levels(self, frames: int) -> np.ndarray:
+    def levels(self, frames: Frames) -> np.ndarray:
         levels = np.where(np.abs(distances(frames)) <= self.window, FULL, NONE).astype(np.int8)
         if self.sink:
-            levels[:, 0] = FULL
+            levels[:, first_of_clip(frames)] = FULL
         return levels
 
     def stripe(self, height: int, width: int) -> np.ndarray:

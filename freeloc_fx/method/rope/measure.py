@@ -15,14 +15,15 @@ import torch
 from freeloc_fx.errors import MatchFailure
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 
-__all__ = ["PROBES", "Rotations", "alike", "measure", "measure_heads", "probes", "temporal"]
+__all__ = ["PROBES", "STILL", "Rotations", "alike", "grid_of", "layout_of", "measure", "measure_heads", "probes",
+           "temporal"]  # fmt: skip
 
 
 PROBES = 6
 """Random probes; two coefficients per channel are fitted to them, so four are left to expose a wrong pairing."""
 
 
-_STILL = 2e-5
+STILL = 2e-5
 """Largest change of a phase that counts as none."""
 
 
@@ -266,7 +267,7 @@ def temporal(rotations: Rotations, head_dim: int, tolerance: float) -> tuple[Rop
     """
     whole = rotations.phase[0]
     tokens = len(whole)
-    moved = np.flatnonzero((np.abs(whole - 1) > _STILL).any(1))
+    moved = np.flatnonzero((np.abs(whole - 1) > STILL).any(1))
     if not len(moved):
         return MatchFailure("no channel is rotated: there is no RoPE")
     before, after = int(moved[0]), tokens - 1 - int(moved[-1])
@@ -280,13 +281,11 @@ def temporal(rotations: Rotations, head_dim: int, tolerance: float) -> tuple[Rop
         video = whole[first : tokens - last]
         per_frame = _per_frame(video, limit, late)
         if per_frame is not None:
-            grid = _grid(video, per_frame, limit, first, last)
-            return _layout(rotations, head_dim, grid, steady[-1], late)
+            grid = grid_of(video, per_frame, limit, first, last)
+            return layout_of(rotations, head_dim, grid, steady[-1], late)
     return MatchFailure(
         "no channel pair turns steadily with the frame: the model has no temporal RoPE on this site, or its tokens are "
-        "not one clip's grid of evenly spaced frames beside unturned text: keyframes, references or a first image "
-        "appended with times of their own, tokens shared out over processes, or an autoregressive model's history. "
-        "Expected the clip's tokens alone"
+        "no clip of evenly spaced frames, as where tokens are shared out over processes or a history is kept"
     )
 
 
@@ -316,13 +315,24 @@ def _per_frame(video: np.ndarray, limit: float, late: bool) -> int | None:
         if np.abs(some - some[-1]).max() > 2 * limit:
             continue
         turns = _turns(video, n)
-        if _steady(turns, limit, late) and np.abs(video[::n] - video[0]).max() > _STILL:
+        if _steady(turns, limit, late) and np.abs(video[::n] - video[0]).max() > STILL:
             return n
     return None
 
 
-def _grid(video: np.ndarray, per_frame: int, limit: float, first: int, last: int) -> TokenGrid:
-    """Find the rows and columns of a frame: a row is the shortest stretch after which every token has turned alike."""
+def grid_of(video: np.ndarray, per_frame: int, limit: float, first: int, last: int) -> TokenGrid:
+    """Find the rows and columns of a frame: a row is the shortest stretch after which every token has turned alike.
+
+    Args:
+        video: rotations of the clip's tokens, complex (tokens, pairs).
+        per_frame: tokens of a frame.
+        limit: up to which two rotations are alike.
+        first: text tokens before the clip.
+        last: text tokens after the clip.
+
+    Returns:
+        The grid.
+    """
     frame = video[:per_frame]
     # Tokens of a single line turn alike from each to the next, whichever axis it lies along.
     line = per_frame < 3 or _steady(_turns(frame, 1), limit, False)
@@ -331,10 +341,21 @@ def _grid(video: np.ndarray, per_frame: int, limit: float, first: int, last: int
     return TokenGrid(len(video) // per_frame, per_frame // width, width, first, last)
 
 
-def _layout(
+def layout_of(
     rotations: Rotations, head_dim: int, grid: TokenGrid, limit: float, late: bool
 ) -> tuple[RopeLayout, TokenGrid] | MatchFailure:
-    """Find the rates of the temporal pairs of every head, from a few tokens of each frame."""
+    """Find the rates of the temporal pairs of every head, from a few tokens of each frame.
+
+    Args:
+        rotations: what RoPE does at each token.
+        head_dim: channels of a head.
+        grid: the clip's frames.
+        limit: largest accepted deviation of a phase.
+        late: whether the first frame may stand at another distance than the others.
+
+    Returns:
+        The layout with the grid, or why the frames do not turn linearly.
+    """
     n = grid.tokens
     inside = np.unique(np.linspace(0, n - 1, min(n, 8)).astype(int))
     places = grid.text_first + (np.arange(grid.frames)[:, None] * n + inside).ravel()
@@ -347,7 +368,7 @@ def _layout(
     if spread > 2 * limit:
         return MatchFailure(f"tokens of one frame are turned differently from frame to frame (by {spread:.2g})")
     series = series[:, begin:] / np.abs(series[:, begin:])
-    chosen = np.flatnonzero((np.abs(series - 1) > _STILL).any((0, 1)))
+    chosen = np.flatnonzero((np.abs(series - 1) > STILL).any((0, 1)))
     if not len(chosen):
         return MatchFailure("no channel pair turns steadily with the frame: the model has no temporal RoPE")
     series = series[:, :, chosen]
@@ -356,7 +377,7 @@ def _layout(
     drift = np.unwrap(np.angle(series * np.exp(-1j * rate[:, None] * index[:, None])), axis=1)
     centred = index - index.mean()
     omega = rate + (drift * centred[:, None]).sum(1) / (centred**2).sum()
-    still = (np.abs(series - 1) <= _STILL).all(1)
+    still = (np.abs(series - 1) <= STILL).all(1)
     omega[still] = 0.0
     fitted = np.exp(1j * omega[:, None] * index[:, None]) * np.exp(
         1j * (drift - (omega - rate)[:, None] * index[:, None]).mean(1)[:, None]

@@ -18,7 +18,7 @@ from freeloc_fx.method.grid import RopeLayout, TokenGrid
 
 from .measure import Rotations
 
-__all__ = ["SHIFTS", "conventional", "count_turns", "evenly_spaced"]
+__all__ = ["SHIFTS", "conventional", "count_turns", "evenly_spaced", "steps_of_time"]
 
 
 def conventional(layout: RopeLayout) -> bool:
@@ -49,6 +49,33 @@ def evenly_spaced(values: torch.Tensor) -> bool:
         return False
     steps = values.double().diff()
     return bool(steps[0].abs() > 0 and (steps - steps[0]).abs().max() <= 1e-4 * steps[0].abs())
+
+
+def steps_of_time(values: torch.Tensor, clip: slice, frames: int, axis: int) -> torch.Tensor | None:
+    """Find which coordinates of tokens say when they are, and what one latent frame adds to them.
+
+    Args:
+        values: coordinates of every token, real numbers.
+        clip: the clip's tokens.
+        frames: how many evenly spaced frames they are.
+        axis: of `values` that counts tokens.
+
+    Returns:
+        As `values` with one entry along `axis`: the difference from one frame to the next, and 0 for coordinates that
+        are no times. None where none are, or where `values` are indices.
+    """
+    if not values.is_floating_point() or frames < 2:
+        return None
+    series = values.movedim(axis, -1)[..., clip].double().unflatten(-1, (frames, -1))
+    rows = series[..., 0]
+    steps = rows.diff(dim=-1)
+    step = steps[..., -1:]
+    slack = 1e-3 * step.abs()
+    alike = ((series - rows[..., None]).abs() <= slack[..., None]).all(-1).all(-1, keepdim=True)
+    even = (steps - step).abs().le(slack).all(-1, keepdim=True)
+    time = (step.abs() > 0) & alike & even
+    found = torch.where(time, step, torch.zeros_like(step)).to(values.dtype)
+    return found.movedim(-1, axis) if bool(time.any()) else None
 
 
 SHIFTS = (1 / 1024, 1 / 64, 1 / 8)

@@ -1,0 +1,398 @@
+"""Find a clip among further frames: keyframes, references, a first image that stand beside it at times of their own.
+
+    token 0      24     28          52                  148      172
+          text   |key-  |key-frame  |clip                |text
+                 |frame |           |F frames, steady    |
+
+The clip is the longest stretch in which every token is turned beyond the one a frame before it by the same angles. What
+touches it is read from there outwards. A frame of the clip's size has the clip's turns but for one common turn in time,
+one of another size is a run of tokens that are all turned alike in time, tokens that are not turned at all are text.
+When a frame is follows from its turn in time, see `times.time_of`. Anything else is refused by where it stands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from freeloc_fx.errors import MatchFailure
+from freeloc_fx.method.grid import Further, RopeLayout, TokenGrid
+
+from .measure import STILL, Rotations, grid_of, layout_of
+from .times import time_of
+
+__all__ = ["NO_CLIP", "Piece", "Stretch", "dated", "more_than_a_clip", "stretch_of"]
+
+
+NO_CLIP = MatchFailure(
+    "no channel pair turns steadily with the frame: the model has no temporal RoPE on this site, or its tokens are no "
+    "clip of evenly spaced frames with fewer others beside it, as where tokens are shared out over processes"
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens beside a clip that are one frame.
+
+    Args:
+        first: its first token.
+        tokens: how many it has.
+        height: rows of them.
+        width: columns of them.
+    """
+
+    first: int
+    tokens: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A clip and what stands beside it.
+
+    Args:
+        grid: the evenly spaced frames of the clip alone; what stands before and after them counts as text.
+        before: frames before those, in the order of the sequence; the last may be the clip's first.
+        after: frames after those.
+        text_first: tokens before them all that are no frames.
+        text_last: tokens after them all that are no frames.
+        turned: those of the text that are turned all the same: words or sound, in time alone.
+    """
+
+    grid: TokenGrid
+    before: tuple[Piece, ...]
+    after: tuple[Piece, ...]
+    text_first: int
+    text_last: int
+    turned: int = 0
+
+
+def stretch_of(
+    rotations: Rotations, head_dim: int, tolerance: float, known: tuple[int, int] | None = None
+) -> tuple[RopeLayout, Stretch] | MatchFailure:
+    """Find the clip in a sequence that holds more than one, and the frames beside it.
+
+    Args:
+        rotations: what RoPE does at each token.
+        head_dim: channels of a head.
+        tolerance: largest accepted deviation from a rotation, as in `measure`.
+        known: frames of the clip and tokens of each, where the call says, which decides which of equal stretches is the
+            clip.
+
+    Returns:
+        How the clip's frames turn, with rates up to whole turns, and where everything stands; or a reason.
+    """
+    whole = rotations.phase[0]
+    for limit in (max(2 * tolerance, 4e-5), max(4 * tolerance, 2e-2)):
+        found = _longest(whole, limit, known)
+        if found is None:
+            continue
+        first, per_frame, count = found
+        last = len(whole) - first - per_frame * count
+        grid = grid_of(whole[first : len(whole) - last], per_frame, limit, first, last)
+        read = layout_of(rotations, head_dim, grid, max(4 * tolerance, 2e-2), False)
+        if isinstance(read, MatchFailure):
+            return read
+        outwards = _outwards(rotations, read[0], grid, limit)
+        return outwards if isinstance(outwards, MatchFailure) else (read[0], outwards)
+    return NO_CLIP
+
+
+def _kinds(rows: np.ndarray, limit: float, most: int) -> list[np.ndarray]:
+    """Indices of rows that are alike, kind by kind in the order in which they come up, at most so many kinds."""
+    found: list[np.ndarray] = []
+    left = np.arange(len(rows))
+    while len(left) and len(found) < most:
+        alike = np.abs(rows[left] - rows[left[0]]).max(1) <= limit
+        found.append(left[alike])
+        left = left[~alike]
+    return found
+
+
+_PAIRS = 16
+"""Channel pairs that the search for a frame's length looks at."""
+
+
+def _is_known(n: int, count: int, known: tuple[int, int] | None) -> bool:
+    """Whether so many frames of n tokens are the call's; a causal encoder's first is not among steady ones."""
+    return known is not None and n == known[1] and known[0] in (count, count + 1)
+
+
+def _longest(whole: np.ndarray, limit: float, known: tuple[int, int] | None) -> tuple[int, int, int] | None:
+    """The longest steady stretch: first token, tokens of a frame, frames; of equal ones the call's, or the first."""
+    spread = np.abs(whole - whole.mean(0)).mean(0)
+    some = whole[:, np.sort(np.argsort(-spread)[:_PAIRS])]
+    # Ends of frames are jumps of one kind, and a frame apart.
+    gaps: set[int] = set()
+    for kind in _kinds(some[1:] * some[:-1].conj(), 2 * limit, 24):
+        sizes, counts = np.unique(np.diff(kind), return_counts=True)
+        gaps.update(sizes[np.argsort(-counts)[:3]].tolist())
+    best: tuple[int, int, int, int] | None = None
+    for n in sorted(gap for gap in gaps if 2 * gap <= len(whole)):
+        for first, length in _steady_runs(whole, n, limit):
+            if _holds_frames(whole[first : first + 2 * n], n, limit):
+                continue
+            count = length // n + 1
+            key = ((count - 1) * n, int(_is_known(n, count, known)))
+            if best is None or key > best[:2]:
+                best = (*key, first, n)
+    if best is None:
+        return None
+    steady, _, first, n = best
+    return first, n, steady // n + 1
+
+
+def _steady_runs(whole: np.ndarray, n: int, limit: float) -> list[tuple[int, int]]:
+    """Stretches of at least a frame in which the turn from frame to frame is one and moves: (first token, length)."""
+    turn = whole[n:] * whole[:-n].conj()
+    found = []
+    for kind in _kinds(turn, limit, 24):
+        if not (np.abs(turn[kind[0]] - 1) > STILL).any():
+            continue
+        cuts = np.flatnonzero(np.diff(kind) > 1)
+        firsts, lasts = kind[np.concatenate([[0], cuts + 1])], kind[np.concatenate([cuts, [len(kind) - 1]])]
+        found += [(int(a), int(b - a + 1)) for a, b in zip(firsts, lasts, strict=True) if b - a + 1 >= n]
+    return found
+
+
+def _holds_frames(two: np.ndarray, n: int, limit: float) -> bool:
+    """Whether what looks like a frame is several, as where a clip and a reference of its length follow each other.
+
+    Args:
+        two: two of them, complex (2 n, pairs).
+        n: tokens of each.
+        limit: up to which two rotations are alike.
+    """
+    moving = np.abs(two[n] - two[0]) > max(limit, STILL)
+    varies = np.abs(two - two[0]).max(0) > max(limit, STILL)
+    if not (varies & ~moving).any():
+        return False  # every pair turns with every axis: nothing tells them apart
+    steps = (np.abs(np.diff(two[:n, moving], axis=0)) > limit).any(1).sum()
+    return bool(1 <= steps <= n // 2)
+
+
+def _outwards(rotations: Rotations, layout: RopeLayout, grid: TokenGrid, limit: float) -> Stretch | MatchFailure:
+    """Read what touches a clip, from there to either end of the sequence."""
+    whole, n = rotations.phase[0], grid.tokens
+    reader = _Reader(rotations, layout, grid, limit)
+    before: list[Piece] = []
+    at = grid.text_first
+    while at and (piece := reader.ending(at)) is not None:
+        before.insert(0, piece)
+        at = piece.first
+    after: list[Piece] = []
+    end = grid.text_first + grid.frames * n
+    while end < len(whole) and (piece := reader.starting(end)) is not None:
+        after.append(piece)
+        end = piece.first + piece.tokens
+    turned = 0
+    for first, last in ((0, at), (end, len(whole))):
+        moved = np.flatnonzero((np.abs(whole[first:last] - 1) > STILL).any(1))
+        if len(moved) and not reader.words(first, last):
+            return MatchFailure(
+                f"tokens {first + moved[0]} to {first + moved[-1]} are turned, but are no whole frames beside the "
+                f"clip's {grid.frames} frames of {grid.height}x{grid.width} (tokens {grid.text_first} to "
+                f"{grid.text_first + grid.frames * n - 1}), nor words or sound before or after all frames: expected "
+                "keyframes or references, each turned in time as a whole, or tokens that are turned in time alone"
+            )
+        turned += len(moved)
+    return Stretch(grid, tuple(before), tuple(after), at, len(whole) - end, turned)
+
+
+class _Reader:
+    """Reads frames that touch a place of the sequence."""
+
+    def __init__(self, rotations: Rotations, layout: RopeLayout, grid: TokenGrid, limit: float) -> None:
+        whole, chosen = rotations.phase[0], np.isin(rotations.first, layout.first)
+        own = [rotations.first.tolist().index(c) for c in layout.first]
+        rates = np.zeros(whole.shape[1])
+        rates[own] = np.abs(np.asarray(layout.omega)[0])
+        self.whole, self.grid, self.limit = whole, grid, max(limit, 2e-3)
+        # Pairs of this head that turn with the frame, and whether they turn with nothing else.
+        self.temporal = chosen & (rates > 0)
+        self.frame = whole[grid.text_first : grid.text_first + grid.tokens]
+        spread = np.abs(self.frame[:, self.temporal] - self.frame[:1, self.temporal])
+        self.alone = bool(self.temporal.any() and spread.max(initial=0.0) <= self.limit)
+
+    def ending(self, end: int) -> Piece | None:
+        """The frame whose last token is the one before `end`."""
+        if self._alike(end - self.grid.tokens):
+            return Piece(end - self.grid.tokens, self.grid.tokens, self.grid.height, self.grid.width)
+        if not self.alone:
+            return None
+        time = self.whole[:end, self.temporal]
+        other = np.flatnonzero(np.abs(time - time[-1]).max(1) > self.limit)
+        first = int(other[-1]) + 1 if len(other) else 0
+        return self._of_another_size(first, end)
+
+    def starting(self, first: int) -> Piece | None:
+        """The frame whose first token is at `first`."""
+        if self._alike(first):
+            return Piece(first, self.grid.tokens, self.grid.height, self.grid.width)
+        if not self.alone:
+            return None
+        time = self.whole[first:, self.temporal]
+        other = np.flatnonzero(np.abs(time - time[0]).max(1) > self.limit)
+        end = first + (int(other[0]) if len(other) else len(time))
+        return self._of_another_size(first, end)
+
+    def words(self, first: int, last: int) -> bool:
+        """Whether tokens [first, last) are turned in time alone, or stand at two places at most, as stereo sound does.
+
+        A part of a frame stands at many. Where frames are so small, or time turns what space turns, nothing tells.
+        """
+        if not self.alone or self.grid.tokens <= 2:
+            return False
+        space = self.whole[first:last][:, ~self.temporal]
+        places = _kinds(space, self.limit, 3) if space.shape[1] else []
+        return len(places) in (1, 2) and not any(self._alike(at) for at in range(first, last))
+
+    def _alike(self, first: int) -> bool:
+        """Whether a frame of the clip's size begins at a token: turned as the clip's first but for one turn in time."""
+        n = self.grid.tokens
+        if first < 0 or first + n > len(self.whole):
+            return False
+        turn = self.whole[first : first + n] * self.frame.conj()
+        still = ~self.temporal
+        alike = np.abs(turn - turn[0]).max() <= self.limit and np.abs(turn[:, still] - 1).max(initial=0.0) <= self.limit
+        # A frame of one token is told from text by where it stands.
+        return bool(alike) and (n > 1 or bool((np.abs(self.whole[first] - 1) > STILL).any()))
+
+    def _of_another_size(self, first: int, end: int) -> Piece | None:
+        """Tokens [first, end), all turned alike in time, as a frame; None where they are text or a part of a frame."""
+        tokens, still = self.whole[first:end], ~self.temporal
+        moved = np.flatnonzero((np.abs(tokens - 1) > STILL).any(1))
+        unturned = np.abs(tokens[0][self.temporal] - 1).max() <= self.limit
+        if not len(moved) or len(tokens) < 2 or (unturned and (moved[0] > 1 or moved[-1] < len(tokens) - 1)):
+            return None
+        if np.abs(tokens[:, still] - tokens[0, still]).max(initial=0.0) <= self.limit:
+            return None  # nothing tells rows and columns: not a picture
+        space, n = self.frame[:, still], min(len(tokens), self.grid.tokens)
+        parts = (tokens[:n, still] - space[:n], tokens[-n:, still] - space[-n:])
+        if n < self.grid.tokens and any(np.abs(part).max() <= self.limit for part in parts):
+            return None
+        shape = grid_of(tokens, len(tokens), self.limit, 0, 0)
+        return Piece(first, len(tokens), shape.height, shape.width)
+
+
+def dated(
+    rotations: Rotations,
+    layout: RopeLayout,
+    found: Stretch,
+    tolerance: float,
+    known: tuple[int, int] | None = None,
+) -> TokenGrid | MatchFailure:
+    """Find when the frames beside a clip are.
+
+    Args:
+        rotations: what RoPE does at each token.
+        layout: how the clip's frames turn, with their true rates where these are known.
+        found: where everything stands.
+        tolerance: largest accepted deviation from a rotation, as in `measure`.
+        known: frames of the clip and tokens of each, where the call says. Where it says something else or nothing, the
+            clip has to hold more tokens than all other frames.
+
+    Returns:
+        The grid of the whole sequence. A frame right before the evenly spaced ones and less than a frame earlier is the
+        clip's first, as a causal encoder makes it. Or a reason.
+    """
+    grid, pieces = found.grid, (*found.before, *found.after)
+    places = [grid.text_first, *(piece.first for piece in pieces)]
+    turn = _turned(rotations, layout, np.array(places))
+    when = []
+    for piece, one in zip(pieces, turn[1:], strict=True):
+        time = time_of(one, layout, grid.frames, max(4 * tolerance, 2e-2))
+        if time is None:
+            rates = "RoPE's rates are known" + ("" if layout.whole_turns else " up to whole turns only")
+            return MatchFailure(
+                f"tokens {piece.first} to {piece.first + piece.tokens - 1} are {piece.height}x{piece.width} beside the "
+                f"clip's {grid.frames} frames of {grid.height}x{grid.width}, but are turned as no frame at any time "
+                f"from {-2 * grid.frames} to {3 * grid.frames} is: {rates}"
+            )
+        when.append(time)
+    early, late = when[: len(found.before)], when[len(found.before) :]
+    before = list(found.before)
+    own = early[-1] if before and before[-1].tokens == grid.tokens else 0.0
+    first = -1.0 < own < 0.0  # of a causal encoder: a part of a frame before the others
+    if first:
+        before.pop()
+        early.pop()
+
+    def further(piece: Piece, time: float) -> Further:
+        stands = 0.0 if first and time == own else time + first
+        return Further(stands, piece.height, piece.width)
+
+    whole = TokenGrid(
+        grid.frames + first,
+        grid.height,
+        grid.width,
+        found.text_first,
+        found.text_last,
+        tuple(map(further, before, early)),
+        tuple(map(further, found.after, late)),
+        found.turned,
+    )
+    uneven = _goes_on(whole)
+    if uneven:
+        return MatchFailure(
+            f"frames of {grid.height}x{grid.width} follow each other at the times "
+            f"{', '.join(f'{time:g}' for time in uneven)} of {grid.frames} evenly spaced ones: expected a clip of "
+            "evenly spaced frames (but for the first), found one that goes on unevenly, which is not supported"
+        )
+    # Rows of tokens would look like frames where RoPE knows no time.
+    sure = _is_known(grid.tokens, grid.frames, known) or whole.video < 2 * whole.clip
+    return whole if sure else NO_CLIP
+
+
+def _goes_on(grid: TokenGrid) -> list[float]:
+    """Times of two or more frames right before or after a clip that go on where it ends; none where there are fewer.
+
+    One may be a keyframe at the last pixel frame, which lies within the last latent frame.
+    """
+    same = (grid.height, grid.width)
+    for some, sign in ((grid.after, 1), (grid.before[::-1], -1)):
+        last, found = float(grid.frames - 1 if sign > 0 else 0), []
+        for frame in some:
+            if (frame.height, frame.width) != same or not 0 < sign * (frame.time - last) < 2:
+                break
+            last = frame.time
+            found.append(last)
+        if len(found) > 1:
+            return found[::sign]
+    return []
+
+
+def more_than_a_clip(rotations: Rotations, layout: RopeLayout, grid: TokenGrid, tolerance: float) -> bool:
+    """Tell whether what looks like one clip is a clip with frames beside it.
+
+    Args:
+        rotations: what RoPE does at each token.
+        layout: how the clip's frames turn.
+        grid: the clip's.
+        tolerance: largest accepted deviation from a rotation, as in `measure`.
+
+    Returns:
+        Whether it is: its frames hold frames, or the first is at a time of its own, as far as rates tell: after the
+        second, or more than a frame before it.
+    """
+    two = rotations.phase[0, grid.text_first : grid.text_first + 2 * grid.tokens]
+    if _holds_frames(two, grid.tokens, max(2 * tolerance, 4e-5)):
+        return True
+    if grid.frames < 3 or not layout.whole_turns:
+        return False
+    turn = _turned(rotations, layout, grid.text_first + np.array([1, 0]) * grid.tokens)
+    time = time_of(turn[1], layout, grid.frames, max(4 * tolerance, 2e-2))
+    return time is not None and not -1.0 <= time < 0.0
+
+
+def _turned(rotations: Rotations, layout: RopeLayout, places: np.ndarray) -> np.ndarray:
+    """By how much tokens are turned beyond the first of them, complex (tokens, heads, temporal pairs)."""
+    order = np.argsort(places, kind="stable")
+    at = places[order]
+    phase = rotations.phase[:, at] if rotations.others is None else rotations.others(at)
+    own = [rotations.first.tolist().index(c) for c in layout.first]
+    phase = np.asarray(phase)[:, np.argsort(order)][:, :, own]
+    turn: np.ndarray = (phase * phase[:, :1].conj()).swapaxes(0, 1)
+    return turn
