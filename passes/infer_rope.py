@@ -96,17 +96,20 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
     _, heads, tokens, dim = site.query_shape
     if not part.nodes:
         return MatchFailure("nothing but a norm or a projection stands before the attention: no RoPE", name)
+    # Where several heads share one of the keys, what goes into them is the same.
+    shared = [n for n in range(heads, 0, -1) if heads % n == 0]
     layouts = []
     for start in part.starts:
-        layout = _channels(start, heads * dim)
+        layout = _channels(start, [n * dim for n in shared])
         if isinstance(layout, MatchFailure):
             return MatchFailure(layout.reason, name)
         layouts.append(layout)
+    groups = min(size_of(layout) for layout in layouts) // dim
     try:
         outside = tables.outside(part)
     except LookupError as error:
         return MatchFailure(f"a position table needs {error}, which the capture does not hold", name)
-    inputs = rope.probes(heads * dim)
+    inputs = rope.probes(groups * dim).unflatten(1, (groups, dim)).repeat_interleave(heads // groups, 1)
     half = any(isinstance(t, torch.Tensor) and t.dtype in (torch.float16, torch.bfloat16) for t in outside.values())
     tolerance = 3e-2 if half else 1e-4
     device = next((t.device for t in outside.values() if isinstance(t, torch.Tensor)), torch.device("cpu"))
@@ -119,7 +122,9 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         for start, layout in zip(part.starts, layouts, strict=True):
             shape = shape_of(start)
             assert shape is not None
-            values[start] = probe.reshape(layout).expand(shape).contiguous().to(device)
+            values[start] = (
+                probe[:: heads * dim // size_of(layout)].reshape(layout).expand(shape).contiguous().to(device)
+            )
         result = run_nodes(part.nodes, values, widen=True, keep=(part.end,))[part.end]
         expected = (result.shape[0], heads, tokens, dim)
         if tuple(result.shape) != expected and not (site.padded and result.shape[2] < tokens):
@@ -132,12 +137,16 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         padding = result.new_zeros(heads, tokens - result.shape[2], dim)
         # What data-dependent indexing may leave out is text, which is not turned.
         padding = padding + probe.reshape(heads, 1, dim).to(padding)
-        return torch.cat([result[0], padding], 1).float().cpu()
+        found = torch.cat([result[0], padding], 1).float().cpu()
+        # Nor is what is learned, whatever goes in.
+        learned = (slice(site.sinks[0]), slice(tokens - site.sinks[1], tokens))
+        for places in learned:
+            found[:, places] = probe.reshape(heads, 1, dim).cpu()
+        return found
 
     def measure(given: Mapping[fx.Node, Any]) -> rope.Rotations | MatchFailure:
         with torch.no_grad():
-            shaped = inputs.reshape(rope.PROBES, heads, dim)
-            return rope.measure_heads(shaped, lambda i: run(inputs[i], given), tolerance)
+            return rope.measure_heads(inputs, lambda i: run(inputs[i], given), tolerance)
 
     try:
         rotations = measure(outside)
@@ -174,16 +183,23 @@ def _frame_axes(view: nx.DiGraph, part: Slice, frames: int, tables: _Tables) -> 
     return [n for n in nodes if isinstance(t := values[n], torch.Tensor) and rates.evenly_spaced(t)]
 
 
-def _channels(start: fx.Node, count: int) -> list[int] | MatchFailure:
-    """The shape in which `count` channels lie at a source, with 1 for its batch and its tokens."""
+def _channels(start: fx.Node, counts: Sequence[int]) -> list[int] | MatchFailure:
+    """The shape in which the channels lie at a source, with 1 for its batch and its tokens.
+
+    Args:
+        start: the source.
+        counts: how many channels there may be, the likeliest first: those of all heads.
+    """
     shape = shape_of(start)
     if shape is None or UNKNOWN in shape or len(shape) < 3:
         return MatchFailure(f"expected a tensor of batch, tokens and channels at {start.name}, found {shape}")
+    if len(shape) == 3 and size_of(shape[1:]) in counts:
+        return [1, *shape[1:]]  # tokens, heads and channels of one sample
     for axis in range(1, len(shape)):
         layout = [1, *(size if place != axis else 1 for place, size in enumerate(shape) if place)]
-        if size_of(layout) == count:
+        if size_of(layout) in counts:
             return layout
-    return MatchFailure(f"{start.name} {shape} does not hold the attention's {count} channels beside its tokens")
+    return MatchFailure(f"{start.name} {shape} does not hold the attention's {counts[0]} channels beside its tokens")
 
 
 class _Tables:

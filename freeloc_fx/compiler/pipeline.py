@@ -40,21 +40,24 @@ from freeloc_fx.passes.merge_repeated_keys import merge_repeated_keys
 from freeloc_fx.passes.name_modules import name_modules
 from freeloc_fx.passes.observe_attention import observe_attention
 from freeloc_fx.passes.reencode_rotary import reencode_rotary
+from freeloc_fx.passes.restore_attention import restore_attention
 from freeloc_fx.passes.rewrite_attention import rewrite_attention
 from freeloc_fx.passes.shard_sequence import shard_sequence
 from freeloc_fx.passes.tiered_sparse_attention import tiered_sparse_attention
+from freeloc_fx.passes.unify_attention import unify_attention
 from freeloc_fx.planning.plan import Plan, make_plan
 from freeloc_fx.planning.profile import Profile
 
 from .runner import Runner, name_of
 
-__all__ = ["PASSES", "Rewriting", "adopt", "analyse", "check_names", "cut", "observe", "rewrite"]
+__all__ = ["PASSES", "Rewriting", "adopt", "analyse", "check_names", "cut", "observe", "restore", "rewrite"]
 
 log = logging.getLogger("freeloc_fx")
 
 PASSES = (
     name_modules,
     inline_regions,
+    unify_attention,
     find_attention,
     adopt_plan,
     shard_sequence,
@@ -65,8 +68,9 @@ PASSES = (
     reencode_rotary,
     tiered_sparse_attention,
     rewrite_attention,
-    merge_repeated_keys,
     observe_attention,
+    restore_attention,
+    merge_repeated_keys,
     cut_blocks,
 )
 """Every pass, in the order in which they run. `reencode_rotary` and `tiered_sparse_attention` run where attention is
@@ -99,6 +103,7 @@ def analysis_passes(root: torch.nn.Module, model: torch.nn.Module | None, profil
     return [
         partial(name_modules, root=root, model=model),
         partial(inline_regions, root=root, model=model),
+        unify_attention,
         find_attention,
         find_key_mask,
         infer_rope,
@@ -112,6 +117,7 @@ def adopting_passes(root: torch.nn.Module, model: torch.nn.Module | None, adopte
     return [
         partial(name_modules, root=root, model=model),
         partial(inline_regions, root=root, model=model),
+        unify_attention,
         find_attention,
         partial(adopt_plan, adopted=adopted),
         partial(shard_sequence, adopted=adopted),
@@ -264,8 +270,21 @@ def rewrite(runner: Runner, plan: Plan, how: Rewriting, root: torch.nn.Module) -
         log.warning("%s is switched off: %d planned sites run as they are", off[0], plan.rewritten)
     elif count != plan.rewritten:
         raise VerificationError(f"rewrite: expected {plan.rewritten} sites replaced, found {count}")
+    restore(runner)
     runner.run(passes_beside(plan, how))
     return count
+
+
+def restore(runner: Runner) -> int:
+    """Put back the model's own attention calls where nothing came in their place.
+
+    Args:
+        runner: of a graph that no pass will replace an attention in any more.
+
+    Returns:
+        The number of calls.
+    """
+    return runner.run([restore_attention])
 
 
 def observe(runner: Runner, plan: Plan, recorder: str) -> int:
@@ -279,7 +298,9 @@ def observe(runner: Runner, plan: Plan, recorder: str) -> int:
     Returns:
         The number of sites.
     """
-    return runner.run(observing_passes(plan, recorder))
+    count = runner.run(observing_passes(plan, recorder))
+    restore(runner)
+    return count
 
 
 def cut(runner: Runner, blocks: Collection[str] | None) -> int:

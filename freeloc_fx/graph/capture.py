@@ -11,7 +11,7 @@ import torch.fx as fx
 
 from freeloc_fx.compat import copy_source
 
-from .records import record, write
+from .records import record, stand_in, write, write_stand_in
 
 __all__ = ["CallFacts", "Capture", "Pass", "copied"]
 
@@ -98,6 +98,8 @@ def copied(graph: fx.Graph, capture: Capture) -> tuple[fx.Graph, Capture]:
         site = record(new)
         if site is not None and site.mask is not None:
             write(new, mask=nodes[site.mask])
+        if (made_for := stand_in(new)) is not None:
+            write_stand_in(new, made_for.moved(nodes))
     inputs = {nodes[node]: value for node, value in capture.inputs.items()}
     return made, replace(capture, inputs=inputs)
 
