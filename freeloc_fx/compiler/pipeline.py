@@ -25,7 +25,7 @@ from freeloc_fx.attention.flex.options import FlexOptions
 from freeloc_fx.attention.registry import Specs
 from freeloc_fx.errors import VerificationError
 from freeloc_fx.graph.capture import Pass
-from freeloc_fx.graph.records import sites
+from freeloc_fx.graph.records import sites, stand_in
 from freeloc_fx.graph.sharding import Adopted
 from freeloc_fx.graph.splice import CapturedFunctions
 from freeloc_fx.passes.adopt_plan import adopt_plan
@@ -284,6 +284,8 @@ def restore(runner: Runner) -> int:
     Returns:
         The number of calls.
     """
+    if all(stand_in(node) is None for node in runner.graph.nodes):
+        return 0
     return runner.run([restore_attention])
 
 
