@@ -17,6 +17,7 @@ it. Keys that are learned (attention sinks) are keys like text's, and are counte
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -61,14 +62,15 @@ def _spell(graph: fx.Graph, node: fx.Node, call: KernelCall, held: Held) -> bool
     laid = _laid_out(call, held)
     if laid is None:
         return False
-    there, back, shapes = laid
-    (batch, heads, rows, dim), (_, groups, columns, _), value = shapes
+    (batch, heads, rows, dim), (_, groups, columns, _), value = laid.shapes
     beside = (0, 0, (0, 0)) if rows == columns else _beside(call, rows, columns, held)
-    fits = groups and heads % groups == 0 and value == (batch, groups, columns, dim) and shapes[1][::3] == (batch, dim)
+    fits = groups and heads % groups == 0 and value == (batch, groups, columns, dim)
+    fits = fits and laid.shapes[1][::3] == (batch, dim)
     plain = node.target in DIRECT and heads == groups and rows == columns
     if plain or not fits or (beside is None and node.target in DIRECT) or not _reaches(call.mask, columns, rows):
         return False
-    q, k, v = (insert(graph, node, there, x, node) for x in (call.query, call.key, call.value))
+    given = zip((call.query, call.key, call.value), laid.given, strict=True)
+    q, k, v = (insert(graph, node, laid.there, x, node, shape) for x, shape in given)
     if heads != groups:
         k, v = (insert(graph, node, _repeated(heads // groups), x, node) for x in (k, v))
     first, last, sinks = beside or (0, 0, (0, 0))
@@ -79,57 +81,77 @@ def _spell(graph: fx.Graph, node: fx.Node, call: KernelCall, held: Held) -> bool
     with graph.inserting_before(node):
         attention = graph.call_function(F.scaled_dot_product_attention, (q, k, v), options)
     attention.meta = {STACK: node.meta[STACK]} if STACK in node.meta else {}
-    set_example_value(attention, value_of(q).new_empty(()).expand(batch, heads, shape_of(q)[2], dim))  # type: ignore[index]
+    set_example_value(attention, value_of(q).new_empty(()).expand(value_of(q).shape))
     after = node.next
-    value_node = _first(graph, node) if call.first else node
-    result = insert(
-        graph, after, lambda x: back(x[:, :, first : first + rows] if first or last else x), attention, node
-    )
-    if result is attention:  # a node of its own, so that the two can be told apart again
-        result = insert(graph, after, lambda x: x.view(batch, heads, rows, dim), attention, node)
-    value_node.replace_all_uses_with(result, delete_user_cb=lambda user: user is not result)
+    taken = _first(node) if call.first else node
+    result = insert(graph, after, lambda x: laid.back(x.narrow(2, first, rows)), attention, node)
+    taken.replace_all_uses_with(result)
     reads = tuple(x for x in (q, k, v, call.mask) if x is not None)
-    write_stand_in(attention, StandIn(node, value_node, result, reads, sinks))
+    write_stand_in(attention, StandIn(node, taken, result, reads, sinks))
     return True
 
 
 Shape = tuple[int, ...]
 
 
-def _laid_out(
-    call: KernelCall, held: Held
-) -> tuple[Callable[[Any], Any], Callable[[Any], Any], tuple[Shape, Shape, Shape]] | None:
-    """How q, k and v become (batch, heads, tokens, head_dim) and the result comes back, and their shapes then."""
-    shapes = [shape_of(x) for x in (call.query, call.key, call.value)]
-    if call.sink is not None or any(shape is None or UNKNOWN in shape for shape in shapes):
+@dataclass(frozen=True)
+class _Laid:
+    """How q, k and v become (batch, heads, tokens, head_dim), and how the result comes back.
+
+    Args:
+        there: turns one of them.
+        back: turns the result.
+        given: shapes of q, k and v as they are.
+        shapes: and as they will be.
+    """
+
+    there: Callable[[Any], Any]
+    back: Callable[[Any], Any]
+    given: list[Shape]
+    shapes: list[Shape]
+
+
+def _laid_out(call: KernelCall, held: Held) -> _Laid | None:
+    """The way from a call's layout and back; None where sizes are not known, or samples are of unlike length."""
+    given = [shape_of(x) or () for x in (call.query, call.key, call.value)]
+    if call.sink is not None:
         return None
-    if call.layout != "thd":
-        if any(len(shape or ()) != 4 for shape in shapes):
+    if call.lengths is not None:
+        starts = [held.value(one) for one in call.lengths]
+        counts = [_samples(one) for one in (*starts, starts[1])]
+        given = [_counted(shape, one) for shape, one in zip(given, (*starts, starts[1]), strict=True)]
+        batch = counts[0]
+        if batch is None or set(counts) != {batch} or any(len(shape) != 3 or UNKNOWN in shape for shape in given):
             return None
-        if call.layout == "bhsd":
-            return (lambda x: x), (lambda x: x), tuple(shapes)  # type: ignore[return-value]
-        turned = tuple((b, h, s, d) for b, s, h, d in shapes)  # type: ignore[misc]
-        return (lambda x: x.transpose(1, 2)), (lambda x: x.transpose(1, 2).contiguous()), turned  # type: ignore[return-value]
-    assert call.lengths is not None
-    counts = {_samples(held.value(starts), shape[0]) for starts, shape in zip(call.lengths, shapes, strict=False)}  # type: ignore[index]
-    batch = counts.pop() if len(counts) == 1 else None
-    if batch is None or any(len(shape or ()) != 3 for shape in shapes):
+        shapes = [(batch, heads, tokens // batch, dim) for tokens, heads, dim in given]
+        return _Laid(
+            lambda x: x.unflatten(0, (batch, -1)).transpose(1, 2),
+            lambda x: x.transpose(1, 2).flatten(0, 1).contiguous(),
+            given,
+            shapes,
+        )
+    if any(len(shape) != 4 or UNKNOWN in shape for shape in given):
         return None
-    packed = tuple((batch, h, t // batch, d) for t, h, d in shapes)  # type: ignore[misc]
-    return (
-        lambda x: x.unflatten(0, (batch, -1)).transpose(1, 2),
-        lambda x: x.transpose(1, 2).flatten(0, 1).contiguous(),
-        packed,  # type: ignore[return-value]
-    )
+    if call.layout == "bhsd":
+        return _Laid(lambda x: x, lambda x: x, given, given)
+    shapes = [(batch, heads, tokens, dim) for batch, tokens, heads, dim in given]
+    return _Laid(lambda x: x.transpose(1, 2), lambda x: x.transpose(1, 2).contiguous(), given, shapes)
 
 
-def _samples(starts: Any, tokens: int) -> int | None:
+def _samples(starts: Any) -> int | None:
     """How many samples packed tokens are of, if all are of one length; None where they are not, or it is not known."""
     if not isinstance(starts, torch.Tensor) or starts.ndim != 1 or len(starts) < 2:
         return None
-    number = len(starts) - 1
+    number, tokens = len(starts) - 1, int(starts[-1])
     even = torch.arange(number + 1, device=starts.device) * (tokens // number)
     return number if tokens % number == 0 and torch.equal(starts.long(), even) else None
+
+
+def _counted(shape: Shape, starts: Any) -> Shape:
+    """A shape of packed tokens whose number is known from where samples begin; none at all where it is another."""
+    if not shape or not isinstance(starts, torch.Tensor) or shape[0] not in (UNKNOWN, int(starts[-1])):
+        return ()
+    return (int(starts[-1]), *shape[1:])
 
 
 def _repeated(times: int) -> Callable[[Any], Any]:
@@ -151,7 +173,7 @@ def _reaches(mask: fx.Node | None, columns: int, rows: int) -> bool:
     return mask is None or rows == columns or (shape is not None and (len(shape) < 2 or shape[-2] == 1))
 
 
-def _first(graph: fx.Graph, node: fx.Node) -> fx.Node:
+def _first(node: fx.Node) -> fx.Node:
     """The node that takes the first of a call's results, one for all who do."""
     taken = [user for user in node.users if user.args[1] == 0]
     for other in taken[1:]:

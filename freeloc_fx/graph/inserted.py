@@ -16,7 +16,12 @@ __all__ = ["insert"]
 
 
 def insert(
-    graph: fx.Graph, before: fx.Node, function: Callable[..., Any], given: fx.Node | Sequence[fx.Node], owner: fx.Node
+    graph: fx.Graph,
+    before: fx.Node,
+    function: Callable[..., Any],
+    given: fx.Node | Sequence[fx.Node],
+    owner: fx.Node,
+    shape: Sequence[int] | None = None,
 ) -> fx.Node:
     """Put the operations of a function of tensors into a graph.
 
@@ -26,6 +31,7 @@ def insert(
         function: takes tensors and gives one; its operations may not depend on numbers in them.
         given: the nodes that it takes, or the one.
         owner: a node in whose module the new ones count as made.
+        shape: of what it takes, where the capture does not say; None for what it says.
 
     Returns:
         The node of its result.
@@ -43,12 +49,14 @@ def insert(
                 copies[node].meta = {STACK: owner.meta[STACK]} if STACK in owner.meta else {}
     new = [node for node in copies.values() if node not in taken]
     with fake_mode(), torch.no_grad():
-        known = {node: _without_values(example_value(node)) for node in taken}
+        known = {node: _without_values(example_value(node), shape) for node in taken}
         for node, value in run_nodes(new, known).items():
             if node not in known:
                 set_example_value(node, value)
     return copies[made]
 
 
-def _without_values(like: torch.Tensor) -> torch.Tensor:
+def _without_values(like: torch.Tensor, shape: Sequence[int] | None) -> torch.Tensor:
+    if shape is not None:
+        return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
