@@ -90,6 +90,7 @@ def find_attention(graph: fx.Graph, capture: Capture) -> int:
                 key_shape=k_shape,
                 scale=float(scale) if isinstance(scale, (int, float)) else None,
                 reason=reason,
+                beside=(0, 0) if standing is None else standing.beside,
                 sinks=(0, 0) if standing is None else standing.sinks,
                 padded=shape_of(query) != q_shape,
             ),

@@ -150,6 +150,8 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
 
     try:
         rotations = measure(outside)
+        if not isinstance(rotations, MatchFailure) and any(site.beside):
+            rotations = rope.without(rotations, site.beside)
         if isinstance(rotations, MatchFailure):
             return MatchFailure(rotations.reason, name)
         found = rope.temporal(rotations, dim, tolerance)

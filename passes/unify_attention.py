@@ -87,7 +87,7 @@ def _spell(graph: fx.Graph, node: fx.Node, call: KernelCall, held: Held) -> bool
     result = insert(graph, after, lambda x: laid.back(x.narrow(2, first, rows)), attention, node)
     taken.replace_all_uses_with(result)
     reads = tuple(x for x in (q, k, v, call.mask) if x is not None)
-    write_stand_in(attention, StandIn(node, taken, result, reads, sinks))
+    write_stand_in(attention, StandIn(node, taken, result, reads, (first, last), sinks))
     return True
 
 

@@ -55,7 +55,8 @@ class AttentionSite:
         grid: the tokens of its sequence; None where it is not known.
         sensitivity: of its layer, as a probe measured it; None for none.
         mask: the node of the model's key-padding mask; None for none.
-        sinks: how many of the first, and of the last, tokens are learned: keys that no token of the sequence made.
+        beside: how many of the first, and of the last, tokens are keys that no query stands at.
+        sinks: how many of the first, and of the last, of those are learned.
         padded: the number of tokens depends on data (padded text is left out by indexing); the shapes count all that
             there may be.
     """
@@ -71,6 +72,7 @@ class AttentionSite:
     grid: TokenGrid | None = None
     sensitivity: Sensitivity | None = None
     mask: fx.Node | None = field(default=None, compare=False)
+    beside: tuple[int, int] = (0, 0)
     sinks: tuple[int, int] = (0, 0)
     padded: bool = False
 
@@ -117,13 +119,15 @@ class StandIn:
         value: its result: itself, or the first of several.
         result: what is read in place of `value`.
         operands: what the attention reads, as long as nobody changed that.
-        sinks: how many of its first, and of its last, keys are learned.
+        beside: how many of its first, and of its last, tokens are keys that no query stands at.
+        sinks: how many of the first, and of the last, of those are learned.
     """
 
     call: fx.Node
     value: fx.Node
     result: fx.Node
     operands: tuple[fx.Node, ...]
+    beside: tuple[int, int] = (0, 0)
     sinks: tuple[int, int] = (0, 0)
 
     def moved(self, nodes: Mapping[fx.Node, fx.Node]) -> StandIn:

@@ -13,6 +13,7 @@ from literal import attention, literal
 from torch import nn
 
 from freeloc_fx import Profile, plans, transform
+from freeloc_fx.errors import CaptureError
 
 TRAINED = 4
 PROFILE = Profile(trained_frames=TRAINED, layers="vrpr+tsa")
@@ -45,7 +46,7 @@ class Attention(nn.Module):
 
     def __init__(self, kind: str, groups: int) -> None:
         super().__init__()
-        self.kind, self.groups = kind, groups
+        self.kind, self.groups, self.how = kind, groups, ""
         self.q, self.o = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.k, self.v = nn.Linear(WIDTH, groups * DIM), nn.Linear(WIDTH, groups * DIM)
         self.text_k, self.text_v = nn.Linear(WIDTH, groups * DIM), nn.Linear(WIDTH, groups * DIM)
@@ -98,8 +99,39 @@ def sinks_and_text(own: Attention, q: Any, k: Any, v: Any, more_k: Any, more_v: 
     return F.scaled_dot_product_attention(*before(q, k, v), enable_gqa=True).transpose(1, 2)
 
 
+def line(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text that is turned: each token has the same place on all axes, far from the clip's."""
+    rates = 1e4 ** (-torch.arange(2) / 2)
+    angles = (torch.arange(tokens)[:, None] - 40) * torch.cat([rates, rates, rates])
+    return angles.cos(), angles.sin()
+
+
+def text_turned(own: Attention, q: Any, k: Any, v: Any, more_k: Any, more_v: Any, mask: Any) -> torch.Tensor:
+    return text_keys(own, q, k, v, turn(more_k, *line(TEXT)), more_v, mask)
+
+
+def history(own: Attention, q: Any, k: Any, v: Any, more_k: Any, more_v: Any, mask: Any) -> torch.Tensor:
+    cos, sin = (x[-TEXT:] for x in turns(2))
+    return text_keys(own, q, k, v, turn(more_k, cos, -sin), more_v, mask)
+
+
+def cached(own: Attention, q: Any, k: Any, v: Any, more_k: Any, more_v: Any, mask: Any) -> torch.Tensor:
+    return text_keys(own, q, k, v, mask, more_v, None)
+
+
 KINDS: dict[str, Callable[..., torch.Tensor]] = {
-    one.__name__: one for one in (grouped, repeated, text_keys, keys_after, sinks, sinks_and_text)
+    one.__name__: one
+    for one in (
+        grouped,
+        repeated,
+        text_keys,
+        text_turned,
+        keys_after,
+        sinks,
+        sinks_and_text,
+        history,
+        cached,
+    )  # fmt: skip
 }
 
 
@@ -157,7 +189,7 @@ def spelled(made: Any, first: int, last: int) -> Callable[..., torch.Tensor]:
 
 
 CASES = {
-    "grouped": (2, 0, 0), "repeated": (1, 0, 0), "text_keys": (2, TEXT, 0), "keys_after": (HEADS, 0, TEXT),
+    "grouped": (2, 0, 0), "repeated": (1, 0, 0), "text_keys": (2, TEXT, 0), "text_turned": (2, TEXT, 0), "keys_after": (HEADS, 0, TEXT),
     "sinks": (1, 2, 0), "sinks_and_text": (HEADS, 2 + TEXT, 0),
 }  # fmt: skip
 
@@ -181,3 +213,65 @@ def test_other_forms_of_attention(kind: str, lowering: str) -> None:
         expected = model(**long)
     assert (found - expected).norm() <= 1e-4 * expected.norm()
     assert (model(**long) - expected).norm() > 1e-3 * expected.norm(), "the strategy does not show in the output"
+
+
+# What is left alone, by name
+
+
+REFUSED = {
+    "history": "keys beside the queries' own are turned as no line of text is",
+    "cached": r"channel 0 is no combination|not rotated rigidly|is scaled, not rotated",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_keys_of_other_frames_are_refused(kind: str) -> None:
+    call = given(2 * TRAINED)
+    if kind == "cached":
+        call["mask"] = torch.randn(1, TEXT, 2, DIM)
+    with torch.no_grad(), pytest.raises(CaptureError, match=REFUSED[kind]):
+        transform(build(kind), PROFILE, backend="eager")(**call)
+
+
+# Masks that say the same of every head
+
+
+def per_head(mask: torch.Tensor, heads: int, rows: int) -> dict[str, torch.Tensor]:
+    batch, tokens = mask.shape
+    added = (1.0 - mask.float()) * -1e4
+    return {
+        "expanded": mask[:, None, None].expand(batch, heads, rows, tokens),
+        "repeated": mask[:, None, None].repeat(1, heads, 1, 1),
+        "folded": mask.repeat_interleave(heads, 0).view(batch, heads, 1, tokens),
+        "folded and added": added[:, None].repeat_interleave(heads, 0).view(batch, heads, -1, tokens),
+        "paired": mask[:, None, :, None].logical_and(mask[:, None, None]).repeat(1, heads, 1, 1),
+    }
+
+
+def masked(own: Attention, q: Any, k: Any, v: Any, more_k: Any, more_v: Any, mask: Any) -> torch.Tensor:
+    q, k, v = (torch.cat([more, x], 1) for more, x in ((more_k, q), (more_k, k), (more_v, v)))
+    wide = per_head(mask, HEADS, q.shape[1])[own.how]
+    return F.scaled_dot_product_attention(*before(q, k, v), attn_mask=wide).transpose(1, 2)[:, TEXT:]
+
+
+KINDS["masked"] = masked
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["expanded", "repeated", "folded", "folded and added", "paired"])
+def test_masks_of_keys_that_are_repeated_over_heads(how: str) -> None:
+    model = build("masked", HEADS)
+    for block in model.blocks:
+        block.attn.how = how
+    changed = transform(model, PROFILE, backend="eager", attention="calls")
+    call = given(2 * TRAINED, 2)
+    call["mask"] = torch.ones(2, 2 * TRAINED * 6 + TEXT, dtype=torch.bool)
+    call["mask"][0, 2:TEXT] = False
+    found = changed(**call)
+    made = plans(changed)[-1]
+    assert made.rewritten == 2 and made.grid.text_first == TEXT
+    for block in model.blocks:
+        block.attn.how = "expanded"
+    with attention(literal(made, native)):
+        expected = model(**call)
+    assert (found - expected).norm() <= 1e-4 * expected.norm()

@@ -88,5 +88,5 @@ def test_a_backend_that_nothing_captures_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(dispatch, "flash_attn_func", opaque)
     model = wan()
     model.set_attention_backend("flash")
-    with pytest.raises(CaptureError, match=r"set_attention_backend"):
+    with pytest.raises(CaptureError, match=r"function: opaque.*set_attention_backend\('native'\)"):
         transform(model, PROFILE, backend="eager")(**wan_inputs(8))

@@ -7,7 +7,7 @@ much at each token. `temporal` finds the channel pairs that turn with the frame,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from freeloc_fx.errors import MatchFailure
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 
-__all__ = ["PROBES", "Rotations", "alike", "measure", "measure_heads", "probes", "temporal"]
+__all__ = ["PROBES", "Rotations", "alike", "measure", "measure_heads", "probes", "temporal", "without"]
 
 
 PROBES = 6
@@ -230,6 +230,31 @@ def measure_heads(
         return found.phase
 
     return Rotations(one.first, one.second, one.phase, one.residual, one.unpaired, others)
+
+
+def without(rotations: Rotations, beside: tuple[int, int]) -> Rotations | MatchFailure:
+    """Count tokens at either end as text, however they are turned among themselves.
+
+    Text that is turned has a position of its own for each token, or none for all. Several tokens of one position are
+    rows and columns of frames, which a strategy would have to move.
+
+    Args:
+        rotations: what RoPE does at each token.
+        beside: how many of the first and of the last tokens.
+
+    Returns:
+        The rotations with none there, or why they are no text.
+    """
+    phase = rotations.phase.copy()
+    for places in (slice(beside[0]), slice(phase.shape[1] - beside[1], phase.shape[1])):
+        turned = phase[0, places][(np.abs(phase[0, places] - 1) > _STILL).any(1)]
+        steps = turned[1:] * turned[:-1].conj()
+        if len(steps) and np.abs(steps - steps[0]).max() > 2e-2:
+            return MatchFailure(
+                "keys beside the queries' own are turned as no line of text is: frames of a history, or a reference's"
+            )
+        phase[:, places] = 1
+    return replace(rotations, phase=phase)
 
 
 def temporal(rotations: Rotations, head_dim: int, tolerance: float) -> tuple[RopeLayout, TokenGrid] | MatchFailure:
