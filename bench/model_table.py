@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,9 +25,11 @@ from common import RESULTS, save
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 
 from diffusers_models import CASES, arguments, build
+from newer_models import REFUSED, first_tensor
 
-from freeloc_fx import Profile, plans, transform
+from freeloc_fx import Profile, plan, plans, transform
 from freeloc_fx.compiler.capture.state import state_of
+from freeloc_fx.errors import FreelocError
 from freeloc_fx.files import write_text
 
 TRAINED = 5
@@ -36,7 +39,7 @@ PROFILE = Profile(trained_frames=TRAINED, layers="vrpr+tsa")
 def run(model: Any, given: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         result = model(**given)
-    return result[0] if isinstance(result, tuple) else result
+    return first_tensor(result)
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -139,6 +142,20 @@ class Measured:
         return {column: _cell(measure) for column, measure in cells.items() if not columns or column in columns}
 
 
+def refusal(name: str) -> str:
+    """What the compiler says of a class that it refuses."""
+    case = REFUSED[name]
+    model = build(name, case=case)
+    height, width = case.size
+    try:
+        plan(model, PROFILE, frames=2 * TRAINED * case.patch[0], height=height, width=width)
+    except FreelocError as error:
+        found = " ".join(str(error).split())
+        known = re.search(case.refused, found)
+        return f"refused: {found}" if known else f"refused for another reason than {case.refused!r}: {found}"
+    raise AssertionError(f"{name} is not refused")
+
+
 def _cell(measure: Callable[[], str]) -> str:
     torch._dynamo.reset()
     try:
@@ -194,21 +211,25 @@ def short_table(rows: dict[str, dict[str, str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(CASES), help="comma-separated names")
+    parser.add_argument("--models", default=",".join([*CASES, *REFUSED]), help="comma-separated names")
     parser.add_argument("--columns", default="", help="comma-separated headings, default all")
     given = parser.parse_args()
     chosen, columns = given.models.split(","), [c for c in given.columns.split(",") if c]
-    unknown = set(chosen) - CASES.keys()
+    every = [*CASES, *REFUSED]
+    unknown = set(chosen) - set(every)
     if unknown:
-        parser.error(f"--models: expected some of {', '.join(CASES)}; found {', '.join(sorted(unknown))}")
+        parser.error(f"--models: expected some of {', '.join(every)}; found {', '.join(sorted(unknown))}")
     warnings.simplefilter("ignore")
     path = RESULTS / "model_table.json"
     rows: dict[str, dict[str, str]] = json.loads(path.read_text())["rows"] if path.exists() else {}
     for name in chosen:
         torch._dynamo.reset()
-        rows[name] = rows.get(name, {}) | Measured(name).row(columns)
+        if name in REFUSED:
+            rows[name] = {"sites found": refusal(name)}
+        else:
+            rows[name] = rows.get(name, {}) | Measured(name).row(columns)
         print(name, rows[name], flush=True)
-        ordered = {known: rows[known] for known in CASES if known in rows}
+        ordered = {known: rows[known] for known in every if known in rows}
         save("model_table", {"trained_frames": TRAINED, "strategy": PROFILE.layers, "rows": ordered})
         write_text(RESULTS / "model_table.md", table(ordered))
         write_text(RESULTS / "model_table_short.md", short_table(ordered))

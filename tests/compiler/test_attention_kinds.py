@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from literal import attention, literal
+from spelled import spelled
 from torch import nn
 
 from freeloc_fx import Profile, plans, transform
@@ -119,20 +120,8 @@ def cached(own: Attention, q: Any, k: Any, v: Any, more_k: Any, more_v: Any, mas
     return text_keys(own, q, k, v, mask, more_v, None)
 
 
-KINDS: dict[str, Callable[..., torch.Tensor]] = {
-    one.__name__: one
-    for one in (
-        grouped,
-        repeated,
-        text_keys,
-        text_turned,
-        keys_after,
-        sinks,
-        sinks_and_text,
-        history,
-        cached,
-    )  # fmt: skip
-}
+SPELLINGS = (grouped, repeated, text_keys, text_turned, keys_after, sinks, sinks_and_text, history, cached)
+KINDS: dict[str, Callable[..., torch.Tensor]] = {one.__name__: one for one in SPELLINGS}
 
 
 class Block(nn.Module):
@@ -175,23 +164,15 @@ def build(kind: str, groups: int = 2) -> Clips:
     return Clips(kind, groups).eval().requires_grad_(False)
 
 
-def spelled(made: Any, first: int, last: int) -> Callable[..., torch.Tensor]:
-    """The literal attention of a plan, for any number of heads and with keys beside the queries' own."""
-    whole = literal(made, native)
-
-    def attend(q: Any, k: Any, v: Any, enable_gqa: bool = False, **options: Any) -> torch.Tensor:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-        rows = slice(first, first + q.shape[2])
-        q = torch.cat([k[:, :, :first], q, k[:, :, k.shape[2] - last :]], 2)
-        return whole(q, k, v, **options)[:, :, rows]
-
-    return attend
-
-
 CASES = {
-    "grouped": (2, 0, 0), "repeated": (1, 0, 0), "text_keys": (2, TEXT, 0), "text_turned": (2, TEXT, 0), "keys_after": (HEADS, 0, TEXT),
-    "sinks": (1, 2, 0), "sinks_and_text": (HEADS, 2 + TEXT, 0),
-}  # fmt: skip
+    "grouped": (2, 0, 0),
+    "repeated": (1, 0, 0),
+    "text_keys": (2, TEXT, 0),
+    "text_turned": (2, TEXT, 0),
+    "keys_after": (HEADS, 0, TEXT),
+    "sinks": (1, 2, 0),
+    "sinks_and_text": (HEADS, 2 + TEXT, 0),
+}
 
 
 @torch.no_grad()
@@ -209,7 +190,7 @@ def test_other_forms_of_attention(kind: str, lowering: str) -> None:
     grid = made.grid
     assert made.rewritten == 2 and grid.frames == 2 * TRAINED
     assert (grid.text_first, grid.text_last) == (first, last)
-    with attention(spelled(made, first, last)):
+    with attention(spelled(made, native)):
         expected = model(**long)
     assert (found - expected).norm() <= 1e-4 * expected.norm()
     assert (model(**long) - expected).norm() > 1e-3 * expected.norm(), "the strategy does not show in the output"

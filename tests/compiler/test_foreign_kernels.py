@@ -9,13 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from literal import attention
-from test_attention_kinds import DIM, HEADS, KINDS, PROFILE, TRAINED, build, given, spelled
+from spelled import spelled
+from test_attention_kinds import DIM, HEADS, KINDS, PROFILE, TRAINED, build, given
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention, noop_mask
 
 from freeloc_fx import Profile, plans, transform
 from freeloc_fx.errors import CaptureError
 
 CALLS: dict[str, int] = {}
+NATIVE = F.scaled_dot_product_attention
 
 
 def dense(q: Any, k: Any, v: Any, scale: float | None) -> torch.Tensor:
@@ -244,7 +246,7 @@ def test_a_kernel_that_means_dense_attention_is_replaced(kind: str) -> None:
     same = model
     if not eager(kind):
         same = build("grouped", groups=2)
-    with attention(spelled(made, 0, 0)):
+    with attention(spelled(made, NATIVE)):
         expected = same(**long)
     assert (found - expected).norm() <= 1e-4 * expected.norm()
     assert (same(**long) - expected).norm() > 1e-3 * expected.norm(), "the strategy does not show in the output"
