@@ -2,6 +2,7 @@
 
     python bench/model_table.py                    # every class, minutes
     python bench/model_table.py --models Wan,LTX   # part of it, merged into the results that are there
+    python bench/model_table.py --models new       # those without a row yet
     python bench/model_table.py --columns LoRA     # one column of every class, merged
 
 Writes results/model_table.json, model_table.md and model_table_short.md, which the README holds. A cell that could not
@@ -152,7 +153,7 @@ def refusal(name: str) -> str:
     except FreelocError as error:
         found = " ".join(str(error).split())
         known = re.search(case.refused, found)
-        return f"refused: {found}" if known else f"refused for another reason than {case.refused!r}: {found}"
+        return f"refused: {known[0]}" if known else f"refused for another reason than {case.refused!r}: {found}"
     raise AssertionError(f"{name} is not refused")
 
 
@@ -193,6 +194,9 @@ def short_table(rows: dict[str, dict[str, str]]) -> str:
     heads += ["LoRA", "offload"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, row in rows.items():
+        if row.get("sites found", "").startswith("refused"):
+            lines.append(f"| {name} | refused |" + " |" * (len(heads) - 2))
+            continue
         cells = [
             name,
             row.get("sites found", "not measured"),
@@ -211,17 +215,18 @@ def short_table(rows: dict[str, dict[str, str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join([*CASES, *REFUSED]), help="comma-separated names")
+    parser.add_argument("--models", default=",".join([*CASES, *REFUSED]), help="comma-separated names, or new")
     parser.add_argument("--columns", default="", help="comma-separated headings, default all")
     given = parser.parse_args()
-    chosen, columns = given.models.split(","), [c for c in given.columns.split(",") if c]
     every = [*CASES, *REFUSED]
+    path = RESULTS / "model_table.json"
+    rows: dict[str, dict[str, str]] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    chosen = [name for name in every if name not in rows] if given.models == "new" else given.models.split(",")
+    columns = [c for c in given.columns.split(",") if c]
     unknown = set(chosen) - set(every)
     if unknown:
         parser.error(f"--models: expected some of {', '.join(every)}; found {', '.join(sorted(unknown))}")
     warnings.simplefilter("ignore")
-    path = RESULTS / "model_table.json"
-    rows: dict[str, dict[str, str]] = json.loads(path.read_text())["rows"] if path.exists() else {}
     for name in chosen:
         torch._dynamo.reset()
         if name in REFUSED:
