@@ -7,7 +7,7 @@ import torch.fx as fx
 from freeloc_fx.graph.calls import ARGUMENTS, arguments
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.held import Held
-from freeloc_fx.graph.kernels import DIRECT, is_kernel, kernel_call, kernel_name
+from freeloc_fx.graph.kernels import DIRECT, KernelCall, is_kernel, kernel_call, kernel_name
 from freeloc_fx.graph.paths import module_path
 from freeloc_fx.graph.records import AttentionSite, stand_in, stood_for, write
 from freeloc_fx.graph.shapes import UNKNOWN, bounded_shape, shape_of
@@ -25,8 +25,10 @@ _BUILT_IN = (
 
 def _advice(node: fx.Node, held: Held) -> str:
     name, call = kernel_name(node), kernel_call(node, held.value)
-    why = call if isinstance(call, str) else "its sizes, or where its samples begin, are not known or not those of one"
-    return f"{name}{_ITS_OWN} ({why}); {_BUILT_IN if 'flex' in name else _CHOSEN}"
+    if isinstance(call, KernelCall):
+        unknown = "its sizes, or where its samples begin, are not known or not those of one"
+        call = "its softmax counts a learned logit of each head" if call.sink is not None else unknown
+    return f"{name}{_ITS_OWN} ({call}); {_BUILT_IN if 'flex' in name else _CHOSEN}"
 
 
 def find_attention(graph: fx.Graph, capture: Capture) -> int:

@@ -169,6 +169,39 @@ def sage_nhd(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
     return out
 
 
+# SGLang: one operator for samples of one length and for packed ones, which may count learned logits
+
+
+@torch.library.custom_op("manner::flash_attn_varlen_func_op", mutates_args=())
+def host_operator(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None, max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
+    page_table: torch.Tensor | None = None, softmax_scale: float | None = None, causal: bool = False,
+    window_size: list[int] | None = None, softcap: float = 0.0, return_softmax_lse: bool = False,
+    sinks: torch.Tensor | None = None, ver: int = 4,
+) -> torch.Tensor:  # fmt: skip
+    counted("host")
+    return dense(q, k, v, softmax_scale)
+
+
+@host_operator.register_fake
+def _(q: Any, *_: Any, **__: Any) -> Any:
+    return torch.empty_like(q)
+
+
+def host(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
+    tokens = q.shape[1]
+    out: torch.Tensor = torch.ops.manner.flash_attn_varlen_func_op(
+        q, k, v, max_seqlen_q=tokens, max_seqlen_k=tokens, softmax_scale=0.3, window_size=[-1, -1]
+    )
+    return out
+
+
+def host_sinks(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
+    out: torch.Tensor = torch.ops.manner.flash_attn_varlen_func_op(q, k, v, sinks=own.sink_k[0, 0, :, 0])
+    return out
+
+
 # flex_attention without a mask, with one that hides nothing, with one that hides something
 
 
@@ -212,12 +245,13 @@ def flex_scored(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
 
 
 MEANT: dict[str, Callable[..., torch.Tensor]] = {
-    one.__name__: one for one in (flash, flash_3, varlen, sage, sage_nhd, flex, flex_full)
+    one.__name__: one for one in (flash, flash_3, varlen, sage, sage_nhd, host, flex, flex_full)
 }
 REFUSED: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
     "flash_window": (flash_window, r"_flash_attn_forward .*its window_size_left is 8.*set_attention_backend"),
     "flash_lse": (flash_lse, "_flash_attn_forward .*more than its first result is read"),
     "varlen_of_the_call": (varlen_of_the_call, "_flash_attn_varlen_forward .*where its samples begin"),
+    "host_sinks": (host_sinks, "flash_attn_varlen_func_op .*a learned logit of each head"),
     "flex_near": (flex_near, "flex_attention .*mask function"),
     "flex_scored": (flex_scored, "flex_attention .*score function"),
 }
