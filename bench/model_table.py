@@ -2,6 +2,7 @@
 
     python bench/model_table.py                    # every class, minutes
     python bench/model_table.py --models Wan,LTX   # part of it, merged into the results that are there
+    python bench/model_table.py --models new       # those without a row yet
     python bench/model_table.py --columns LoRA     # one column of every class, merged
 
 Writes results/model_table.json, model_table.md and model_table_short.md, which the README holds. A cell that could not
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -25,9 +27,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 
 from conditioned import NAMES, conditioned
 from diffusers_models import CASES, arguments, build
+from newer_models import REFUSED, first_tensor
 
-from freeloc_fx import Profile, plans, transform
+from freeloc_fx import Profile, plan, plans, transform
 from freeloc_fx.compiler.capture.state import state_of
+from freeloc_fx.errors import FreelocError
 from freeloc_fx.files import write_text
 
 TRAINED = 5
@@ -37,7 +41,7 @@ PROFILE = Profile(trained_frames=TRAINED, layers="vrpr+tsa")
 def run(model: Any, given: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         result = model(**given)
-    return result[0] if isinstance(result, tuple) else result
+    return first_tensor(result)
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -158,6 +162,20 @@ class Measured:
         return {column: _cell(measure) for column, measure in cells.items() if not columns or column in columns}
 
 
+def refusal(name: str) -> str:
+    """What the compiler says of a class that it refuses."""
+    case = REFUSED[name]
+    model = build(name, case=case)
+    height, width = case.size
+    try:
+        plan(model, PROFILE, frames=2 * TRAINED * case.patch[0], height=height, width=width)
+    except FreelocError as error:
+        found = " ".join(str(error).split())
+        known = re.search(case.refused, found)
+        return f"refused: {known[0]}" if known else f"refused for another reason than {case.refused!r}: {found}"
+    raise AssertionError(f"{name} is not refused")
+
+
 def _cell(measure: Callable[[], str]) -> str:
     torch._dynamo.reset()
     try:
@@ -195,6 +213,9 @@ def short_table(rows: dict[str, dict[str, str]]) -> str:
     heads += ["LoRA", "offload", "frames beside"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, row in rows.items():
+        if row.get("sites found", "").startswith("refused"):
+            lines.append(f"| {name} | refused |" + " |" * (len(heads) - 2))
+            continue
         cells = [
             name,
             row.get("sites found", "not measured"),
@@ -214,21 +235,26 @@ def short_table(rows: dict[str, dict[str, str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(CASES), help="comma-separated names")
+    parser.add_argument("--models", default=",".join([*CASES, *REFUSED]), help="comma-separated names, or new")
     parser.add_argument("--columns", default="", help="comma-separated headings, default all")
     given = parser.parse_args()
-    chosen, columns = given.models.split(","), [c for c in given.columns.split(",") if c]
-    unknown = set(chosen) - CASES.keys()
-    if unknown:
-        parser.error(f"--models: expected some of {', '.join(CASES)}; found {', '.join(sorted(unknown))}")
-    warnings.simplefilter("ignore")
+    every = [*CASES, *REFUSED]
     path = RESULTS / "model_table.json"
     rows: dict[str, dict[str, str]] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    chosen = [name for name in every if name not in rows] if given.models == "new" else given.models.split(",")
+    columns = [c for c in given.columns.split(",") if c]
+    unknown = set(chosen) - set(every)
+    if unknown:
+        parser.error(f"--models: expected some of {', '.join(every)}; found {', '.join(sorted(unknown))}")
+    warnings.simplefilter("ignore")
     for name in chosen:
         torch._dynamo.reset()
-        rows[name] = rows.get(name, {}) | Measured(name).row(columns)
+        if name in REFUSED:
+            rows[name] = {"sites found": refusal(name)}
+        else:
+            rows[name] = rows.get(name, {}) | Measured(name).row(columns)
         print(name, rows[name], flush=True)
-        ordered = {known: rows[known] for known in CASES if known in rows}
+        ordered = {known: rows[known] for known in every if known in rows}
         save("model_table", {"trained_frames": TRAINED, "strategy": PROFILE.layers, "rows": ordered})
         write_text(RESULTS / "model_table.md", table(ordered))
         write_text(RESULTS / "model_table_short.md", short_table(ordered))

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import torch
 import torch.fx as fx
-import torch.nn.functional as F
 
 from freeloc_fx.graph.calls import ARGUMENTS, arguments
 from freeloc_fx.graph.capture import Capture
+from freeloc_fx.graph.held import Held
+from freeloc_fx.graph.kernels import DIRECT, KernelCall, is_kernel, kernel_call, kernel_name
 from freeloc_fx.graph.paths import module_path
-from freeloc_fx.graph.records import AttentionSite, write
+from freeloc_fx.graph.records import AttentionSite, stand_in, stood_for, write
 from freeloc_fx.graph.shapes import UNKNOWN, bounded_shape, shape_of
 
 __all__ = ["find_attention"]
 
 
-_ITS_OWN = " is an attention kernel of its own, where scaled_dot_product_attention was expected; "
-_CHOSEN = "set_attention_backend('native') gives that"
+_ITS_OWN = " is an attention kernel of its own, where scaled_dot_product_attention was expected"
+_CHOSEN = "set_attention_backend('native') gives that in diffusers, and elsewhere the switch that chose this kernel"
 _BUILT_IN = (
     "where you chose that backend, set_attention_backend('native') gives that; where the model did, it has a block "
     "mask of its own that no other backend takes, and this attention stays as it is"
 )
 
 
-def _advice(kernel: str) -> str:
-    return kernel + _ITS_OWN + (_BUILT_IN if "flex" in kernel else _CHOSEN)
-
-
-def _kernel(node: fx.Node) -> str:
-    """Name of an attention kernel that is no scaled_dot_product_attention; empty for any other node."""
-    name = str(getattr(node.target, "__name__", node.target))
-    kernel = any(word in name.lower() for word in ("attention", "attn", "sdpa")) and len(node.all_input_nodes) >= 3
-    return name if kernel else ""
+def _advice(node: fx.Node, held: Held) -> str:
+    name, call = kernel_name(node), kernel_call(node, held.value)
+    if isinstance(call, KernelCall):
+        unknown = "its sizes, or where its samples begin, are not known or not those of one"
+        call = "its softmax counts a learned logit of each head" if call.sink is not None else unknown
+    return f"{name}{_ITS_OWN} ({call}); {_BUILT_IN if 'flex' in name else _CHOSEN}"
 
 
 def find_attention(graph: fx.Graph, capture: Capture) -> int:
@@ -48,6 +45,7 @@ def find_attention(graph: fx.Graph, capture: Capture) -> int:
         The number of attention calls, of any kind.
     """
     found = 0
+    held = Held(graph, capture.inputs)
     first: dict[str, int] = {}  # module path -> its place among them: called again, it is the same layer
 
     def place(node: fx.Node) -> tuple[str, int]:
@@ -58,10 +56,12 @@ def find_attention(graph: fx.Graph, capture: Capture) -> int:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target not in (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default):
-            if name := _kernel(node):
+        if stood_for(node):
+            continue
+        if node.target not in DIRECT:
+            if is_kernel(node):
                 path, layer = place(node)
-                write(node, AttentionSite(path, layer, "other", (), (), reason=_advice(name)))
+                write(node, AttentionSite(path, layer, "other", (), (), reason=_advice(node, held)))
                 found += 1
             continue
         given = arguments(node)
@@ -81,7 +81,7 @@ def find_attention(graph: fx.Graph, capture: Capture) -> int:
             kind, reason = "other", f"grouped or unequal heads: q {q_shape}, k {k_shape}, v {v_shape}"
         elif given.get("is_causal"):
             kind, reason = "other", "causal attention: the model is autoregressive"
-        scale = given.get("scale")
+        scale, standing = given.get("scale"), stand_in(node)
         write(
             node,
             AttentionSite(
@@ -92,6 +92,8 @@ def find_attention(graph: fx.Graph, capture: Capture) -> int:
                 key_shape=k_shape,
                 scale=float(scale) if isinstance(scale, (int, float)) else None,
                 reason=reason,
+                beside=(0, 0) if standing is None else standing.beside,
+                sinks=(0, 0) if standing is None else standing.sinks,
                 padded=shape_of(query) != q_shape,
             ),
         )

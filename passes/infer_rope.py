@@ -22,6 +22,7 @@ from freeloc_fx.graph.slices import Slice, ancestors, linear_slice
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 from freeloc_fx.method.rope import beside, rates
 from freeloc_fx.method.rope import measure as rope
+from freeloc_fx.method.rope.temporal import alike, temporal
 
 __all__ = ["infer_rope"]
 
@@ -68,7 +69,7 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
             # As many text tokens as the clip has tokens look like a self-attention until here.
             cross = _reads_elsewhere(graph, capture, given["query"], given["key"])
             write(node, kind="cross" if cross else "other", reason=str(failure))
-        elif not rope.alike(q[0], k[0]) or q[1] != k[1]:
+        elif not alike(q[0], k[0]) or q[1] != k[1]:
             write(node, kind="other", reason="q and k are rotated differently")
         else:
             positions = dict.fromkeys(position for part in parts for position in tables.given(part))
@@ -99,17 +100,20 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
     _, heads, tokens, dim = site.query_shape
     if not part.nodes:
         return MatchFailure("nothing but a norm or a projection stands before the attention: no RoPE", name)
+    # Where several heads share one of the keys, what goes into them is the same.
+    shared = [n for n in range(heads, 0, -1) if heads % n == 0]
     layouts = []
     for start in part.starts:
-        layout = _channels(start, heads * dim)
+        layout = _channels(start, [n * dim for n in shared])
         if isinstance(layout, MatchFailure):
             return MatchFailure(layout.reason, name)
         layouts.append(layout)
+    groups = min(size_of(layout) for layout in layouts) // dim
     try:
         outside = tables.outside(part)
     except LookupError as error:
         return MatchFailure(f"a position table needs {error}, which the capture does not hold", name)
-    inputs = rope.probes(heads * dim).reshape(rope.PROBES, heads, dim)
+    inputs = rope.probes(groups * dim).unflatten(1, (groups, dim)).repeat_interleave(heads // groups, 1)
     half = any(isinstance(t, torch.Tensor) and t.dtype in (torch.float16, torch.bfloat16) for t in outside.values())
     tolerance = 3e-2 if half else 1e-4
     device = next((t.device for t in outside.values() if isinstance(t, torch.Tensor)), torch.device("cpu"))
@@ -126,7 +130,8 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         for start, layout in zip(part.starts, layouts, strict=True):
             shape = shape_of(start)
             assert shape is not None
-            values[start] = probe.reshape(sized(layout)).expand(sized(shape)).contiguous().to(device)
+            own = probe[:: heads * dim // size_of(layout)]  # one of those that share what goes in
+            values[start] = own.reshape(sized(layout)).expand(sized(shape)).contiguous().to(device)
         smaller = None if cut is None else cut.sizes
         result = run_nodes(part.nodes, values, widen=True, replace=smaller, keep=(part.end,))[part.end]
         expected = (result.shape[0], len(probe), tokens, dim)
@@ -139,10 +144,15 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
             )
         # What data-dependent indexing may leave out is text, which is not turned.
         padding = probe[:, None].to(result).expand(-1, tokens - result.shape[2], dim)
-        return torch.cat([result[0], padding], 1).float().cpu()
+        found = torch.cat([result[0], padding], 1).float().cpu()
+        # Nor is what is learned, whatever goes in.
+        learned = (slice(site.sinks[0]), slice(tokens - site.sinks[1], tokens))
+        for places in learned:
+            found[:, places] = probe[:, None].cpu()
+        return found
 
     def measure(given: Mapping[fx.Node, Any]) -> rope.Rotations | MatchFailure:
-        cuts = head_cuts(heads, tokens, dim, list(given.values()))
+        cuts = head_cuts(heads, tokens, dim, list(given.values())) if groups == heads else None
         with torch.no_grad():
             if cuts is not None:
                 few = _measured_by_heads(lambda i, cut: run(inputs[i], given, cut), cuts, inputs, tolerance)
@@ -154,9 +164,11 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
     stretch: beside.Stretch | None = None
     try:
         rotations = measure(outside)
+        if not isinstance(rotations, MatchFailure) and any(site.beside):
+            rotations = rope.without(rotations, site.beside)
         if isinstance(rotations, MatchFailure):
             return MatchFailure(rotations.reason, name)
-        found = rope.temporal(rotations, dim, tolerance)
+        found = temporal(rotations, dim, tolerance)
         if isinstance(found, MatchFailure) or beside.more_than_a_clip(rotations, *found, tolerance):
             parted = beside.stretch_of(rotations, dim, tolerance, tables.clip)
             if not isinstance(parted, MatchFailure):
@@ -243,16 +255,23 @@ def _time_axes(view: nx.DiGraph, part: Slice, grid: TokenGrid, tables: _Tables) 
     return found
 
 
-def _channels(start: fx.Node, count: int) -> list[int] | MatchFailure:
-    """The shape in which `count` channels lie at a source, with 1 for its batch and its tokens."""
+def _channels(start: fx.Node, counts: Sequence[int]) -> list[int] | MatchFailure:
+    """The shape in which the channels lie at a source, with 1 for its batch and its tokens.
+
+    Args:
+        start: the source.
+        counts: how many channels there may be, the likeliest first: those of all heads.
+    """
     shape = shape_of(start)
     if shape is None or UNKNOWN in shape or len(shape) < 3:
         return MatchFailure(f"expected a tensor of batch, tokens and channels at {start.name}, found {shape}")
+    if len(shape) == 3 and size_of(shape[1:]) in counts:
+        return [1, *shape[1:]]  # tokens, heads and channels of one sample
     for axis in range(1, len(shape)):
         layout = [1, *(size if place != axis else 1 for place, size in enumerate(shape) if place)]
-        if size_of(layout) == count:
+        if size_of(layout) in counts:
             return layout
-    return MatchFailure(f"{start.name} {shape} does not hold the attention's {count} channels beside its tokens")
+    return MatchFailure(f"{start.name} {shape} does not hold the attention's {counts[0]} channels beside its tokens")
 
 
 def _picks(table: torch.Tensor) -> bool:

@@ -61,6 +61,8 @@ def pair_texts(graph: fx.Graph, capture: Capture, *, form: TextForm, plan: Plan)
                 f"timeline: {site.path} is one attention over the clip and {site.grid.text_first} + "
                 f"{site.grid.text_last} tokens of text, expected the {form.tokens} of all texts on one side of it"
             )
+        if any(site.beside):
+            raise TimelineError(f"timeline: {site.path} has its text among keys that no query stands at")
         row = None
         if site.query_shape[0] < form.rows:  # a model that runs row by row
             row = seen[site.path] = seen.get(site.path, -1) + 1

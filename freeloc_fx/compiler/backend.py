@@ -248,6 +248,8 @@ class Backend:
             self.recorder.expect(plan)
             pipeline.observe(runner, plan, self.recorder.name)
             return self._compiled(runner, plan, root, gm, inputs)
+        if not plan.rewritten:
+            pipeline.restore(runner)
         if not plan.rewritten and self.adopted is not None:
             return self._compiled(runner, plan, root, gm, inputs)  # its tokens have to be exchanged all the same
         stages = self._rewrite(runner, plan, root)
@@ -273,6 +275,8 @@ class Backend:
             stage, copy_of = plan.stage(start), runner.copied(root)
             if stage.rewritten or self.how.text is not None:
                 pipeline.rewrite(copy_of[0], stage, self.how, copy_of[1])
+            else:
+                pipeline.restore(copy_of[0])
             made.append((copy_of[0], stage, copy_of[1]))
         return made
 

@@ -20,7 +20,7 @@ from freeloc_fx.compat import plain_call
 from freeloc_fx.errors import CaptureError, FreelocError
 from freeloc_fx.graph.records import AttentionSite
 from freeloc_fx.method.grid import TokenGrid
-from freeloc_fx.method.rope.measure import alike
+from freeloc_fx.method.rope.temporal import alike
 from freeloc_fx.planning.plan import Plan, make_plan
 from freeloc_fx.planning.profile import Profile
 

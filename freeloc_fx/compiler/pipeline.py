@@ -25,7 +25,7 @@ from freeloc_fx.attention.flex.options import FlexOptions
 from freeloc_fx.attention.registry import Specs
 from freeloc_fx.errors import VerificationError
 from freeloc_fx.graph.capture import Pass
-from freeloc_fx.graph.records import sites
+from freeloc_fx.graph.records import sites, stand_in
 from freeloc_fx.graph.sharding import Adopted
 from freeloc_fx.graph.splice import CapturedFunctions
 from freeloc_fx.method.timeline import TextForm
@@ -42,17 +42,19 @@ from freeloc_fx.passes.name_modules import name_modules
 from freeloc_fx.passes.observe_attention import observe_attention
 from freeloc_fx.passes.pair_texts import pair_texts
 from freeloc_fx.passes.reencode_rotary import reencode_rotary
+from freeloc_fx.passes.restore_attention import restore_attention
 from freeloc_fx.passes.rewrite_attention import rewrite_attention
 from freeloc_fx.passes.schedule_text import schedule_text
 from freeloc_fx.passes.shard_sequence import shard_sequence
 from freeloc_fx.passes.split_text_from_image import split_text_from_image
 from freeloc_fx.passes.tiered_sparse_attention import tiered_sparse_attention
+from freeloc_fx.passes.unify_attention import unify_attention
 from freeloc_fx.planning.plan import Plan, make_plan
 from freeloc_fx.planning.profile import Profile
 
 from .runner import Runner, name_of
 
-__all__ = ["PASSES", "Rewriting", "adopt", "analyse", "check_names", "cut", "observe", "rewrite"]
+__all__ = ["PASSES", "Rewriting", "adopt", "analyse", "check_names", "cut", "observe", "restore", "rewrite"]
 
 log = logging.getLogger("freeloc_fx")
 
@@ -60,6 +62,7 @@ PASSES = (
     name_modules,
     inline_regions,
     split_text_from_image,
+    unify_attention,
     find_attention,
     adopt_plan,
     shard_sequence,
@@ -72,8 +75,9 @@ PASSES = (
     tiered_sparse_attention,
     rewrite_attention,
     schedule_text,
-    merge_repeated_keys,
     observe_attention,
+    restore_attention,
+    merge_repeated_keys,
     cut_blocks,
 )
 """Every pass, in the order in which they run. `reencode_rotary` and `tiered_sparse_attention` run where attention is
@@ -110,6 +114,7 @@ def analysis_passes(
         partial(name_modules, root=root, model=model),
         partial(inline_regions, root=root, model=model),
         *([] if text is None else [partial(split_text_from_image, form=text)]),
+        unify_attention,
         find_attention,
         find_key_mask,
         infer_rope,
@@ -123,6 +128,7 @@ def adopting_passes(root: torch.nn.Module, model: torch.nn.Module | None, adopte
     return [
         partial(name_modules, root=root, model=model),
         partial(inline_regions, root=root, model=model),
+        unify_attention,
         find_attention,
         partial(adopt_plan, adopted=adopted),
         partial(shard_sequence, adopted=adopted),
@@ -299,8 +305,23 @@ def rewrite(runner: Runner, plan: Plan, how: Rewriting, root: torch.nn.Module) -
     elif count != plan.rewritten:
         raise VerificationError(f"rewrite: expected {plan.rewritten} sites replaced, found {count}")
     runner.run(scheduling_passes(how, runner.capture.device))
+    restore(runner)
     runner.run(passes_beside(plan, how))
     return count
+
+
+def restore(runner: Runner) -> int:
+    """Put back the model's own attention calls where nothing came in their place.
+
+    Args:
+        runner: of a graph that no pass will replace an attention in any more.
+
+    Returns:
+        The number of calls.
+    """
+    if all(stand_in(node) is None for node in runner.graph.nodes):
+        return 0
+    return runner.run([restore_attention])
 
 
 def observe(runner: Runner, plan: Plan, recorder: str) -> int:
@@ -314,7 +335,9 @@ def observe(runner: Runner, plan: Plan, recorder: str) -> int:
     Returns:
         The number of sites.
     """
-    return runner.run(observing_passes(plan, recorder))
+    count = runner.run(observing_passes(plan, recorder))
+    restore(runner)
+    return count
 
 
 def cut(runner: Runner, blocks: Collection[str] | None) -> int:

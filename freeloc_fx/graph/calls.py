@@ -54,9 +54,13 @@ def pad_tokens(
 
 def erase_unused(graph: fx.Graph, node: Any) -> None:
     """Take out a mask that nobody reads any more, and what only it read: it may be tokens x tokens large."""
-    if not isinstance(node, fx.Node) or node.users or node.op not in ("call_function", "call_method") or is_write(node):
-        return
-    read = node.all_input_nodes
-    graph.erase_node(node)
-    for source in read:
-        erase_unused(graph, source)
+    waiting, erased = [node], set()
+    while waiting:
+        one = waiting.pop()
+        computed = isinstance(one, fx.Node) and one.op in ("call_function", "call_method") and not is_write(one)
+        if not computed or one.users or one in erased:
+            continue
+        read = one.all_input_nodes
+        graph.erase_node(one)
+        erased.add(one)
+        waiting.extend(read)

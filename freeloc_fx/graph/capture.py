@@ -11,7 +11,7 @@ import torch.fx as fx
 
 from freeloc_fx.compat import copy_source
 
-from .records import record, write
+from .records import record, stand_in, write, write_stand_in
 
 __all__ = ["CallFacts", "Capture", "Pass", "copied"]
 
@@ -99,6 +99,8 @@ def copied(graph: fx.Graph, capture: Capture) -> tuple[fx.Graph, Capture]:
         if site is not None:
             mask = None if site.mask is None else nodes[site.mask]
             write(new, mask=mask, positions=tuple(nodes[node] for node in site.positions))
+        if (made_for := stand_in(new)) is not None:
+            write_stand_in(new, made_for.moved(nodes))
     inputs = {nodes[node]: value for node, value in capture.inputs.items()}
     return made, replace(capture, inputs=inputs)
 

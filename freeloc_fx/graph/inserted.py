@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,35 +15,48 @@ from .execute import run_nodes
 __all__ = ["insert"]
 
 
-def insert(graph: fx.Graph, before: fx.Node, function: Callable[..., Any], given: fx.Node, owner: fx.Node) -> fx.Node:
-    """Put the operations of a function of one tensor into a graph.
+def insert(
+    graph: fx.Graph,
+    before: fx.Node,
+    function: Callable[..., Any],
+    given: fx.Node | Sequence[fx.Node],
+    owner: fx.Node,
+    shape: Sequence[int] | None = None,
+) -> fx.Node:
+    """Put the operations of a function of tensors into a graph.
 
     Args:
         graph: changed in place.
         before: the node before which they come.
-        function: takes a tensor and gives one; its operations may not depend on numbers in it.
-        given: the node that it takes.
+        function: takes tensors and gives one; its operations may not depend on numbers in them.
+        given: the nodes that it takes, or the one.
         owner: a node in whose module the new ones count as made.
+        shape: of what it takes, where the capture does not say; None for what it says.
 
     Returns:
         The node of its result.
     """
-    traced = fx.symbolic_trace(lambda x: function(x)).graph  # a partial is no function to the tracer
-    copies: dict[fx.Node, fx.Node] = {}
+    taken = [given] if isinstance(given, fx.Node) else list(given)
+    traced = fx.Graph()
+    tracer = fx.proxy.GraphAppendingTracer(traced)
+    inputs = [traced.placeholder(f"x{index}") for index in range(len(taken))]
+    made = function(*(fx.Proxy(one, tracer) for one in inputs)).node
+    copies: dict[fx.Node, fx.Node] = dict(zip(inputs, taken, strict=True))
     with graph.inserting_before(before):
         for node in traced.nodes:
-            if node.op == "placeholder":
-                copies[node] = given
-            elif node.op != "output":
+            if node not in copies:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
                 copies[node].meta = {STACK: owner.meta[STACK]} if STACK in owner.meta else {}
-            else:
-                result = copies[node.args[0]]  # type: ignore[index]
-    new = [node for node in copies.values() if node is not given]
-    like = example_value(given)
+    new = [node for node in copies.values() if node not in taken]
     with fake_mode(), torch.no_grad():
-        known = {given: torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)}
+        known = {node: _without_values(example_value(node), shape) for node in taken}
         for node, value in run_nodes(new, known).items():
-            if node is not given:
+            if node not in known:
                 set_example_value(node, value)
-    return result
+    return copies[made]
+
+
+def _without_values(like: torch.Tensor, shape: Sequence[int] | None) -> torch.Tensor:
+    if shape is not None:
+        return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)

@@ -5,6 +5,7 @@ Passes communicate through these records and nothing else: analysis writes them,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -21,13 +22,17 @@ __all__ = [
     "AttentionSite",
     "Operands",
     "Piece",
+    "StandIn",
     "operands",
     "pieces",
     "record",
     "sites",
+    "stand_in",
+    "stood_for",
     "write",
     "write_operands",
     "write_piece",
+    "write_stand_in",
 ]
 
 
@@ -51,6 +56,8 @@ class AttentionSite:
         sensitivity: of its layer, as a probe measured it; None for none.
         mask: the node of the model's key-padding mask; None for none.
         positions: inputs of the graph that the position tables are made of; another call may bring others.
+        beside: how many of the first, and of the last, tokens are keys that no query stands at.
+        sinks: how many of the first, and of the last, of those are learned.
         padded: the number of tokens depends on data (padded text is left out by indexing); the shapes count all that
             there may be.
         texts: its q and k carry channels that say which pairs of video and text see each other.
@@ -68,6 +75,8 @@ class AttentionSite:
     sensitivity: Sensitivity | None = None
     mask: fx.Node | None = field(default=None, compare=False)
     positions: tuple[fx.Node, ...] = field(default=(), compare=False)
+    beside: tuple[int, int] = (0, 0)
+    sinks: tuple[int, int] = (0, 0)
     padded: bool = False
     texts: bool = False
 
@@ -95,6 +104,69 @@ def write(node: fx.Node, site: AttentionSite | None = None, **changes: object) -
 def sites(graph: fx.Graph) -> list[tuple[fx.Node, AttentionSite]]:
     """Every node with a record, in execution order."""
     return [(node, site) for node in graph.nodes if (site := record(node)) is not None]
+
+
+STAND_IN = "freeloc_stand_in"
+"""Meta key of an attention that stands for a call of another form."""
+
+
+STOOD_FOR = "freeloc_stood_for"
+"""Meta key of that call."""
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """The call that an attention stands for, which nothing reads meanwhile.
+
+    Args:
+        call: the call.
+        value: its result: itself, or the first of several.
+        result: what is read in place of `value`.
+        operands: what the attention reads, as long as nobody changed that.
+        beside: how many of its first, and of its last, tokens are keys that no query stands at.
+        sinks: how many of the first, and of the last, of those are learned.
+    """
+
+    call: fx.Node
+    value: fx.Node
+    result: fx.Node
+    operands: tuple[fx.Node, ...]
+    beside: tuple[int, int] = (0, 0)
+    sinks: tuple[int, int] = (0, 0)
+
+    def moved(self, nodes: Mapping[fx.Node, fx.Node]) -> StandIn:
+        """The same of another graph.
+
+        Args:
+            nodes: node of this graph -> node of the other.
+        """
+        operands = tuple(nodes[node] for node in self.operands)
+        return replace(
+            self, call=nodes[self.call], value=nodes[self.value], result=nodes[self.result], operands=operands
+        )
+
+
+def write_stand_in(node: fx.Node, made: StandIn) -> None:
+    """Say what an attention stands for.
+
+    Args:
+        node: the attention.
+        made: the call and what came in its place.
+    """
+    node.meta[STAND_IN] = made
+    made.call.meta[STOOD_FOR] = True
+
+
+def stand_in(node: fx.Node) -> StandIn | None:
+    """What an attention, or what was put in its place, stands for; None where it is the model's own."""
+    found = node.meta.get(STAND_IN)
+    assert found is None or isinstance(found, StandIn)
+    return found
+
+
+def stood_for(node: fx.Node) -> bool:
+    """Whether another attention stands for a call."""
+    return bool(node.meta.get(STOOD_FOR))
 
 
 OPERANDS = "freeloc_operands"

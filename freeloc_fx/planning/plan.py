@@ -12,7 +12,7 @@ from freeloc_fx.method.build import build
 from freeloc_fx.method.frame_times import reach
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 from freeloc_fx.method.positions import VRPR, PositionMap
-from freeloc_fx.method.rope.measure import alike
+from freeloc_fx.method.rope.temporal import alike
 from freeloc_fx.method.spec import AttentionSpec
 from freeloc_fx.method.strategy import Geometry, Strategy
 

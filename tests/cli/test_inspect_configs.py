@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import newer_models
 import pytest
 from diffusers_models import CASES, build
 from slow import slow
@@ -64,6 +65,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "takes kv_cache.*autoregressive",
     ),
 }  # fmt: skip
+REFUSED |= {name: (case.cls, dict(case.config), case.refused) for name, case in newer_models.REFUSED.items()}
 
 
 def run(folder: Path, cls: str, config: dict[str, Any], latent: str, *options: str) -> Result:

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from diffusers_models import CASES, arguments, build
 from literal import attention, literal
+from newer_models import first_tensor
 from slow import slow
+from spelled import spelled
 
 import freeloc_fx
 from freeloc_fx import Profile, passes, plans, transform
@@ -26,8 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
 
 def run(model: Any, given: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
-        result = model(**given)
-    result = result[0] if isinstance(result, tuple) else result
+        result = first_tensor(model(**given))
     assert isinstance(result, torch.Tensor) and result.isfinite().all()
     return result
 
@@ -63,7 +64,7 @@ def test_sites_rope_grid_and_length(name: str) -> None:
             assert np.allclose(site.rope.omega[0], case.omega(), atol=2e-6)
     assert plan.rewritten == len(case.sites)
 
-    with attention(literal(plan, F.scaled_dot_product_attention)):
+    with attention(spelled(plan, F.scaled_dot_product_attention, case.branches)):
         expected = run(model, given)
     assert distance(found, expected) <= 1e-4
     assert distance(run(model, given), expected) > 1e-3, "the strategy does not show in the output"

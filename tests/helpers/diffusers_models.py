@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
 import torch
+from model_case import Case, powers
+from newer_models import NEWER
 from torch import nn
 
 from freeloc_fx.compiler.capture.examples import example_inputs
 
 __all__ = ["CASES", "Case", "arguments", "build"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One class and what is to be found in it.
-
-    config: of the tiny model. sites: paths of the attentions that are found. omega: radians per frame of the temporal
-    pairs, as the class's own formula gives them; None where heads differ or the values are learned. pairing: how
-    channels are paired. text: text tokens before and after the video. patch: latents of one token. size: latent height
-    and width of an example. regions: captured block by block. lora: modules for adapters. change: what to do to the
-    model after it is made.
-    """
-
-    cls: str
-    config: Mapping[str, Any]
-    sites: tuple[str, ...]
-    omega: Callable[[], list[float]] | None = None
-    pairing: str = "interleaved"
-    text: tuple[int, int] = (0, 0)
-    patch: tuple[int, int, int] = (1, 2, 2)
-    size: tuple[int, int] = (4, 6)
-    regions: bool = False
-    lora: tuple[str, ...] = ("to_q", "to_k", "to_v")
-    change: Callable[[Any], None] = field(default=lambda model: None)
-
-
-def _powers(theta: float, dim: int, scale: float = 1.0) -> Callable[[], list[float]]:
-    return lambda: [scale * theta ** (-2 * i / dim) for i in range(dim // 2)]
 
 
 def _learned(model: Any) -> None:
@@ -130,18 +102,18 @@ _KANDINSKY = {
 }
 
 CASES = {
-    "Wan": Case("WanTransformer3DModel", _WAN, ("blocks.0.attn1", "blocks.1.attn1"), _powers(1e4, 4)),
+    "Wan": Case("WanTransformer3DModel", _WAN, ("blocks.0.attn1", "blocks.1.attn1"), powers(1e4, 4)),
     "Wan I2V": Case(  # reads a first image by channels beside the noise and by cross-attention of its own
         "WanTransformer3DModel",
         _WAN | {"in_channels": 8, "image_dim": 8, "added_kv_proj_dim": 24},
         ("blocks.0.attn1", "blocks.1.attn1"),
-        _powers(1e4, 4),
+        powers(1e4, 4),
     ),
     "WanVACE": Case(
         "WanVACETransformer3DModel",
         _WAN | {"vace_layers": [0], "vace_in_channels": 8},
         ("vace_blocks.0.attn1", "blocks.0.attn1", "blocks.1.attn1"),
-        _powers(1e4, 4),
+        powers(1e4, 4),
     ),
     "WanAnimate": Case(
         "WanAnimateTransformer3DModel",
@@ -160,21 +132,21 @@ CASES = {
             "inject_face_latents_blocks": 2,
         },
         ("blocks.0.attn1", "blocks.1.attn1"),
-        _powers(1e4, 4),
+        powers(1e4, 4),
     ),
-    "SkyReelsV2": Case("SkyReelsV2Transformer3DModel", _WAN, ("blocks.0.attn1", "blocks.1.attn1"), _powers(1e4, 4)),
-    "ChronoEdit": Case("ChronoEditTransformer3DModel", _WAN, ("blocks.0.attn1", "blocks.1.attn1"), _powers(1e4, 4)),
+    "SkyReelsV2": Case("SkyReelsV2Transformer3DModel", _WAN, ("blocks.0.attn1", "blocks.1.attn1"), powers(1e4, 4)),
+    "ChronoEdit": Case("ChronoEditTransformer3DModel", _WAN, ("blocks.0.attn1", "blocks.1.attn1"), powers(1e4, 4)),
     "AnyFlow": Case(
         "AnyFlowTransformer3DModel",
         {key: value for key, value in _WAN.items() if key != "qk_norm"},
         ("blocks.0.attn1", "blocks.1.attn1"),
-        _powers(1e4, 4),
+        powers(1e4, 4),
     ),
     "HunyuanVideo": Case(
         "HunyuanVideoTransformer3DModel",
         _HUNYUAN,
         ("transformer_blocks.0.attn", "single_transformer_blocks.0.attn"),
-        _powers(256.0, 4),
+        powers(256.0, 4),
         text=(0, 16),
         patch=(1, 1, 1),
         size=(2, 3),
@@ -199,7 +171,7 @@ CASES = {
             "task_type": "t2v",
         },
         ("transformer_blocks.0.attn", "transformer_blocks.1.attn"),
-        _powers(256.0, 4),
+        powers(256.0, 4),
         text=(0, 48),
         patch=(1, 1, 1),
         size=(2, 3),
@@ -220,21 +192,21 @@ CASES = {
             "rope_axes_dim": (4, 4, 4),
         },
         ("transformer_blocks.0.attn", "single_transformer_blocks.0.attn"),
-        _powers(256.0, 4),
+        powers(256.0, 4),
         text=(0, 16),
     ),
     "CogVideoX": Case(
         "CogVideoXTransformer3DModel",
         _COGVIDEO | {"patch_size_t": None},
         ("transformer_blocks.0.attn1", "transformer_blocks.1.attn1"),
-        _powers(1e4, 4),
+        powers(1e4, 4),
         text=(8, 0),
     ),
     "CogVideoX 1.5": Case(
         "CogVideoXTransformer3DModel",
         _COGVIDEO | {"patch_size_t": 2, "patch_bias": False},
         ("transformer_blocks.0.attn1", "transformer_blocks.1.attn1"),
-        _powers(1e4, 4),
+        powers(1e4, 4),
         text=(8, 0),
         patch=(2, 2, 2),
     ),
@@ -242,7 +214,7 @@ CASES = {
         "ConsisIDTransformer3DModel",
         _COGVIDEO,
         ("transformer_blocks.0.attn1", "transformer_blocks.1.attn1"),
-        _powers(1e4, 4),
+        powers(1e4, 4),
         text=(8, 0),
     ),
     "EasyAnimate": Case(
@@ -261,7 +233,7 @@ CASES = {
             "patch_size": 2,
         },
         ("transformer_blocks.0.attn1", "transformer_blocks.1.attn1"),
-        _powers(1e4, 4),
+        powers(1e4, 4),
         text=(16, 0),
     ),
     "Allegro": Case(
@@ -279,7 +251,7 @@ CASES = {
             "caption_channels": 16,
         },
         ("transformer_blocks.0.attn1", "transformer_blocks.1.attn1"),
-        _powers(1e4, 4, 1 / 2.2),
+        powers(1e4, 4, 1 / 2.2),
         pairing="half",
     ),
     "Mochi": Case(
@@ -342,24 +314,25 @@ CASES = {
             "extra_pos_embed_type": None,
         },
         ("transformer_blocks.0.attn1", "transformer_blocks.1.attn1"),
-        _powers(1e4 * 2.0 ** (4 / 2), 4),
+        powers(1e4 * 2.0 ** (4 / 2), 4),
         pairing="half",
     ),
     "Kandinsky5": Case(
         "Kandinsky5Transformer3DModel",
         _KANDINSKY,
         ("visual_transformer_blocks.0.self_attention", "visual_transformer_blocks.1.self_attention"),
-        _powers(1e4, 4),
+        powers(1e4, 4),
         lora=("to_query", "to_key", "to_value"),
     ),
     "Kandinsky6": Case(
         "Kandinsky6Transformer3DModel",
         _KANDINSKY | {"visual_cond": False},
         tuple(f"visual_transformer_blocks.{i}.video_dec_block.self_attention" for i in range(2)),
-        _powers(1e4, 4),
+        powers(1e4, 4),
         lora=("to_query", "to_key", "to_value"),
     ),
 }
+CASES |= NEWER
 CASES = {name: case for name, case in CASES.items() if hasattr(diffusers, case.cls)}  # an older one has fewer
 
 
@@ -388,8 +361,10 @@ def arguments(name: str, model: Any, frames: int, text_shown: int | None = None)
     result = example_inputs(model, frames, *case.size)
     random = torch.Generator().manual_seed(1)
     for key, value in result.items():
+        if isinstance(value, list) and key == "vision_tokens":
+            result[key] = [torch.randn(each.shape, generator=random) for each in value]
         free = isinstance(value, torch.Tensor) and value.is_floating_point() and "rotary" not in key
-        if free and key not in ("image_embeds", "padding_mask"):
+        if free and key not in ("image_embeds", "padding_mask", "position_ids", "camera_conditions"):
             result[key] = torch.randn(value.shape, generator=random)
         if isinstance(value, torch.Tensor) and key == "timestep":
             result[key] = torch.full_like(value, 500)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from freeloc_fx.errors import MatchFailure
 from freeloc_fx.method.grid import Further, TokenGrid
 from freeloc_fx.method.rope.beside import NO_CLIP, dated, more_than_a_clip, stretch_of
-from freeloc_fx.method.rope.measure import Rotations, temporal
+from freeloc_fx.method.rope.measure import Rotations
+from freeloc_fx.method.rope.temporal import temporal
 
 DIM = 24
 TIME, ROWS, COLUMNS = (10.0 ** (-np.arange(4) / 4) for _ in range(3))

@@ -50,7 +50,6 @@ REFUSED = {
     "cross": ("cross", r"24 query tokens attend to 9 other tokens"),
     "causal": ("other", r"causal attention: the model is autoregressive"),
     "masked": ("other", r"the model passes an attention mask that is more than padding of single keys"),
-    "grouped": ("other", r"grouped or unequal heads: q \(1, 2, 24, 16\), k \(1, 1, 24, 16\)"),
 }
 
 

@@ -62,6 +62,10 @@ def test_no_other_profile_takes_it(name: str) -> None:
 def test_the_trained_length_follows_from_the_frames_it_names(name: str) -> None:
     """81 frames at 4 a latent are 21 latents; 2 latents a position make 11 positions of them."""
     profile = SHIPPED[name]
+    if groups := re.match(r"(\d+) frames, (\d+) latents for (\d+)", str(provenance(profile))):  # and 2 for 5 at the end
+        frames, latents, each = map(int, groups.groups())
+        assert (frames - 5) % each == 0 and profile.trained_frames == (frames - 5) // each * latents + 2
+        return
     found = re.match(r"(\d+) frames, (\d+) a latent(?:, (\d+) latents a position)?", str(provenance(profile)))
     if found is None:
         assert name in ("tiny-wan", "tiny-joint", "wan2.1-t2v-1.3b"), (

@@ -6,6 +6,7 @@ attention and its RoPE lie whole inside one block. The code between the blocks r
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -50,7 +51,7 @@ class BlockByBlock:
         if not self.blocks:
             raise CaptureError(
                 f"{type(model).__name__} cannot be captured as one graph and has no list of transformer blocks to "
-                f"capture one by one: {first_line(why)}"
+                f"capture one by one: {reason(why)}"
             ) from (why if isinstance(why, Exception) else None)
         self.leaves = Leaves((part.prefix, block) for block, part in self.blocks)
         self.thread: int | None = None
@@ -147,7 +148,7 @@ class BlockByBlock:
             except dynamo_errors("NO_SINGLE_GRAPH") as error:
                 carried = ", ".join(f"{p} ({', '.join(hooks)})" for p, _, hooks in inside(block))
                 hooked = f"; hooks inside it: {carried}" if carried else ""
-                raise CaptureError(f"{path} cannot be captured as one graph: {first_line(error)}{hooked}") from error
+                raise CaptureError(f"{path} cannot be captured as one graph: {reason(error)}{hooked}") from error
             except dynamo_errors("BACKEND_FAILED") as failure:
                 inner = getattr(failure, "inner_exception", None)
                 if isinstance(inner, FreelocError):
@@ -155,6 +156,25 @@ class BlockByBlock:
                 raise
 
         return run
+
+
+_CALLED = re.compile(r"Skip calling function `<function ([\w.<>]+)|call to a(?:n unsupported)? .*?`([\w.]+)`")
+
+
+def reason(error: Exception | str) -> str:
+    """What an error of Dynamo's says, with the function that it could not look into and what lifts that.
+
+    Args:
+        error: whose first line says what happened in general.
+    """
+    found = _CALLED.search(str(error))
+    if found is None:
+        return first_line(error)
+    return (
+        f"{first_line(error)}: {found[1] or found[2]}. Where that is an attention of another package, "
+        "set_attention_backend('native') leaves it out in diffusers, and elsewhere the switch that chose it; where "
+        "somebody's torch.compiler.disable stands around it, without that"
+    )
 
 
 def first_line(error: Exception | str) -> str:

@@ -96,7 +96,7 @@ def known_patches(model: nn.Module) -> tuple[int, int, int] | None:
     """Patch size (frames, height, width) in latent units: as the configuration has it, else that of the one convolution
     which cuts a clip into patches; None where there is neither."""
     config = config_of(model)
-    size = config.get("patch_size")
+    size = config.get("patch_size") or config.get("latent_patch_size")
     if size is None:
         cuts = {each.stride for each in model.modules() if isinstance(each, nn.Conv3d) and _cuts(each)}
         only = cuts.pop() if len(cuts) == 1 else None
@@ -166,14 +166,14 @@ def integer_size(arguments: Mapping[str, Any]) -> tuple[int, int, int] | None:
 
 
 def as_clips(value: Any) -> torch.Tensor | None:
-    """An argument as a batch of clips, which some models take as a list of clips without the batch's axis; None where
-    it is neither. Of a list the first clip stands for all.
+    """An argument as a batch of clips, which some models take as a list of clips, with the batch's axis or without;
+    None where it is neither. Of a list the first clip stands for all.
 
     Args:
         value: any argument of a forward.
     """
-    if isinstance(value, (list, tuple)) and value and all(isinstance(c, torch.Tensor) and c.ndim == 4 for c in value):
-        value = value[0][None]
+    if isinstance(value, (list, tuple)) and value and all(isinstance(c, torch.Tensor) for c in value):
+        value = value[0][None] if value[0].ndim == 4 else value[0]
     return value if isinstance(value, torch.Tensor) and value.ndim == 5 else None
 
 
@@ -251,6 +251,11 @@ def check_one_clip(model: nn.Module) -> None:
     found = [n for n in forward_signature(model).parameters if any(word in n for word in _WINDOWED)]
     if found:
         raise CaptureError(
-            f"{type(model).__name__}.forward takes {', '.join(found)}: it is autoregressive and makes video of any "
-            "length piece by piece from its own history; expected a model that makes a whole clip at once"
+            f"{type(model).__name__}.forward takes {', '.join(found)}: "
+            + (
+                "it is autoregressive and makes video of any length piece by piece from its own history"
+                if any("history" in name for name in found)
+                else "it is autoregressive, or reads a reference's keys, from what earlier calls kept"
+            )
+            + "; expected a model that makes a whole clip at once"
         )

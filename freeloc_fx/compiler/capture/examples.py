@@ -15,6 +15,7 @@ from torch import nn
 from freeloc_fx.errors import CaptureError
 
 from .conventions import config_of, forward_signature, patches
+from .packed import packed_makers
 
 __all__ = ["example_inputs", "makers"]
 
@@ -113,7 +114,8 @@ def makers(model: nn.Module, frames: int, height: int, width: int) -> dict[str, 
         side, latent = int(config["motion_encoder_size"]), int(config.get("latent_channels") or 16)
         result["pose_hidden_states"] = zeros(1, latent, frames - 1, height, width)
         result["face_pixel_values"] = zeros(1, 3, 4 * (frames - 1) - 3, side, side)
-    return result
+    like = torch.zeros((), device=device, dtype=dtype)
+    return result | packed_makers(names.keys(), config, (frames, height, width), text, like)
 
 
 def _cropped_tables(

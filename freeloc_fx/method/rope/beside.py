@@ -19,7 +19,8 @@ import numpy as np
 from freeloc_fx.errors import MatchFailure
 from freeloc_fx.method.grid import Further, RopeLayout, TokenGrid
 
-from .measure import STILL, Rotations, grid_of, layout_of
+from .measure import STILL, Rotations
+from .temporal import grid_of, layout_of
 from .times import time_of
 
 __all__ = ["NO_CLIP", "Piece", "Stretch", "dated", "more_than_a_clip", "stretch_of"]
