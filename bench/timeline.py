@@ -32,7 +32,8 @@ from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.evaluation.metrics.tracking import LAG, analyse
 from freeloc_fx.files import Journal, write_text
 from freeloc_fx.generation import pipelines as library
-from freeloc_fx.generation.timeline import schedule_of, timeline, with_schedule
+from freeloc_fx.generation.telling import schedule_of, with_schedule
+from freeloc_fx.generation.timeline import timeline
 from freeloc_fx.generation.tiny_wan.scenes import BACKGROUNDS, COLOURS, SHAPES, SPEEDS, Scene, parse_prompt
 from freeloc_fx.generation.video import contact_sheet
 from freeloc_fx.generation.windows import context_windows

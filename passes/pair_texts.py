@@ -25,14 +25,10 @@ from freeloc_fx.graph.records import AttentionSite, sites, write
 from freeloc_fx.graph.shapes import shape_of, value_of
 from freeloc_fx.graph.table_inputs import PairInput, TableInputs
 from freeloc_fx.method.strategy import Strategy
-from freeloc_fx.method.timeline import TextForm
+from freeloc_fx.method.timeline import TextForm, pair_form
 from freeloc_fx.planning.plan import Plan
 
 __all__ = ["pair_texts"]
-
-
-MULTIPLE = 8
-"""Channels of a head are a multiple of this afterwards, as fast attention kernels want them."""
 
 
 def pair_texts(graph: fx.Graph, capture: Capture, *, form: TextForm, plan: Plan) -> int:
@@ -83,8 +79,7 @@ def _add(
 ) -> None:
     grid, dim = site.grid, site.query_shape[3]
     assert grid is not None
-    scale = dim**-0.5 if site.scale is None else site.scale
-    more = -(-(dim + 2 * form.texts) // MULTIPLE) * MULTIPLE - dim
+    more, scale = pair_form(dim, form.texts, site.scale)
     given = arguments(node)
     new: dict[str, Any] = {}
     first = node.prev
@@ -109,7 +104,8 @@ def _add(
         wide.meta = dict(node.meta)
         _look_like(wide, node, more)
         out = graph.call_function(torch.narrow, (wide, 3, 0, dim))
-    out.meta = {key: value for key, value in node.meta.items() if key in (STACK, "example_value", "val")}
+    out.meta = {STACK: node.meta[STACK]} if STACK in node.meta else {}
+    set_example_value(out, value_of(node))
     while (first := first.next) is not wide:  # what is new counts as made in the attention's own module
         if STACK in node.meta:
             first.meta[STACK] = node.meta[STACK]

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from freeloc_fx.attention.running import running, within
 from freeloc_fx.compiler.capture.conventions import check_text_tokens, keeps_text_in_step
 from freeloc_fx.compiler.capture.state import state_of
 from freeloc_fx.errors import TimelineError
@@ -28,10 +26,12 @@ from freeloc_fx.method.timeline import TextSchedule, check_marks, span_weights, 
 
 from .components import check_pipeline
 from .request import Facts, check_frames
+from .telling import with_schedule
+from .watching import is_watched, watch
+from .windows import windowed_model
 
-__all__ = ["check_timeline", "marks_of", "schedule_of", "telling", "timeline", "with_schedule"]
+__all__ = ["check_timeline", "marks_of", "timeline"]
 
-_KEY = "_freeloc_texts"
 _OURS = {"prompt", "negative_prompt", "do_classifier_free_guidance", "num_videos_per_prompt", "num_images_per_prompt"}
 """Arguments of a pipeline's `encode_prompt` that are decided here."""
 
@@ -213,9 +213,6 @@ def _negative(text: str | Sequence[str], first: str | Sequence[str]) -> str | li
 
 def _check_enabled(pipe: Any, models: Mapping[str, nn.Module]) -> None:
     """Refuse a pipeline whose call would pass all texts to a model that shows each of them to every frame."""
-    from .watching import is_watched, watch
-    from .windows import windowed_model
-
     for name, model in models.items():
         if state_of(windowed_model(model) or model) is None:
             raise TimelineError(
@@ -295,63 +292,3 @@ def _joined(parts: Sequence[_Encoded], packed: bool) -> tuple[_Encoded, tuple[in
         mask[:, place] = part.mask[valid].unflatten(0, (batch, -1))
         starts_at.append(place.stop)
     return _Encoded(embeds, mask, None), (*starts_at[:-1], total), starts_at[-1]
-
-
-@contextmanager
-def telling(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Iterator[None]:
-    """Context: transformed models know of the texts over time among a pipeline call's arguments.
-
-    Args:
-        pipe: that is called.
-        args: the positional arguments of the call.
-        named: the named arguments of the call.
-
-    Raises:
-        TimelineError: the call is for another number of frames than the timeline.
-    """
-    found = [texts for value in (*args, *named.values()) if (texts := schedule_of(value)) is not None]
-    if not found:
-        with within(replace(running(), texts=None)) if running().texts is not None else _nothing():
-            yield
-        return
-    known = inspect.signature(pipe.__call__).parameters.get("num_frames")
-    frames = named.get("num_frames", known.default if known is not None else None)
-    if isinstance(frames, int):
-        temporal = Facts.of(pipe).temporal
-        if (frames - 1) // temporal + 1 != found[0].frames:
-            raise TimelineError(
-                f"timeline: it was made for num_frames={(found[0].frames - 1) * temporal + 1}, and the call is for "
-                f"num_frames={frames}"
-            )
-    with within(replace(running(), texts=found[0])):
-        yield
-
-
-def schedule_of(value: Any) -> TextSchedule | None:
-    """Which frames see which text, as a tensor that `timeline` made carries it; None for anything else.
-
-    Args:
-        value: any argument of a pipeline's call.
-    """
-    texts = getattr(value, _KEY, None) if isinstance(value, torch.Tensor) else None
-    return texts if isinstance(texts, TextSchedule) else None
-
-
-def with_schedule(embeds: torch.Tensor, texts: TextSchedule) -> torch.Tensor:
-    """Texts that lie one after the other, with which frames see which.
-
-    Args:
-        embeds: (batch, tokens, channels).
-        texts: what each latent frame sees of them.
-
-    Returns:
-        A tensor of its own, which shares memory.
-    """
-    made = embeds.view_as(embeds)
-    setattr(made, _KEY, texts)
-    return made
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

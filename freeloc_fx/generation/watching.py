@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from .hints import checking_calls
-from .timeline import telling
+from .telling import telling
 
 __all__ = ["is_watched", "unwatch", "watch"]
 

@@ -30,7 +30,16 @@ from freeloc_fx.errors import TimelineError
 
 from .checks import is_number, is_whole
 
-__all__ = ["TextForm", "TextSchedule", "centres", "check_marks", "pair_channels", "span_weights", "video_frames"]
+__all__ = [
+    "TextForm",
+    "TextSchedule",
+    "centres",
+    "check_marks",
+    "pair_channels",
+    "pair_form",
+    "span_weights",
+    "video_frames",
+]
 
 
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*s")
@@ -270,6 +279,25 @@ _HIDDEN = -1e4
 """Bias of a pair that does not see each other: its share of a softmax is 0 in every floating-point format."""
 _UNIT = 64.0
 """What one factor of a bias is, so that the other stays in the range of float16."""
+
+
+_MULTIPLE = 8
+"""Channels of a head are a multiple of this with those of the table, as fast attention kernels want them."""
+
+
+def pair_form(head_dim: int, texts: int, scale: float | None) -> tuple[int, float]:
+    """How many channels `pair_channels` adds to a head, and what products of q and k are multiplied by then.
+
+    Args:
+        head_dim: channels of a head.
+        texts: how many there are.
+        scale: as the model calls its attention; None for 1 / sqrt(head_dim).
+
+    Returns:
+        Channels, and the factor, which is that of the head without them.
+    """
+    more = -(-(head_dim + 2 * texts) // _MULTIPLE) * _MULTIPLE - head_dim
+    return more, head_dim**-0.5 if scale is None else scale
 
 
 def pair_channels(

@@ -11,7 +11,7 @@ import freeloc_fx
 from freeloc_fx import Profile
 from freeloc_fx.errors import TimelineError
 from freeloc_fx.generation.pipelines import load_pipeline
-from freeloc_fx.generation.timeline import schedule_of
+from freeloc_fx.generation.telling import schedule_of
 
 FIRST, SECOND = "a red circle bounces slowly over a navy grid", "a white square bounces quickly over teal dots"
 FRAMES = 25  # seven latent frames

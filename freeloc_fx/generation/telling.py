@@ -1,0 +1,85 @@
+"""Which frames of a pipeline's call see which text: kept on a tensor of its arguments, and told to its models.
+
+So it holds for that call, in that thread, and nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from freeloc_fx.attention.running import running, within
+from freeloc_fx.errors import TimelineError
+from freeloc_fx.method.timeline import TextSchedule
+
+from .request import Facts
+
+__all__ = ["schedule_of", "telling", "with_schedule"]
+
+
+_KEY = "_freeloc_texts"
+
+
+@contextmanager
+def telling(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Iterator[None]:
+    """Context: transformed models know of the texts over time among a pipeline call's arguments.
+
+    Args:
+        pipe: that is called.
+        args: the positional arguments of the call.
+        named: the named arguments of the call.
+
+    Raises:
+        TimelineError: the call is for another number of frames than the timeline.
+    """
+    found = [texts for value in (*args, *named.values()) if (texts := schedule_of(value)) is not None]
+    if not found:
+        with within(replace(running(), texts=None)) if running().texts is not None else _nothing():
+            yield
+        return
+    known = inspect.signature(pipe.__call__).parameters.get("num_frames")
+    frames = named.get("num_frames", known.default if known is not None else None)
+    if isinstance(frames, int):
+        temporal = Facts.of(pipe).temporal
+        if (frames - 1) // temporal + 1 != found[0].frames:
+            raise TimelineError(
+                f"timeline: it was made for num_frames={(found[0].frames - 1) * temporal + 1}, and the call is for "
+                f"num_frames={frames}"
+            )
+    with within(replace(running(), texts=found[0])):
+        yield
+
+
+def schedule_of(value: Any) -> TextSchedule | None:
+    """Which frames see which text, as a tensor that `timeline` made carries it; None for anything else.
+
+    Args:
+        value: any argument of a pipeline's call.
+    """
+    texts = getattr(value, _KEY, None) if isinstance(value, torch.Tensor) else None
+    return texts if isinstance(texts, TextSchedule) else None
+
+
+def with_schedule(embeds: torch.Tensor, texts: TextSchedule) -> torch.Tensor:
+    """Texts that lie one after the other, with which frames see which.
+
+    Args:
+        embeds: (batch, tokens, channels).
+        texts: what each latent frame sees of them.
+
+    Returns:
+        A tensor of its own, which shares memory.
+    """
+    made = embeds.view_as(embeds)
+    setattr(made, _KEY, texts)
+    return made
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
