@@ -87,7 +87,7 @@ _HOW = {
     "num_splits", "pack_gqa", "sm_margin", "zero_tensors", "max_seqlen_q", "max_seqlen_k", "max_q", "max_k",
     "max_seqlen_kv", "smooth_k", "smooth_v", "qk_quant_gran", "qk_quant_dtype", "pv_accum_dtype",
     "quantization_backend", "scheduler_metadata", "rotary_interleaved", "enable_gqa", "is_grad_enabled",
-    "return_softmax_lse", "ver",
+    "return_softmax_lse", "ver", "function",
 }  # fmt: skip
 """Arguments that choose how it is computed, or what is given beside it."""
 
