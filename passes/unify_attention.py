@@ -107,8 +107,8 @@ class _Laid:
 
     there: Callable[[Any], Any]
     back: Callable[[Any], Any]
-    given: list[Shape]
-    shapes: list[Shape]
+    given: Sequence[Shape]
+    shapes: Sequence[Shape]
 
 
 def _laid_out(call: KernelCall, held: Held) -> _Laid | None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from .shapes import UNKNOWN, shape_of
+
 __all__ = ["FLEX", "dense_flex"]
 
 
@@ -41,7 +43,10 @@ def dense_flex(node: fx.Node, known: Callable[[fx.Node], Any]) -> str:
     counts = [known(one) for one in (partial, full) if isinstance(one, fx.Node)]
     if not counts or not all(isinstance(one, torch.Tensor) for one in counts):
         return "its block mask is made of the model's inputs, which may differ from call to call"
-    query, key = (n.meta["example_value"].shape[2] for n in node.args[:2])  # type: ignore[union-attr]
+    shapes = [shape_of(n) for n in node.args[:2] if isinstance(n, fx.Node)]
+    query, key = (UNKNOWN if shape is None else shape[2] for shape in shapes)
+    if UNKNOWN in (query, key):
+        return "its sizes depend on data"
     number = sum(one.long() for one in counts)
     enough = number.shape[-1] == -(-query // rows) and bool((number == -(-key // columns)).all())
     return "" if enough else "its block mask leaves blocks out"

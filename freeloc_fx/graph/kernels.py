@@ -87,7 +87,7 @@ _HOW = {
     "num_splits", "pack_gqa", "sm_margin", "zero_tensors", "max_seqlen_q", "max_seqlen_k", "max_q", "max_k",
     "max_seqlen_kv", "smooth_k", "smooth_v", "qk_quant_gran", "qk_quant_dtype", "pv_accum_dtype",
     "quantization_backend", "scheduler_metadata", "rotary_interleaved", "enable_gqa", "is_grad_enabled",
-    "return_softmax_lse", "ver",
+    "return_softmax_lse", "ver", "function",
 }  # fmt: skip
 """Arguments that choose how it is computed, or what is given beside it."""
 
@@ -154,7 +154,7 @@ def _bound(node: fx.Node) -> dict[str, Any] | None:
     """Arguments by name, defaults among them."""
     target: Any = node.target
     if isinstance(target, OPERATORS):
-        overload = target if hasattr(target, "_schema") else getattr(target, "default", None)
+        overload: Any = target if hasattr(target, "_schema") else getattr(target, "default", None)
         if overload is None:
             return None
         names = [one.name for one in overload._schema.arguments]
@@ -181,27 +181,27 @@ def _take(given: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 def _read(node: fx.Node, given: dict[str, Any]) -> KernelCall | str:
     given = dict(given)
-    tensors = [_take(given, names) for names in _TENSORS]
-    if not all(isinstance(x, fx.Node) for x in tensors):
+    query, key, value = (_take(given, names) for names in _TENSORS)
+    if not (isinstance(query, fx.Node) and isinstance(key, fx.Node) and isinstance(value, fx.Node)):
         return "it takes no q, k and v by those names"
     scale = _take(given, _SCALE)
     if scale is not None and not isinstance(scale, (int, float)):
         return "its scale is no constant"
     starts = tuple(_take(given, names) for names in _LENGTHS)
     sink = _take(given, _SINK)
-    layout = _layout(node, given.pop("tensor_layout", None), tensors[0], starts)
+    layout = _layout(node, given.pop("tensor_layout", None), query, starts)
     if layout is None:
         return "how its heads and tokens lie cannot be told from its name or arguments"
-    for name, value in given.items():
+    for name, setting in given.items():
         neutral = _NEUTRAL.get(name)
-        if not (name in _HOW or value is None or (neutral is not None and neutral(value))):
-            return f"its {name} is {value}"
+        if not (name in _HOW or setting is None or (neutral is not None and neutral(setting))):
+            return f"its {name} is {setting}"
     several = isinstance(value_of(node), (tuple, list))
     if several and (why := _others_read(node)):
         return why
     lengths = (starts[0], starts[1]) if layout == "thd" else None
     factor = None if scale is None else float(scale)
-    return KernelCall(*tensors, layout, factor, lengths=lengths, first=several, sink=sink)  # type: ignore[arg-type]
+    return KernelCall(query, key, value, layout, factor, lengths=lengths, first=several, sink=sink)
 
 
 def _layout(node: fx.Node, said: Any, query: Any, starts: tuple[Any, ...]) -> Layout | None:

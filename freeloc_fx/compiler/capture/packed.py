@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,12 +28,18 @@ def packed_makers(
         The functions, none for a forward that takes neither.
     """
     if "vision_token_shapes" in names:
-        return {name: (lambda v=value: v) for name, value in _one_stream(config, size, text, like).items()}
-    if {"token_tags", "position_ids"} <= set(names):
-        return {name: (lambda v=value: v) for name, value in _tagged(config, size, text, like).items()}
-    if "camera_conditions" in names:
-        return {name: (lambda v=value: v) for name, value in _with_cameras(config, size, text, like).items()}
-    return {}
+        made = _one_stream(config, size, text, like)
+    elif {"token_tags", "position_ids"} <= set(names):
+        made = _tagged(config, size, text, like)
+    elif "camera_conditions" in names:
+        made = _with_cameras(config, size, text, like)
+    else:
+        made = {}
+    return {name: partial(_given, value) for name, value in made.items()}
+
+
+def _given(value: Any) -> Any:
+    return value
 
 
 def _one_stream(config: Mapping[str, Any], size: tuple[int, int, int], text: int, like: torch.Tensor) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from freeloc_fx.compiler.backend import Backend, PlanReady
 from freeloc_fx.errors import FreelocError, StampError
 
 from .blocks import first_line
+from .kernels import let_kernels_through
 from .trace_once import Marks
 
 __all__ = ["RECOMPILE_LIMIT", "call_whole", "capture_settings"]
@@ -34,6 +35,7 @@ def capture_settings(backend: Backend) -> Iterator[None]:
     Args:
         backend: of the model; it knows how many blocks there are.
     """
+    let_kernels_through()
     limit = RECOMPILE_LIMIT * (1 + len(backend.layers))
     settings = dynamo_settings(
         recompile_limit=limit,
