@@ -12,7 +12,7 @@ the graph, so that every lowering and strategy computes it, and nothing of the s
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.fx as fx
@@ -29,6 +29,10 @@ from freeloc_fx.method.timeline import TextForm, pair_form
 from freeloc_fx.planning.plan import Plan
 
 __all__ = ["pair_texts"]
+
+
+SIDES: tuple[tuple[str, Literal["queries", "keys"]], ...] = (("query", "queries"), ("key", "keys"))
+"""Argument of an attention -> which channels it gets."""
 
 
 def pair_texts(graph: fx.Graph, capture: Capture, *, form: TextForm, plan: Plan) -> int:
@@ -84,11 +88,11 @@ def _add(
     new: dict[str, Any] = {}
     first = node.prev
     with graph.inserting_before(node):
-        for name, which in (("query", "queries"), ("key", "keys")):
+        for name, which in SIDES:
             x = given[name]
             table = PairInput(
                 which, grid.frames, grid.tokens, bool(grid.text_first), scale, more, value_of(x).dtype, row, strategy
-            )  # type: ignore[arg-type]
+            )
             channels = tables.pairs(table)
             if site.padded:
                 channels = graph.call_function(torch.narrow, (channels, 2, 0, graph.call_method("size", (x, 2))))

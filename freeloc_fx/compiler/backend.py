@@ -16,6 +16,7 @@ from freeloc_fx.attention.observed import Recorder
 from freeloc_fx.attention.registry import Specs
 from freeloc_fx.attention.running import Checked
 from freeloc_fx.compat import copy_source, is_inductor, is_region_call
+from freeloc_fx.errors import TimelineError
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.records import AttentionSite, sites
 from freeloc_fx.graph.shapes import value_of
@@ -245,6 +246,8 @@ class Backend:
     ) -> Callable[..., Any]:
         """What runs an analysed graph in which something is to change."""
         if self.recorder is not None:
+            if self.how.text is not None:
+                raise TimelineError("timeline: attention is being watched; expected one prompt for the clip meanwhile")
             self.recorder.expect(plan)
             pipeline.observe(runner, plan, self.recorder.name)
             return self._compiled(runner, plan, root, gm, inputs)

@@ -23,7 +23,7 @@ import torch
 from freeloc_fx.attention import op
 from freeloc_fx.attention.flex.options import FlexOptions
 from freeloc_fx.attention.registry import Specs
-from freeloc_fx.errors import VerificationError
+from freeloc_fx.errors import TimelineError, VerificationError
 from freeloc_fx.graph.capture import Pass
 from freeloc_fx.graph.records import sites, stand_in
 from freeloc_fx.graph.sharding import Adopted
@@ -292,8 +292,12 @@ def rewrite(runner: Runner, plan: Plan, how: Rewriting, root: torch.nn.Module) -
         The number of sites replaced.
 
     Raises:
+        TimelineError: the texts of a call with texts over time cannot be told apart.
         VerificationError: fewer sites were replaced than the plan names.
     """
+    texts = [*pairing_passes(plan, how), *scheduling_passes(how, runner.capture.device)]
+    if left_out := [name for name in map(name_of, texts) if name in runner.disabled]:
+        raise TimelineError(f"timeline: {left_out[0]} is switched off, so every frame would see every text")
     runner.run(pairing_passes(plan, how))
     count = 0
     replacing = replacing_passes(plan, how, runner.capture.device, root)

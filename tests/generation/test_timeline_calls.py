@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import freeloc_fx
 from freeloc_fx import Profile, plans
 from freeloc_fx.errors import LengthError, TimelineError, TransformError
+from freeloc_fx.generation.noise import for_pipeline
 from freeloc_fx.generation.timeline import marks_of
 from freeloc_fx.generation.windows import context_windows
 
@@ -170,3 +172,31 @@ def test_what_is_no_pipeline(enabled: Any) -> None:
         freeloc_fx.timeline(object(), {0: FIRST}, num_frames=FRAMES)
     with pytest.raises(TypeError, match="takes no words"):
         texts(enabled, {0: FIRST}, words=3)
+
+
+def test_both_transformers_are_told(pipe: Any) -> None:
+    """As Wan2.2's: one for the noisy steps, one for the others."""
+    parts = {**pipe.components, "transformer_2": copy.deepcopy(pipe.transformer)}
+    two = type(pipe)(**parts, boundary_ratio=0.9)
+    two.set_progress_bar_config(disable=True)
+    freeloc_fx.enable(two, LONG, backend="eager")
+    given = texts(two, {0: FIRST, 12: SECOND})
+    first = video(two, given, guidance_scale=4.0, num_inference_steps=3)
+    for model in (two.transformer, two.transformer_2):
+        assert len(plans(model)) == 1, "captured once, with texts over time, with guidance too"
+    assert not torch.equal(first, video(two, texts(two, {0: FIRST}), guidance_scale=4.0, num_inference_steps=3))
+    two.transformer_2 = freeloc_fx.restore(two.transformer_2)
+    with pytest.raises(TimelineError, match="transformer_2 is not transformed"):
+        texts(two, {0: FIRST, 12: SECOND})
+
+
+def test_a_pass_that_is_switched_off_is_no_silent_mixture(pipe: Any) -> None:
+    pipe.transformer = freeloc_fx.transform(pipe.transformer, LONG, backend="eager", disable_passes=("schedule_text",))
+    with pytest.raises(TimelineError, match="schedule_text is switched off, so every frame"):
+        video(pipe, texts(pipe, {0: FIRST, 12: SECOND}))
+
+
+def test_free_noise_is_noise_like_any(enabled: Any) -> None:
+    noise = for_pipeline(enabled, FRAMES, 32, 32, 3, seed=0)
+    found = video(enabled, texts(enabled, {0: FIRST, 12: SECOND}), latents=noise)
+    assert not torch.equal(found, video(enabled, texts(enabled, {0: FIRST}), latents=noise))
