@@ -20,7 +20,7 @@ from freeloc_fx.graph.records import AttentionSite, sites, write
 from freeloc_fx.graph.shapes import UNKNOWN, shape_of, size_of
 from freeloc_fx.graph.slices import Slice, ancestors, linear_slice
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
-from freeloc_fx.method.rope import beside, rates
+from freeloc_fx.method.rope import beside, dating, rates
 from freeloc_fx.method.rope import measure as rope
 from freeloc_fx.method.rope.temporal import alike, temporal
 
@@ -169,7 +169,7 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         if isinstance(rotations, MatchFailure):
             return MatchFailure(rotations.reason, name)
         found = temporal(rotations, dim, tolerance)
-        if isinstance(found, MatchFailure) or beside.more_than_a_clip(rotations, *found, tolerance):
+        if isinstance(found, MatchFailure) or dating.more_than_a_clip(rotations, *found, tolerance):
             parted = beside.stretch_of(rotations, dim, tolerance, tables.clip)
             if not isinstance(parted, MatchFailure):
                 stretch = parted[1]
@@ -186,8 +186,8 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
     measured = _true_rates(view, part, tables, measured, grid, rotations, measure)
     if stretch is None:
         return measured, grid
-    dated = beside.dated(rotations, measured, stretch, tolerance, tables.clip)
-    return MatchFailure(dated.reason, name) if isinstance(dated, MatchFailure) else (measured, dated)
+    dated = dating.dated(rotations, measured, stretch, tolerance, tables.clip)
+    return MatchFailure(dated.reason, name) if isinstance(dated, MatchFailure) else dated
 
 
 def _true_rates(

@@ -208,7 +208,7 @@ def _show(title: str, plan: Plan) -> None:
 
     say(title)
     say(str(plan).splitlines()[0])
-    if plan.grid.further or plan.grid.turned:
+    if plan.grid.further or plan.grid.turned or plan.grid.uneven:
         for words, first, end in plan.grid.spans():
             say(f"tokens {first}-{end - 1}: {words}")
     for rope, sites in _distinct(plan, lambda s: s.rope).items():

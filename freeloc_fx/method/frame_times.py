@@ -1,8 +1,8 @@
 """When the frames of a sequence are: evenly spaced as a clip's are, or each at a time of its own.
 
 Everywhere that a strategy takes "latent frames of the clip" it takes either their number, for frames at 0, 1, 2, ...,
-or a `FrameTimes`, for frames that stand at any times in any order: a clip with keyframes or references beside it. The
-clip's own frames are at 0, 1, 2, ... in both.
+or `FrameTimes`, for frames that stand at any times in any order: a clip with keyframes or references beside it, or one
+whose frames are spaced unevenly.
 """
 
 from __future__ import annotations

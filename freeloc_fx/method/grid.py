@@ -85,9 +85,10 @@ class Further:
 class TokenGrid:
     """The tokens of a sequence as spans: text, further frames, the clip, further frames, text.
 
-    The clip is in raster order (frames, rows, columns) and its frames are at 0, 1, 2, ...; further frames have times of
-    their own, in any order, and may repeat the clip's. A frame of either kind is a place: the lowerings number places
-    in the order of the sequence, and strategies are asked about the times of places (`frame_times`).
+    The clip is in raster order (frames, rows, columns) and its frames are at 0, 1, 2, ..., or at rising times of the
+    same mean step. Further frames have times of their own, in any order, and may repeat the clip's. A frame of either
+    kind is a place: the lowerings number places in the order of the sequence, and strategies are asked about the times
+    of places (`frame_times`).
 
     Args:
         frames: latent frames of the clip.
@@ -99,6 +100,8 @@ class TokenGrid:
         after: further frames between the clip and the text.
         turned: how many of the text tokens RoPE turns: words or sound, which keep their own positions among
             themselves. How they meet far frames is what `Strategy.text_scale` and `text_last` say of all text.
+        uneven: times of the clip's frames where they are not 0, 1, 2, ..., rising from 0 to `frames` - 1, each a
+            multiple of 1/64; empty where they are.
     """
 
     frames: int
@@ -109,6 +112,7 @@ class TokenGrid:
     before: tuple[Further, ...] = ()
     after: tuple[Further, ...] = ()
     turned: int = 0
+    uneven: tuple[float, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -158,11 +162,12 @@ class TokenGrid:
 
     @property
     def frame_times(self) -> Frames:
-        """When the places are, as strategies are asked: a number where they are the clip's frames alone."""
-        if not self.further:
+        """When the places are, as strategies are asked: a number where they are a clip's even frames alone."""
+        if not self.further and not self.uneven:
             return self.frames
         early, late = (tuple(frame.time for frame in some) for some in (self.before, self.after))
-        return FrameTimes((*early, *map(float, range(self.frames)), *late), len(self.before), self.frames)
+        clip = self.uneven or tuple(map(float, range(self.frames)))
+        return FrameTimes((*early, *clip, *late), len(self.before), self.frames)
 
     @property
     def times(self) -> np.ndarray:
@@ -173,6 +178,7 @@ class TokenGrid:
         """Give the spans of the sequence in words, each with its first token and the one after its last."""
         found, at = [], 0
         clip = f"clip: {self.frames} frames of {self.height}x{self.width} at times 0 to {self.frames - 1}"
+        clip += ", unevenly" if self.uneven else ""
         text = f"text or sound, {self.turned} tokens of it turned" if self.turned else "text"
         pieces = [(text, self.text_first), *_runs(self.before), (clip, self.clip), *_runs(self.after)]
         for words, tokens in [*pieces, (text, self.text_last)]:

@@ -376,7 +376,7 @@ def _check_rates(site: AttentionSite, strategy: Strategy) -> None:
     """Refuse a strategy that turns by fractions of a frame where rates are known up to whole turns only."""
     assert site.rope is not None and site.grid is not None
     parts = [p for p in strategy.turns_by_fractions if p != "squeeze" or site.grid.text]
-    fractions = [frame.time for frame in site.grid.further if frame.time % 1]
+    fractions = [time for time in (*site.grid.uneven, *(f.time for f in site.grid.further)) if time % 1]
     if fractions and not site.rope.whole_turns and not strategy.changes_nothing:
         raise CaptureError(
             f"{site.path}: frames at the times {fractions} need RoPE's rates to be moved by parts of a frame; expected "

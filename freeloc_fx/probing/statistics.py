@@ -119,7 +119,8 @@ def _remapped(
     Returns:
         (heads, rows, video tokens).
     """
-    turn = table[frame] - (frame[:, None] - np.arange(grid.frames)[None])
+    times = np.asarray(grid.uneven or range(grid.frames), np.float64)
+    turn = table[frame] - (times[frame][:, None] - times[None])
     cos, sin = angles(layout, turn)
     spread = picked[:, :, None].expand(-1, -1, grid.frames, -1)
     turned = rotate(spread, layout, cos.float().to(keys.device), sin.float().to(keys.device))

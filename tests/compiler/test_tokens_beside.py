@@ -173,6 +173,48 @@ def test_a_model_of_our_own(first: bool, text: int) -> None:
         assert distance(found, run(model, given)) <= 1e-4
 
 
+class Packed(DiT):
+    """In the manner of MiniMax-H3: tokens of text, sound and clip in one sequence, with float positions of each."""
+
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        x = self.proj_in(hidden_states)
+        angle = torch.cat([position_ids[:, axis, None] * self.omega(axis) for axis in range(3)], -1)
+        tables = angle.cos().float(), angle.sin().float()
+        for block in self.blocks:
+            x = block(x, tables, None)
+        result: torch.Tensor = self.proj_out(x)
+        return result
+
+
+def packed(frames: int, text: int = 5, sound: int = 4) -> dict[str, Any]:
+    """Text and stereo sound with times of their own, then frames of 2x3 at steps of 5/3 (1, 4, 4, 4, 4)."""
+    steps = [5 / 3 * (1, 4, 4, 4, 4)[i % 5] for i in range(frames - 1)]
+    rows = [(float(t), 0.0, 0.0) for t in range(text)]
+    rows += [(text + float(t), 0.0, side) for side in (-3.5, 12.5) for t in range(sound)]
+    for i in range(frames):
+        rows += [(text + sum(steps[:i]), y * 8.0, 4.0 + x * 8) for y in range(2) for x in range(3)]
+    places = torch.tensor(rows, dtype=torch.float64)
+    tokens = torch.randn(1, len(rows), 4, generator=torch.Generator().manual_seed(4))
+    return {"hidden_states": tokens, "position_ids": places}
+
+
+@pytest.mark.parametrize("lowering", ["tiles", slow("flex")])
+def test_a_clip_that_is_spaced_unevenly_among_text_and_sound(lowering: str) -> None:
+    """Strategies act on times whose mean step is one latent frame; words and sound keep their own."""
+    model, given = Packed((4, 2, 2)), packed(12)
+    changed = transform(model, PROFILE, backend="eager", attention=lowering, verify=True)
+    found = run(changed, given)
+    (plan,) = plans(changed)
+    times = given["position_ids"][13::6, 0] - 5
+    assert (plan.grid.frames, plan.grid.text_first, plan.grid.turned) == (12, 13, 12)
+    assert torch.allclose(torch.tensor(plan.grid.times), times * 11 / times[-1], atol=1 / 128)
+    assert plan.rewritten == 2
+    with attention(literal(plan, F.scaled_dot_product_attention)):
+        assert distance(found, run(model, given)) <= 1e-4
+    short = packed(5)
+    assert torch.equal(run(changed, short), run(model, short))
+
+
 @pytest.mark.parametrize("strategy", ["vrpr+tsa", "vrpr+squeeze"])
 def test_turned_text_keeps_its_own_positions(strategy: str) -> None:
     """Words that RoPE turns in time alone are text: dense, and at their own distances from each other."""

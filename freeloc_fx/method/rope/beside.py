@@ -7,7 +7,7 @@
 The clip is the longest stretch in which every token is turned beyond the one a frame before it by the same angles. What
 touches it is read from there outwards. A frame of the clip's size has the clip's turns but for one common turn in time,
 one of another size is a run of tokens that are all turned alike in time, tokens that are not turned at all are text.
-When a frame is follows from its turn in time, see `times.time_of`. Anything else is refused by where it stands.
+When a frame is follows from its turn in time, see `dating`. Anything else is refused by where it stands.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from freeloc_fx.errors import MatchFailure
-from freeloc_fx.method.grid import Further, RopeLayout, TokenGrid
+from freeloc_fx.method.grid import RopeLayout, TokenGrid
 
 from .measure import STILL, Rotations
 from .temporal import grid_of, layout_of
-from .times import time_of
 
-__all__ = ["NO_CLIP", "Piece", "Stretch", "dated", "more_than_a_clip", "stretch_of"]
+__all__ = ["NO_CLIP", "Piece", "Stretch", "holds_frames", "is_known", "stretch_of"]
 
 
 NO_CLIP = MatchFailure(
@@ -116,8 +115,14 @@ _PAIRS = 16
 """Channel pairs that the search for a frame's length looks at."""
 
 
-def _is_known(n: int, count: int, known: tuple[int, int] | None) -> bool:
-    """Whether so many frames of n tokens are the call's; a causal encoder's first is not among steady ones."""
+def is_known(n: int, count: int, known: tuple[int, int] | None) -> bool:
+    """Tell whether so many frames of n tokens are the call's; a causal encoder's first is not among steady ones.
+
+    Args:
+        n: tokens of a frame.
+        count: evenly spaced frames.
+        known: the call's frames and tokens of each; None where it does not say.
+    """
     return known is not None and n == known[1] and known[0] in (count, count + 1)
 
 
@@ -133,10 +138,10 @@ def _longest(whole: np.ndarray, limit: float, known: tuple[int, int] | None) -> 
     best: tuple[int, int, int, int] | None = None
     for n in sorted(gap for gap in gaps if 2 * gap <= len(whole)):
         for first, length in _steady_runs(whole, n, limit):
-            if _holds_frames(whole[first : first + 2 * n], n, limit):
+            if holds_frames(whole[first : first + 2 * n], n, limit):
                 continue
             count = length // n + 1
-            key = ((count - 1) * n, int(_is_known(n, count, known)))
+            key = ((count - 1) * n, int(is_known(n, count, known)))
             if best is None or key > best[:2]:
                 best = (*key, first, n)
     if best is None:
@@ -158,8 +163,8 @@ def _steady_runs(whole: np.ndarray, n: int, limit: float) -> list[tuple[int, int
     return found
 
 
-def _holds_frames(two: np.ndarray, n: int, limit: float) -> bool:
-    """Whether what looks like a frame is several, as where a clip and a reference of its length follow each other.
+def holds_frames(two: np.ndarray, n: int, limit: float) -> bool:
+    """Tell whether what looks like a frame is several, as where a clip and a reference of its length follow each other.
 
     Args:
         two: two of them, complex (2 n, pairs).
@@ -240,15 +245,17 @@ class _Reader:
         return self._of_another_size(first, end)
 
     def words(self, first: int, last: int) -> bool:
-        """Whether tokens [first, last) are turned in time alone, or stand at two places at most, as stereo sound does.
+        """Whether tokens [first, last) are turned in time alone, but for two further places, as of stereo sound.
 
-        A part of a frame stands at many. Where frames are so small, or time turns what space turns, nothing tells.
+        Tokens of a part of a frame stand at a place each. Where frames are single tokens, or time turns what space
+        turns, nothing tells.
         """
-        if not self.alone or self.grid.tokens <= 2:
+        if not self.alone or self.grid.tokens == 1:
             return False
         space = self.whole[first:last][:, ~self.temporal]
-        places = _kinds(space, self.limit, 3) if space.shape[1] else []
-        return len(places) in (1, 2) and not any(self._alike(at) for at in range(first, last))
+        places = _kinds(space, self.limit, 4) if space.shape[1] else []
+        lone = len(places) > 1 and any(len(place) == 1 for place in places)
+        return len(places) in (1, 2, 3) and not lone and not any(self._alike(at) for at in range(first, last))
 
     def _alike(self, first: int) -> bool:
         """Whether a frame of the clip's size begins at a token: turned as the clip's first but for one turn in time."""
@@ -276,124 +283,3 @@ class _Reader:
             return None
         shape = grid_of(tokens, len(tokens), self.limit, 0, 0)
         return Piece(first, len(tokens), shape.height, shape.width)
-
-
-def dated(
-    rotations: Rotations,
-    layout: RopeLayout,
-    found: Stretch,
-    tolerance: float,
-    known: tuple[int, int] | None = None,
-) -> TokenGrid | MatchFailure:
-    """Find when the frames beside a clip are.
-
-    Args:
-        rotations: what RoPE does at each token.
-        layout: how the clip's frames turn, with their true rates where these are known.
-        found: where everything stands.
-        tolerance: largest accepted deviation from a rotation, as in `measure`.
-        known: frames of the clip and tokens of each, where the call says. Where it says something else or nothing, the
-            clip has to hold more tokens than all other frames.
-
-    Returns:
-        The grid of the whole sequence. A frame right before the evenly spaced ones and less than a frame earlier is the
-        clip's first, as a causal encoder makes it. Or a reason.
-    """
-    grid, pieces = found.grid, (*found.before, *found.after)
-    places = [grid.text_first, *(piece.first for piece in pieces)]
-    turn = _turned(rotations, layout, np.array(places))
-    when = []
-    for piece, one in zip(pieces, turn[1:], strict=True):
-        time = time_of(one, layout, grid.frames, max(4 * tolerance, 2e-2))
-        if time is None:
-            rates = "RoPE's rates are known" + ("" if layout.whole_turns else " up to whole turns only")
-            return MatchFailure(
-                f"tokens {piece.first} to {piece.first + piece.tokens - 1} are {piece.height}x{piece.width} beside the "
-                f"clip's {grid.frames} frames of {grid.height}x{grid.width}, but are turned as no frame at any time "
-                f"from {-2 * grid.frames} to {3 * grid.frames} is: {rates}"
-            )
-        when.append(time)
-    early, late = when[: len(found.before)], when[len(found.before) :]
-    before = list(found.before)
-    own = early[-1] if before and before[-1].tokens == grid.tokens else 0.0
-    first = -1.0 < own < 0.0  # of a causal encoder: a part of a frame before the others
-    if first:
-        before.pop()
-        early.pop()
-
-    def further(piece: Piece, time: float) -> Further:
-        stands = 0.0 if first and time == own else time + first
-        return Further(stands, piece.height, piece.width)
-
-    whole = TokenGrid(
-        grid.frames + first,
-        grid.height,
-        grid.width,
-        found.text_first,
-        found.text_last,
-        tuple(map(further, before, early)),
-        tuple(map(further, found.after, late)),
-        found.turned,
-    )
-    uneven = _goes_on(whole)
-    if uneven:
-        return MatchFailure(
-            f"frames of {grid.height}x{grid.width} follow each other at the times "
-            f"{', '.join(f'{time:g}' for time in uneven)} of {grid.frames} evenly spaced ones: expected a clip of "
-            "evenly spaced frames (but for the first), found one that goes on unevenly, which is not supported"
-        )
-    # Rows of tokens would look like frames where RoPE knows no time.
-    sure = _is_known(grid.tokens, grid.frames, known) or whole.video < 2 * whole.clip
-    return whole if sure else NO_CLIP
-
-
-def _goes_on(grid: TokenGrid) -> list[float]:
-    """Times of two or more frames right before or after a clip that go on where it ends; none where there are fewer.
-
-    One may be a keyframe at the last pixel frame, which lies within the last latent frame.
-    """
-    same = (grid.height, grid.width)
-    for some, sign in ((grid.after, 1), (grid.before[::-1], -1)):
-        last, found = float(grid.frames - 1 if sign > 0 else 0), []
-        for frame in some:
-            if (frame.height, frame.width) != same or not 0 < sign * (frame.time - last) < 2:
-                break
-            last = frame.time
-            found.append(last)
-        if len(found) > 1:
-            return found[::sign]
-    return []
-
-
-def more_than_a_clip(rotations: Rotations, layout: RopeLayout, grid: TokenGrid, tolerance: float) -> bool:
-    """Tell whether what looks like one clip is a clip with frames beside it.
-
-    Args:
-        rotations: what RoPE does at each token.
-        layout: how the clip's frames turn.
-        grid: the clip's.
-        tolerance: largest accepted deviation from a rotation, as in `measure`.
-
-    Returns:
-        Whether it is: its frames hold frames, or the first is at a time of its own, as far as rates tell: after the
-        second, or more than a frame before it.
-    """
-    two = rotations.phase[0, grid.text_first : grid.text_first + 2 * grid.tokens]
-    if _holds_frames(two, grid.tokens, max(2 * tolerance, 4e-5)):
-        return True
-    if grid.frames < 3 or not layout.whole_turns:
-        return False
-    turn = _turned(rotations, layout, grid.text_first + np.array([1, 0]) * grid.tokens)
-    time = time_of(turn[1], layout, grid.frames, max(4 * tolerance, 2e-2))
-    return time is not None and not -1.0 <= time < 0.0
-
-
-def _turned(rotations: Rotations, layout: RopeLayout, places: np.ndarray) -> np.ndarray:
-    """By how much tokens are turned beyond the first of them, complex (tokens, heads, temporal pairs)."""
-    order = np.argsort(places, kind="stable")
-    at = places[order]
-    phase = rotations.phase[:, at] if rotations.others is None else rotations.others(at)
-    own = [rotations.first.tolist().index(c) for c in layout.first]
-    phase = np.asarray(phase)[:, np.argsort(order)][:, :, own]
-    turn: np.ndarray = (phase * phase[:, :1].conj()).swapaxes(0, 1)
-    return turn
