@@ -258,7 +258,7 @@ def in_chunks(
                     on_frames(eight_bit(made[0]))
         else:
             own = (eight_bit(made[0]) for made in streams(vae, latents, shards=shards))
-            handed_to_first(own, on_frames, shards, (height, width))
+            handed_to_first(own, on_frames, shards)
         return latents.new_zeros(1, 3, 1, height, width)
 
     def _decode(latents: torch.Tensor, *given: Any, return_dict: bool = True) -> Any:
