@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from freeloc_fx.method.shards import Shards
 
-__all__ = ["Calls", "calls_of", "handed_to_first", "memory_of", "pays"]
+__all__ = ["Calls", "calls_of", "handed_to_first", "memory_of", "pays", "same_on_all"]
 
 Calls = Sequence[tuple[int, int]]
 """First and end latent frame of each call of a decoder."""
@@ -91,6 +91,18 @@ def calls_of(calls: Calls, memory: int, shards: Shards) -> tuple[Calls, Calls]:
     if needed[0][0] == 0:
         return needed, own
     return [(needed[0][0] - 1, needed[0][0]), *needed], own
+
+
+def same_on_all(latents: torch.Tensor) -> torch.Tensor:
+    """Give every rank the first one's latents, which may differ in rounding where kernels are not deterministic.
+
+    Args:
+        latents: of this rank.
+    """
+    latents = latents.contiguous()
+    if dist.get_backend() != "nccl" or latents.is_cuda:
+        dist.broadcast(latents, 0)
+    return latents
 
 
 def handed_to_first(frames: Iterator[np.ndarray], take: Callable[[np.ndarray], None], shards: Shards) -> None:

@@ -51,10 +51,12 @@ def streamed(rank: int, arguments: list[str], output: str) -> dict[str, Any]:
 
 
 def test_ranks_share_the_decoding_of_a_clip_that_streams(tmp_path: Path) -> None:
-    asked = ["generate", PROMPT, "--frames", "41", "--steps", "1", "--attention", "tiles"]
+    # Not of the grammar: there are no scores of what is held by nobody.
+    asked = ["generate", "a cat", "--frames", "41", "--steps", "1", "--attention", "tiles"]
     (alone,) = on_ranks(streamed, 1, asked, str(tmp_path / "one.mp4"))
+    assert alone["code"] == 0, alone
     first, second = on_ranks(streamed, 2, [*asked, "--parallel", "ulysses"], str(tmp_path / "two.mp4"))
-    assert alone["code"] == first["code"] == second["code"] == 0, (first, second)
+    assert first["code"] == second["code"] == 0, (first, second)
     assert first["digest"] == alone["digest"] != ""
     assert alone["calls"] == [1] * 11
     assert first["calls"] == [1] * 6 and second["calls"] == [1] * 11, "its share is five, after those it depends on"
