@@ -4,10 +4,11 @@
     python bench/decoding.py --frames 81,161 --tiled ""
 
 Each run is a process of its own that decodes random latents and writes a video; its peak resident memory counts, less
-that of a process that has done the same with 17 frames, which is the libraries' and the VAE's own. In tiles: pictures of 1088x1920, which are larger than those that are decoded whole,
-less the same with 17 frames: each tile keeps what the next frame needs of the last ones. Streamed: chunks go
-from the VAE to 8-bit to the encoder. Held: all frames are there as float32 first, as `Video.frames` has them. Exits
-with 1 where a streamed clip takes more than 1 GB beyond the VAE's own. Writes results/decoding.json and decoding.md.
+that of a process that has done the same with 17 frames, which is the libraries' and the VAE's own. Streamed: chunks go
+from the VAE to 8-bit to the encoder. Held: all frames are there as float32 first, as `Video.frames` has them. In tiles:
+pictures of 1088x1920, larger than those that are decoded whole, less the same with 17 frames; each tile keeps what the
+next frame needs of the last ones. Exits with 1 where a streamed clip takes more than 1 GB beyond the VAE's own. Writes
+results/decoding.json and decoding.md.
 """
 
 from __future__ import annotations
