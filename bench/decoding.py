@@ -1,12 +1,14 @@
 """How much host memory does decoding a long clip take? Real sizes, a miniature VAE, from latents to the file.
 
-    python bench/decoding.py                      # 480x832: 161, 641 and 1,281 frames streamed, 161 held
-    python bench/decoding.py --frames 81,161
+    python bench/decoding.py                      # 480x832: 161, 641 and 1,281 frames streamed, 161 held; 1088x1920
+    python bench/decoding.py --frames 81,161 --tiled ""
 
 Each run is a process of its own that decodes random latents and writes a video; its peak resident memory counts, less
 that of a process that has done the same with 17 frames, which is the libraries' and the VAE's own. Streamed: chunks go
-from the VAE to 8-bit to the encoder. Held: all frames are there as float32 first, as `Video.frames` has them. Exits
-with 1 where a streamed clip takes more than 1 GB beyond the VAE's own. Writes results/decoding.json and decoding.md.
+from the VAE to 8-bit to the encoder. Held: all frames are there as float32 first, as `Video.frames` has them. In tiles:
+pictures of 1088x1920, larger than those that are decoded whole, less the same with 17 frames; each tile keeps what the
+next frame needs of the last ones. Exits with 1 where a streamed clip takes more than 1 GB beyond the VAE's own. Writes
+results/decoding.json and decoding.md.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from freeloc_fx.generation.decoding import in_chunks
 from freeloc_fx.generation.streaming import streamed
 from freeloc_fx.generation.video import write_video
 
-HEIGHT, WIDTH = 480, 832
+SIZES = {"streamed": (480, 832), "held": (480, 832), "streamed, in tiles": (1088, 1920)}
 LEAST = 17
 """Frames of the run that shows what the libraries and the VAE take themselves."""
 LIMIT = 10**9
@@ -49,16 +51,18 @@ def miniature() -> Any:
 def run(frames: int, way: str) -> dict[str, Any]:
     """Decode and write in this process; the most memory that was resident."""
     torch.set_num_threads(1)
-    vae, started = miniature(), time.monotonic()
-    latents = 0.01 * torch.randn(1, 4, (frames - 1) // 4 + 1, HEIGHT // 8, WIDTH // 8)
+    vae, started, (height, width) = miniature(), time.monotonic(), SIZES[way]
+    if "tiles" in way:
+        vae.enable_tiling()
+    latents = 0.01 * torch.randn(1, 4, (frames - 1) // 4 + 1, height // 8, width // 8)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder) / "clip.mp4"
-        if way == "streamed":
-            film_of = streamed(file, frames=frames, height=HEIGHT, width=WIDTH)
-            with film_of as film, in_chunks(vae, HEIGHT, WIDTH, film.add):
+        if way != "held":
+            film_of = streamed(file, frames=frames, height=height, width=width)
+            with film_of as film, in_chunks(vae, height, width, film.add):
                 vae.decode(latents)
         else:
-            with in_chunks(vae, HEIGHT, WIDTH):
+            with in_chunks(vae, height, width):
                 video = vae.decode(latents).sample[0].permute(1, 2, 3, 0)
             write_video(file, (video * 0.5 + 0.5).numpy())
         size = file.stat().st_size
@@ -78,22 +82,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", default="161,641,1281", help="4n+1 each")
     parser.add_argument("--held", default="161", help="4n+1 each; empty for none")
+    parser.add_argument("--tiled", default="33,81", help="4n+1 each; empty for none")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(run(int(args.one[0]), args.one[1])))
         return
-    own = alone(LEAST, "streamed")["peak"]
-    rows = [alone(int(frames), "streamed") for frames in args.frames.split(",")]
-    rows += [alone(int(frames), "held") for frames in args.held.split(",") if frames]
-    lines = ["| 480x832 | frames | MB beyond the VAE's own | MB of the frames as float32 |", "|---|---|---|---|"]
+    asked = [("streamed", args.frames), ("held", args.held), ("streamed, in tiles", args.tiled)]
+    own, rows = {}, []
+    for way, lengths in asked:
+        if not lengths:
+            continue
+        base = "streamed" if way == "held" else way
+        own[base] = own.get(base) or alone(LEAST, base)["peak"]
+        rows += [alone(int(frames), way) | {"own": own[base]} for frames in lengths.split(",")]
+    lines = ["| size | frames | MB beyond the VAE's own | MB of the frames as float32 |", "|---|---|---|---|"]
     for row in rows:
-        row["beyond"] = row["peak"] - own
-        floats = row["frames"] * HEIGHT * WIDTH * 3 * 4
-        lines.append(f"| {row['way']} | {row['frames']} | {row['beyond'] / 1e6:.0f} | {floats / 1e6:.0f} |")
+        row["beyond"], (height, width) = row["peak"] - row["own"], SIZES[row["way"]]
+        row["size"], row["floats"] = f"{height}x{width}", row["frames"] * height * width * 3 * 4
+        size = f"{row['way']}, {row['size']}"
+        lines.append(f"| {size} | {row['frames']} | {row['beyond'] / 1e6:.0f} | {row['floats'] / 1e6:.0f} |")
     save_table("decoding", "\n".join(lines))
     save("decoding", {"own_bytes": own, "rows": rows})
-    if any(row["beyond"] > LIMIT for row in rows if row["way"] == "streamed"):
+    if any(row["beyond"] > LIMIT for row in rows if row["way"] != "held"):
         raise SystemExit(f"a streamed clip took more than {LIMIT / 1e9:.0f} GB beyond the VAE's own")
 
 

@@ -86,7 +86,8 @@ def _rank(rank: int, count: int, folder: str) -> None:
         store = dist.FileStore(f"{folder}/store", count)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=300))
     torch.manual_seed(0)
-    model: Any = WanTransformer3DModel(
+    cls: Any = WanTransformer3DModel
+    model = cls(
         patch_size=(1, 2, 2), in_channels=4, out_channels=4, text_dim=16, freq_dim=256, ffn_dim=32, **SMALL
     ).eval()
     if count > 1:

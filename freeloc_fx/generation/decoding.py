@@ -30,7 +30,7 @@ from freeloc_fx.compiler.capture.swapped import swapped
 from freeloc_fx.errors import FreelocError
 from freeloc_fx.method.shards import Shards
 
-from .shared_decoding import Calls, calls_of, handed_to_first, memory_of, pays
+from .shared_decoding import Calls, calls_of, handed_to_first, memory_of, pays, same_on_all
 from .stretches import stretch_of, stretches
 
 __all__ = ["PIXELS", "chunk_of", "decode", "eight_bit", "in_chunks", "pieces"]
@@ -257,8 +257,8 @@ def in_chunks(
                 for made in streams(vae, latents):
                     on_frames(eight_bit(made[0]))
         else:
-            own = (eight_bit(made[0]) for made in streams(vae, latents, shards=shards))
-            handed_to_first(own, on_frames, shards, (height, width))
+            own = (eight_bit(made[0]) for made in streams(vae, same_on_all(latents), shards=shards))
+            handed_to_first(own, on_frames, shards)
         return latents.new_zeros(1, 3, 1, height, width)
 
     def _decode(latents: torch.Tensor, *given: Any, return_dict: bool = True) -> Any:

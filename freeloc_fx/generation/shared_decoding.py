@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from freeloc_fx.method.shards import Shards
 
-__all__ = ["Calls", "calls_of", "handed_to_first", "memory_of", "pays"]
+__all__ = ["Calls", "calls_of", "handed_to_first", "memory_of", "pays", "same_on_all"]
 
 Calls = Sequence[tuple[int, int]]
 """First and end latent frame of each call of a decoder."""
@@ -93,39 +93,49 @@ def calls_of(calls: Calls, memory: int, shards: Shards) -> tuple[Calls, Calls]:
     return [(needed[0][0] - 1, needed[0][0]), *needed], own
 
 
-def handed_to_first(
-    frames: Iterator[np.ndarray], take: Callable[[np.ndarray], None], shards: Shards, size: tuple[int, int]
-) -> None:
+def same_on_all(latents: torch.Tensor) -> torch.Tensor:
+    """Give every rank the first one's latents, which may differ in rounding where kernels are not deterministic.
+
+    Args:
+        latents: of this rank.
+    """
+    latents = latents.contiguous()
+    if dist.get_backend() != "nccl" or latents.is_cuda:
+        dist.broadcast(latents, 0)
+    return latents
+
+
+def handed_to_first(frames: Iterator[np.ndarray], take: Callable[[np.ndarray], None], shards: Shards) -> None:
     """Give the frames of all ranks to the first one, in order. Others keep theirs in a file until it asks for them.
 
     Args:
         frames: of this rank, uint8 (frames, height, width, 3).
         take: gets all frames on the first rank.
         shards: the ranks.
-        size: height and width.
     """
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     if shards.rank == 0:
         for part in frames:
             take(part)
         for rank in range(1, shards.ranks):
-            number = torch.zeros(1, dtype=torch.long, device=device)
-            dist.recv(number, rank)
-            for start in range(0, int(number), AT_ONCE):
-                shape = (min(AT_ONCE, int(number) - start), *size, 3)
-                part = torch.empty(shape, dtype=torch.uint8, device=device)
-                dist.recv(part, rank)
-                take(part.cpu().numpy())
+            shape = torch.zeros(3, dtype=torch.long, device=device)
+            dist.recv(shape, rank)
+            count, height, width = shape.tolist()
+            for start in range(0, count, AT_ONCE):
+                size = (min(AT_ONCE, count - start), height, width, 3)
+                clip = torch.empty(size, dtype=torch.uint8, device=device)
+                dist.recv(clip, rank)
+                take(clip.cpu().numpy())
         return
     with tempfile.TemporaryFile() as file:
-        count = 0
+        found = [0, 0, 0]
         for part in frames:
             file.write(np.ascontiguousarray(part).reshape(-1).data)
-            count += len(part)
+            found = [found[0] + len(part), *part.shape[1:3]]
         file.flush()
-        dist.send(torch.tensor([count], device=device), 0)
-        if not count:
+        dist.send(torch.tensor(found, device=device), 0)
+        if not found[0]:
             return
-        kept = np.memmap(file, np.uint8, "r", shape=(count, *size, 3))
-        for start in range(0, count, AT_ONCE):
+        kept = np.memmap(file, np.uint8, "r", shape=(*found, 3))
+        for start in range(0, found[0], AT_ONCE):
             dist.send(torch.from_numpy(np.array(kept[start : start + AT_ONCE])).to(device), 0)

@@ -20,14 +20,16 @@ def _cached(vae: Any) -> bool:
     """Whether a decoder carries a cache from one batch of latent frames to the next."""
     from diffusers import AutoencoderKLCogVideoX
 
-    return isinstance(vae, AutoencoderKLCogVideoX) and not vae.use_tiling
+    known: Any = AutoencoderKLCogVideoX
+    return isinstance(vae, known) and not vae.use_tiling
 
 
 def _blended(vae: Any) -> bool:
     """Whether a decoder blends overlapping stretches of frames."""
     from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLLTXVideo
 
-    return isinstance(vae, AutoencoderKLHunyuanVideo | AutoencoderKLLTXVideo) and bool(vae.use_framewise_decoding)
+    known: Any = (AutoencoderKLHunyuanVideo, AutoencoderKLLTXVideo)
+    return isinstance(vae, known) and bool(vae.use_framewise_decoding)
 
 
 def stretch_of(vae: Any) -> int | None:
