@@ -235,6 +235,7 @@ class Backend:
         acts = self.adopted is not None or self.recorder is not None or self.how.text is not None
         if not plan.rewritten and not acts:
             # Within the trained length the model runs exactly as it was captured, bitwise, whatever the backend.
+            pipeline.restore(runner)
             run = fx.GraphModule(root, graph).forward if stamped else gm.forward
         else:
             run = self._acting(runner, plan, root, gm, inputs)
@@ -251,9 +252,8 @@ class Backend:
             self.recorder.expect(plan)
             pipeline.observe(runner, plan, self.recorder.name)
             return self._compiled(runner, plan, root, gm, inputs)
-        if not plan.rewritten:
-            pipeline.restore(runner)
         if not plan.rewritten and self.adopted is not None:
+            pipeline.restore(runner)
             return self._compiled(runner, plan, root, gm, inputs)  # its tokens have to be exchanged all the same
         stages = self._rewrite(runner, plan, root)
         if len(stages) == 1:

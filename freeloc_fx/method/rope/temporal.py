@@ -167,9 +167,10 @@ def alike(one: RopeLayout, other: RopeLayout) -> bool:
         other: the layout of the other.
 
     Returns:
-        Whether they do: the same channels, and rates that differ by at most 1e-6 radians per latent frame.
+        Whether they do: the same channels, and rates that differ by at most 1e-6 radians per latent frame, or by 1e-6 of
+        themselves where they are above one radian, as float32 cannot tell more.
     """
     same = (one.head_dim, one.first, one.second) == (other.head_dim, other.first, other.second)
     if not same or len(one.omega) != len(other.omega):
         return False
-    return bool(np.abs(np.asarray(one.omega) - np.asarray(other.omega)).max() <= 1e-6)
+    return bool(np.allclose(one.omega, other.omega, rtol=1e-6, atol=1e-6))
