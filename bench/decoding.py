@@ -89,7 +89,8 @@ def main() -> None:
         print(json.dumps(run(int(args.one[0]), args.one[1])))
         return
     asked = [("streamed", args.frames), ("held", args.held), ("streamed, in tiles", args.tiled)]
-    own, rows = {}, []
+    own: dict[str, int] = {}
+    rows = []
     for way, lengths in asked:
         if not lengths:
             continue
