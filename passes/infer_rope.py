@@ -140,7 +140,7 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         return torch.cat([result[0], padding], 1).float().cpu()
 
     def measure(given: Mapping[fx.Node, Any]) -> rope.Rotations | MatchFailure:
-        cuts = head_cuts(heads, tokens, dim, list(given.values()))
+        cuts = head_cuts(heads, tokens, dim, list(given.values()), site.query_shape[0])
         with torch.no_grad():
             if cuts is not None:
                 few = _measured_by_heads(lambda i, cut: run(inputs[i], given, cut), cuts, inputs, tolerance)
