@@ -2,6 +2,7 @@
 
     python bench/decoding.py                      # 480x832: 161, 641 and 1,281 frames streamed, 161 held; 1088x1920
     python bench/decoding.py --frames 81,161 --tiled ""
+    python bench/decoding.py --frames "" --held "" --keep    # in tiles alone, beside the other rows that are there
 
 Each run is a process of its own that decodes random latents and writes a video; its peak resident memory counts, less
 that of a process that has done the same with 17 frames, which is the libraries' and the VAE's own. Streamed: chunks go
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import save, save_table
+from common import results, save, save_table
 
 from freeloc_fx.generation.decoding import in_chunks
 from freeloc_fx.generation.streaming import streamed
@@ -83,22 +84,26 @@ def main() -> None:
     parser.add_argument("--frames", default="161,641,1281", help="4n+1 each")
     parser.add_argument("--held", default="161", help="4n+1 each; empty for none")
     parser.add_argument("--tiled", default="33,81", help="4n+1 each; empty for none")
+    parser.add_argument("--keep", action="store_true", help="keep earlier results of what is not run now")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(run(int(args.one[0]), args.one[1])))
         return
     asked = [("streamed", args.frames), ("held", args.held), ("streamed, in tiles", args.tiled)]
-    own, rows = {}, []
+    own: dict[str, int] = {}
+    rows = []
     for way, lengths in asked:
         if not lengths:
+            rows += [row for row in results("decoding.json")["rows"] if row["way"] == way] if args.keep else []
             continue
         base = "streamed" if way == "held" else way
         own[base] = own.get(base) or alone(LEAST, base)["peak"]
         rows += [alone(int(frames), way) | {"own": own[base]} for frames in lengths.split(",")]
     lines = ["| size | frames | MB beyond the VAE's own | MB of the frames as float32 |", "|---|---|---|---|"]
     for row in rows:
-        row["beyond"], (height, width) = row["peak"] - row["own"], SIZES[row["way"]]
+        height, width = SIZES[row["way"]]
+        row["beyond"] = row["peak"] - row["own"]
         row["size"], row["floats"] = f"{height}x{width}", row["frames"] * height * width * 3 * 4
         size = f"{row['way']}, {row['size']}"
         lines.append(f"| {size} | {row['frames']} | {row['beyond'] / 1e6:.0f} | {row['floats'] / 1e6:.0f} |")

@@ -152,7 +152,9 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         return found
 
     def measure(given: Mapping[fx.Node, Any]) -> rope.Rotations | MatchFailure:
-        cuts = head_cuts(heads, tokens, dim, list(given.values())) if groups == heads else None
+        cuts = None
+        if groups == heads:
+            cuts = head_cuts(heads, tokens, dim, list(given.values()), site.query_shape[0])
         with torch.no_grad():
             if cuts is not None:
                 few = _measured_by_heads(lambda i, cut: run(inputs[i], given, cut), cuts, inputs, tolerance)

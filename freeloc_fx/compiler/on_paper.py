@@ -150,7 +150,10 @@ def _at(one: AttentionSite, other: AttentionSite, picture: tuple[int, int]) -> A
     if grid is not None and one.kind == "video":
         grid = TokenGrid(grid.frames, *picture, grid.text_first, grid.text_last)
     q, k = enlarged(one.query_shape, other.query_shape), enlarged(one.key_shape, other.key_shape)
-    reason = one.reason
+    # Reasons count tokens, too.
+    (rows, columns), (height, width) = PICTURES[0], picture
+    reason = one.reason.replace(f"of {rows} x {columns}", f"of {height} x {width}")
+    reason = re.sub(rf"(the video's \d+ x ){rows * columns}\b", rf"\g<1>{height * width}", reason)
     for small, large in ((one.query_shape, q), (one.key_shape, k)):
         if small != large:
             reason = re.sub(rf"\b{small[2]}\b", str(large[2]), reason)

@@ -68,7 +68,7 @@ class HeadCut:
         return value
 
 
-def head_cuts(heads: int, tokens: int, dim: int, tables: Sequence[Any]) -> list[HeadCut] | None:
+def head_cuts(heads: int, tokens: int, dim: int, tables: Sequence[Any], batch: int = 1) -> list[HeadCut] | None:
     """Every head of a large attention, a few at a time and each once.
 
     Args:
@@ -76,6 +76,7 @@ def head_cuts(heads: int, tokens: int, dim: int, tables: Sequence[Any]) -> list[
         tokens: of its sequence.
         dim: channels of a head.
         tables: what its RoPE reads beside the query.
+        batch: samples of a call.
 
     Returns:
         The cuts, the first alone where no table tells heads apart; None where the attention is small, has few heads,
@@ -83,7 +84,7 @@ def head_cuts(heads: int, tokens: int, dim: int, tables: Sequence[Any]) -> list[
     """
     others = (1, 2, 3, 4, dim // 4, dim // 2, dim, 2 * dim, tokens)
     sizes = _sizes(heads, dim)
-    if heads * tokens * dim <= LARGE or heads <= AT_A_TIME or heads in others or tokens in sizes:
+    if heads * tokens * dim <= LARGE or heads <= AT_A_TIME or heads in others or {tokens, batch} & set(sizes):
         return None
     told = any(size in sizes for table in tables if isinstance(table, torch.Tensor) for size in table.shape)
     starts = range(0, heads, AT_A_TIME) if told else (0,)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # three processes that import torch; test_ranks.py shows the same without torchrun
+
 PROMPT = "a red circle and a white square bounce slowly over a navy grid, the camera pans left"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 LIMIT = 400.0
@@ -79,12 +81,10 @@ def test_two_ranks_of_torchrun_write_what_one_process_writes(tmp_path: Path) -> 
     equal_files(tmp_path, 101, 1, "--parallel=ulysses")
 
 
-@pytest.mark.slow
 def test_ten_times_the_trained_length_by_torchrun(tmp_path: Path) -> None:
     equal_files(tmp_path, 801, 2, "--parallel=ulysses", "--shard=fsdp")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found by /proc")
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_ends_the_run_with_a_message(killed: int, tmp_path: Path) -> None:

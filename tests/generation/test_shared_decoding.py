@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import RanksError, on_ranks
 from slow import slow
-from test_stretches import PATCHES, wan
+from small_vaes import PATCHES, wan
 
 from freeloc_fx.errors import FreelocError
 from freeloc_fx.generation import decoding, shared_decoding

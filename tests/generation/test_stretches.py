@@ -6,71 +6,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from slow import slow
-from torch import nn
+from small_vaes import PATCHES, cogvideox, hunyuan, ltx, wan
 
 from freeloc_fx.generation import running
 from freeloc_fx.generation.decoding import eight_bit, in_chunks
 from freeloc_fx.generation.stretches import stretch_of, why_at_once
 
-UP = ("HunyuanVideoUpBlock3D",) * 4
-
-
-def made(cls: str, **config: Any) -> Any:
-    torch.manual_seed(0)
-    vae = getattr(diffusers, cls)(**config).eval().requires_grad_(False)
-    for weight in vae.parameters():  # untrained, its frames hardly depend on one another
-        if weight.ndim > 1:
-            nn.init.normal_(weight, std=1.5 / weight[0].numel() ** 0.5)
-    return vae
-
-
-def cogvideox() -> Any:
-    return made(
-        "AutoencoderKLCogVideoX", latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1,
-        norm_num_groups=2,
-    )  # fmt: skip
-
-
-def hunyuan() -> Any:
-    vae = made(
-        "AutoencoderKLHunyuanVideo", latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1,
-        norm_num_groups=4,
-    )  # fmt: skip
-    vae.tile_sample_min_num_frames, vae.tile_sample_stride_num_frames = 12, 8
-    return vae
-
-
-def ltx(framewise: bool = True) -> Any:
-    vae = made(
-        "AutoencoderKLLTXVideo", latent_channels=4, block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8), layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1, 1),
-    )  # fmt: skip
-    vae.use_framewise_decoding = framewise
-    vae.tile_sample_min_num_frames, vae.tile_sample_stride_num_frames = 24, 16
-    return vae
-
-
-def wan(**options: Any) -> Any:
-    vae = made(
-        "AutoencoderKLWan", base_dim=4, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, attn_scales=[],
-        temperal_downsample=[True, True], latents_mean=[0.0] * 4, latents_std=[1.0] * 4, **options,
-    )  # fmt: skip
-    # Latents of a side: 4 a tile, 3 of them new.
-    size = 4 * vae.spatial_compression_ratio, 3 * vae.spatial_compression_ratio
-    vae.enable_tiling(size[0], size[0], size[1], size[1])
-    return vae
-
-
-PATCHES: dict[str, Any] = {
-    "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 8,
-    "decoder_base_dim": 8,
-}  # fmt: skip
 VAES = {
     "CogVideoX": (cogvideox, 2),
     "HunyuanVideo": (hunyuan, 2),
@@ -93,6 +38,8 @@ def test_stretches_are_the_vae_s_own_frames(name: str, frames: int) -> None:
     latents = torch.randn(1, 4, frames, *((4, 5) if stretch is None else (2, 3)))
     expected = vae.decode(latents).sample
     assert expected.std() > 0.02
+    if stretch is None:
+        assert expected.shape[-2:] == (32, 40), "eight pixels a latent: tiles overlap"
     given: list[np.ndarray] = []
     with in_chunks(vae, 10**4, 10**4, given.append) as chunk:  # a picture so large that each call takes a frame
         last = vae.decode(latents, return_dict=False)[0]

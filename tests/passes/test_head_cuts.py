@@ -95,4 +95,4 @@ def test_small_attentions_and_sizes_that_mean_two_things_are_left_whole(
     if tokens == heads * dim:
         monkeypatch.setattr(head_cut, "LARGE", 0)
     assert head_cuts(heads, tokens, dim, []) is None
-    assert head_cuts(40, 10**6, 128, []) is not None
+    assert head_cuts(40, 10**6, 128, []) is not None and head_cuts(40, 10**6, 128, [], batch=40) is None
