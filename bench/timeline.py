@@ -225,8 +225,8 @@ def report(rows: list[dict[str, Any]], setting: dict[str, Any]) -> str:
         "and these are counted. After: from the end of the blend and a stretch on.",
         "",
         f"| | change met within {within} frames | median frames until met | first prompt shown before the mark | "
-        "second shown after | unchanged shapes after | constancy after | composite after | motion after | loop after | "
-        "jump at the mark |",
+        "second shown after | unchanged shapes after | constancy after | composite (of before) after | motion after | "
+        "loop after | jump at the mark |",
         "|" + "---|" * 11,
     ]
     for name in CONTESTANTS:

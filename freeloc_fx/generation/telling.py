@@ -14,15 +14,28 @@ from typing import Any
 import torch
 
 from freeloc_fx.attention.running import running, within
+from freeloc_fx.compiler.capture.conventions import config_of, patches
 from freeloc_fx.errors import TimelineError
 from freeloc_fx.method.timeline import TextSchedule
 
 from .request import Facts
 
-__all__ = ["schedule_of", "telling", "with_schedule"]
+__all__ = ["latent_frames", "schedule_of", "telling", "with_schedule"]
 
 
 _KEY = "_freeloc_texts"
+
+
+def latent_frames(facts: Facts, frames: int) -> tuple[int, int]:
+    """Latent frames that a pipeline puts in front of a clip, so that patches over time fit, and those of the clip.
+
+    Args:
+        facts: of the pipeline.
+        frames: of the video.
+    """
+    count = (frames - 1) // facts.temporal + 1
+    fills = "use_rotary_positional_embeddings" in config_of(facts.transformer)  # CogVideoX 1.5's pipelines do
+    return (-count % patches(facts.transformer)[0] if fills else 0), count
 
 
 @contextmanager
@@ -45,8 +58,9 @@ def telling(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Iterato
     known = inspect.signature(pipe.__call__).parameters.get("num_frames")
     frames = named.get("num_frames", known.default if known is not None else None)
     if isinstance(frames, int):
-        temporal = Facts.of(pipe).temporal
-        if (frames - 1) // temporal + 1 != found[0].frames:
+        facts = Facts.of(pipe)
+        temporal = facts.temporal
+        if sum(latent_frames(facts, frames)) != found[0].frames:
             raise TimelineError(
                 f"timeline: it was made for num_frames={(found[0].frames - 1) * temporal + 1}, and the call is for "
                 f"num_frames={frames}"

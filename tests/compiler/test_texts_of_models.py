@@ -19,6 +19,7 @@ from torch.testing import assert_close
 from freeloc_fx import Profile, plans, transform
 from freeloc_fx.attention.running import running, within
 from freeloc_fx.compiler.capture.conventions import check_text_tokens, keeps_text_in_step
+from freeloc_fx.compiler.capture.state import state_of
 from freeloc_fx.errors import TimelineError
 from freeloc_fx.method.timeline import TextSchedule, span_weights
 
@@ -139,10 +140,29 @@ def test_it_is_the_untouched_model_with_the_table_as_a_mask(name: str) -> None:
 def test_long_attention_agrees_with_the_reference(name: str) -> None:
     model = build(name)
     given, texts = timed(name, model, 2)
-    profile = Profile(trained_frames=3 // CASES[name].patch[0], layers="vrpr+tsa+temp")
-    found = call(transform(build(name), profile, backend="eager", verify=True), given, texts)
+    profile = Profile(trained_frames=max(2, 3 // CASES[name].patch[0]), layers="vrpr+tsa+temp")
+    verify = name != "Mochi"  # shapes that depend on data are not propagated
+    found = call(transform(build(name), profile, backend="eager", verify=verify), given, texts)
     exact = call(transform(build(name), profile, backend="eager", attention="reference"), given, texts)
     assert_close(found, exact, rtol=2e-3, atol=2e-3)
+    if name in QUICK:
+        flex = call(transform(build(name), profile, backend="eager", attention="flex"), given, texts)
+        assert_close(flex, exact, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["HunyuanVideo", "CogVideoX"])
+def test_a_joint_model_compiles_once_for_all_timelines(name: str) -> None:
+    profile = Profile(trained_frames=3, layers="vrpr+tsa")
+    compiled, eager = (transform(build(name), profile, backend=backend) for backend in ("inductor", "eager"))
+    given, texts = timed(name, compiled, 2, sizes=(5, 9))
+    assert_close(call(compiled, given, texts), call(eager, given, texts), rtol=1e-3, atol=1e-3)
+    state = state_of(compiled)
+    assert state is not None
+    pieces = state.backend.artefacts.compiled
+    given, texts = timed(name, compiled, 0, sizes=(9, 4), seeds=(3, 4))
+    assert_close(call(compiled, given, texts), call(eager, given, texts), rtol=1e-3, atol=1e-3)
+    assert state.backend.artefacts.compiled == pieces > 0 and len(plans(compiled)) == 1
 
 
 def test_a_frame_of_a_joint_model_does_not_know_of_another_text() -> None:
