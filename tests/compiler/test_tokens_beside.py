@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
-from conditioned import NAMES, conditioned, pixel_coords
+from conditioned import NAMES, conditioned, minimax_h3, pixel_coords
 from literal import attention, literal
 from models import DiT, latents
 from slow import slow
 
 from freeloc_fx import Profile, plans, transform
+from freeloc_fx.cli.inspect import _show
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.grid import Further
 
@@ -159,7 +161,7 @@ class Beside(DiT):
 
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("text", [0, 3])
-def test_a_model_of_our_own(first: bool, text: int) -> None:
+def test_a_model_of_our_own(first: bool, text: int, capsys: pytest.CaptureFixture[str]) -> None:
     model = Beside((7.0, 2.5, 2.5), first=first, text=text)
     given = {"hidden_states": latents(11, 2, 3)}
     changed = transform(model, PROFILE, backend="eager", attention="tiles", verify=True)
@@ -169,6 +171,9 @@ def test_a_model_of_our_own(first: bool, text: int) -> None:
     assert (plan.grid.before, plan.grid.after) == ((frames, ()) if first else ((), frames))
     assert (plan.grid.frames, plan.grid.text_last) == (11, text)
     assert "3 further frames" in str(plan)
+    _show("what inspect prints", plan)
+    start = 0 if first else 66
+    assert f"tokens {start}-{start + 17}: 3 further frames of 2x3 at times 7, 2.5, 2.5" in capsys.readouterr().out
     with attention(literal(plan, F.scaled_dot_product_attention)):
         assert distance(found, run(model, given)) <= 1e-4
 
@@ -212,6 +217,21 @@ def test_a_clip_that_is_spaced_unevenly_among_text_and_sound(lowering: str) -> N
     with attention(literal(plan, F.scaled_dot_product_attention)):
         assert distance(found, run(model, given)) <= 1e-4
     short = packed(5)
+    assert torch.equal(run(changed, short), run(model, short))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(diffusers, "MiniMaxH3Transformer3DModel"), reason="an older diffusers")
+def test_minimax_h3() -> None:
+    model, given = minimax_h3(4 * TRAINED)
+    changed = transform(model, PROFILE, backend="eager", attention="tiles", verify=True)
+    found = run(changed, given)
+    (plan,) = plans(changed)
+    assert (plan.grid.frames, plan.grid.tokens, plan.grid.text_first, plan.grid.turned) == (20, 6, 13, 12)
+    assert plan.grid.uneven[:3] == pytest.approx((0, 19 / 64, 19 / 64 * 5), abs=0.06) and plan.rewritten == 2
+    with attention(literal(plan, F.scaled_dot_product_attention)):
+        assert distance(found, run(model, given)) <= 1e-4
+    model, short = minimax_h3(TRAINED)
     assert torch.equal(run(changed, short), run(model, short))
 
 
