@@ -178,6 +178,13 @@ def test_a_model_of_our_own(first: bool, text: int, capsys: pytest.CaptureFixtur
         assert distance(found, run(model, given)) <= 1e-4
 
 
+def test_a_reference_as_long_as_the_clip_is_refused_where_nothing_tells_them_apart() -> None:
+    """Both together look like two frames of a very large clip, which they are not."""
+    model = Beside(tuple(9.0 + t for t in range(6)))
+    with pytest.raises(CaptureError, match="no clip of evenly spaced frames with fewer others beside it"):
+        transform(model, PROFILE, backend="eager")(latents(6, 2, 3))
+
+
 class Packed(DiT):
     """In the manner of MiniMax-H3: tokens of text, sound and clip in one sequence, with float positions of each."""
 
