@@ -12,9 +12,16 @@ from conditioned import NAMES, conditioned, minimax_h3, pixel_coords
 from literal import attention, literal
 from models import DiT, latents
 from slow import slow
+from torch.utils._pytree import tree_leaves
 
 from freeloc_fx import Profile, plans, transform
 from freeloc_fx.cli.inspect import _show
+from freeloc_fx.compat import plain_call
+from freeloc_fx.compiler.backend import Backend
+from freeloc_fx.compiler.capture.conventions import layer_table
+from freeloc_fx.compiler.capture.facts import facts_of
+from freeloc_fx.compiler.capture.rehearsal import plan_of_call
+from freeloc_fx.compiler.capture.shared import arguments_among
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.grid import Further
 
@@ -122,6 +129,16 @@ def test_a_short_clip_may_become_a_long_one() -> None:
     assert [plan.rewritten for plan in plans(changed)] == [0, 2]
     with attention(literal(plans(changed)[1], F.scaled_dot_product_attention)):
         assert distance(found, run(case.model, case.given | {"video_coords": coords})) <= 1e-4
+
+
+def test_a_plan_knows_which_arguments_say_where_tokens_stand() -> None:
+    """Ranks that share out tokens ask for them, since each sees a part of the tables only."""
+    case = conditioned("LTX", 2 * TRAINED)
+    backend = Backend(PROFILE, layer_table(case.model), None, model=case.model).for_planning()
+    plan = plan_of_call(case.model, plain_call(case.model), backend, facts_of(case.model, case.given), case.given)
+    assert plan.grid.before == case.before
+    (place,) = arguments_among(case.given, backend.read)
+    assert tree_leaves(case.given)[place] is case.given["video_coords"]
 
 
 # Small models of other making
