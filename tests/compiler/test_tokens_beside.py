@@ -102,8 +102,6 @@ def test_keyframes_that_move_are_planned_anew(backend: str, lowering: str) -> No
     coords = case.given["video_coords"]
     coords.copy_(given["video_coords"])  # written in place, as no pipeline does
     assert torch.equal(run(changed, case.given), second)
-    coords += torch.tensor([3.0, 0.0, 0.0])[:, None]  # everything later is the same distances, and no other plan
-    assert distance(run(changed, case.given), second) <= 1e-4
     assert len(plans(changed)) == 2
 
 

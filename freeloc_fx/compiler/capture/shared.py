@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from freeloc_fx.compat import plain_call
 from freeloc_fx.compiler.backend import Backend
@@ -100,7 +100,7 @@ class SharedCalls:
 
     def _numbers(self, kind: Hashable, given: Mapping[str, Any]) -> tuple[int, ...]:
         """The positions that a call is given, by number. Every rank is given all of them, and counts alike."""
-        leaves = tree_leaves(dict(given))
+        leaves = pytree.tree_leaves(dict(given))
         return tuple(self.backend.positions.number(leaves[place]) for place in self._positions.get(kind, ()))
 
     def _planned(self, group: TokenGroup, known: CallFacts, given: Mapping[str, Any]) -> tuple[_Call, tuple[int, ...]]:
@@ -152,7 +152,7 @@ def arguments_among(given: Mapping[str, Any], read: Sequence[torch.Tensor]) -> t
         Their places among the leaves of the arguments.
     """
     known = {(value.data_ptr(), tuple(value.shape)) for value in read}
-    leaves = enumerate(tree_leaves(dict(given)))
+    leaves = enumerate(pytree.tree_leaves(dict(given)))
     return tuple(
         place
         for place, leaf in leaves
