@@ -176,7 +176,7 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
             if not isinstance(parted, MatchFailure):
                 stretch = parted[1]
                 found = parted[0], stretch.grid
-            elif isinstance(found, MatchFailure) and parted is not beside.NO_CLIP:
+            elif not isinstance(found, MatchFailure) or parted is not beside.NO_CLIP:
                 found = parted
     except _PerSampleError as error:
         return MatchFailure(str(error), name)

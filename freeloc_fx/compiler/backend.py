@@ -103,6 +103,7 @@ class Backend:
         checked: what was compared with the reference.
         choices: which lowering was the quickest, where `attention` is "auto" on a CPU.
         positions: values of inputs that position tables were read off.
+        read: gets those inputs of each graph that is captured for its plan and its attentions.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Backend:
         self.how = pipeline.Rewriting.read(attention, verify)
         self.choices: dict[Hashable, str] = {}
         self.positions = KnownPositions()
+        self.read: list[torch.Tensor] = []
 
     @property
     def specs(self) -> Specs:
@@ -153,6 +155,7 @@ class Backend:
         """A backend that ends each capture with its plan, and keeps the attentions that it saw on the way."""
         made = copy.copy(self)
         made.plan_only, made.sites, made.plans, made.listings = True, [], [], None
+        made.read = []
         return made
 
     def adopting(self, plan: Plan, adopted: Adopted) -> Backend:
@@ -226,6 +229,7 @@ class Backend:
         if self.plan_only:
             if self.sites is not None:
                 self.sites.extend(site for _, site in sites(graph))
+                self.read.extend(example_inputs[place] for place in read)
             elif plan.rewritten:
                 self._rewrite(runner, plan, root)
             if self.prefix:

@@ -38,12 +38,12 @@ class Adopted:
 
 
 def by_path(sites: Iterable[AttentionSite]) -> dict[str, tuple[AttentionSite, ...]]:
-    """Sort sites by their module; what belongs to one graph alone, the node of a mask, is left out.
+    """Sort sites by their module; what belongs to one graph alone, nodes of masks and positions, is left out.
 
     Args:
         sites: in execution order.
     """
     found: dict[str, tuple[AttentionSite, ...]] = {}
     for site in sites:
-        found[site.path] = (*found.get(site.path, ()), replace(site, mask=None))
+        found[site.path] = (*found.get(site.path, ()), replace(site, mask=None, positions=()))
     return found

@@ -9,6 +9,7 @@ import pytest
 import torch
 from attention_cases import distance
 from hypothesis import given, settings
+from slow import slow
 from spans_cases import SpanCase, span_cases
 
 from freeloc_fx.attention.op import LOWERINGS, run
@@ -73,8 +74,8 @@ def test_tiles_without_the_kernel_take_frames_of_other_sizes() -> None:
     assert distance(found, torch.from_numpy(SMALL.expected())) <= 1e-9
 
 
-@pytest.mark.parametrize("name", ["vrpr", "clip", "group", "longdiff", "riflex", "tsa", "window", "anchors",
-                                  "ultravico", "freelong", "vrpr+tsa+temp", "clip+window", "yarn+tsa"])  # fmt: skip
+@pytest.mark.parametrize("name", ["vrpr", "clip", "group", "longdiff", "riflex", "anchors", "ultravico", "freelong",
+                                  "vrpr+tsa+temp", slow("tsa"), slow("window"), slow("yarn+tsa")])  # fmt: skip
 @pytest.mark.parametrize("lowering", FAST)
 def test_every_part_takes_times(name: str, lowering: str) -> None:
     """Lowerings agree with each other; of the strategies' tables the clip's own part is that of the clip alone."""

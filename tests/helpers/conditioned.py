@@ -10,7 +10,7 @@ from diffusers_models import CASES, Case, arguments, build
 
 from freeloc_fx.method.grid import Further
 
-__all__ = ["NAMES", "Conditioned", "conditioned", "pixel_coords"]
+__all__ = ["NAMES", "Conditioned", "conditioned", "minimax_h3", "pixel_coords"]
 
 
 class Conditioned:
@@ -104,6 +104,47 @@ def _hunyuan(how: str) -> Case:
     """HunyuanVideo-I2V: the image is the clip's first frame, or channels beside the noise."""
     case = CASES["HunyuanVideo"]
     return replace(case, config=dict(case.config) | {"image_condition_type": how})
+
+
+def minimax_h3(frames: int, text: int = 5, sound: int = 4) -> tuple[Any, dict[str, Any]]:
+    """MiniMax-H3 and a call as its pipeline packs it: words, stereo sound and the clip, on one rotary clock.
+
+    Args:
+        frames: latent frames, of 2x3 tokens.
+        text: words.
+        sound: latents of each side of the sound.
+    """
+    config = {
+        "num_attention_heads": 2, "attention_head_dim": 32, "hidden_size": 32, "num_layers": 2, "num_refiner_layers": 1,
+        "ffn_dim": 48, "in_channels": 4, "audio_in_channels": 4, "text_dim": 16, "freq_dim": 32,
+        "time_embed_hidden_dim": 32, "time_embed_dim": 16, "rope_freq_dim": 4,
+    }  # fmt: skip
+    case = Case("MiniMaxH3Transformer3DModel", config, ())
+    model, random = build("MiniMaxH3", case=case), torch.Generator().manual_seed(1)
+    first, tokens = text + 2 * sound, text + 2 * sound + 6 * frames
+    positions = torch.zeros(tokens, 3, dtype=torch.float64)
+    positions[:text, 0] = torch.arange(text)
+    positions[text:first, 0] = text + torch.arange(sound).repeat(2)
+    positions[text:first, 2] = torch.tensor([-3.5, 25.0]).repeat_interleave(sound)
+    steps = [0.0, *(5 / 3 * (1, 4, 4, 4, 4)[i % 5] for i in range(frames - 1))]
+    positions[first:, 0] = (text + torch.tensor(steps, dtype=torch.float64).cumsum(0)).repeat_interleave(6)
+    positions[first:, 1] = torch.tensor([3.0, 16.0]).repeat_interleave(3).repeat(frames)
+    positions[first:, 2] = torch.tensor([-3.5, 10.0, 23.5]).repeat(2 * frames)
+    kinds = torch.tensor([0] * text + [1] * (2 * sound) + [2] * (6 * frames))
+    given = {
+        "hidden_states": torch.randn(1, 6 * frames, 16, generator=random),
+        "audio_hidden_states": torch.randn(1, 2 * sound, 4, generator=random),
+        "encoder_hidden_states": torch.randn(1, text, 16, generator=random),
+        "timestep": torch.tensor([500.0]),
+        "timestep_indices": torch.zeros(tokens, dtype=torch.long),
+        "token_tags": kinds,
+        "position_ids": positions,
+        "video_indices": torch.arange(first, tokens),
+        "audio_indices": torch.arange(text, first),
+        "text_indices": torch.arange(text),
+        "return_dict": False,
+    }
+    return model, given
 
 
 def _started(name: str, frames: int, case: Case | None = None) -> Conditioned:

@@ -100,12 +100,13 @@ def test_what_models_do(name: str, text: tuple[int, int]) -> None:
     assert grid == TokenGrid(expected.frames, expected.height, expected.width, *text, expected.before, expected.after)
 
 
-def test_a_reference_as_long_as_the_clip_needs_the_call_to_say_which_is_which() -> None:
-    both = turned([*clip(6, 2, 3), *((t + 9, h, w) for t, h, w in clip(6, 2, 3))])
+@pytest.mark.parametrize("later", [0.0, 9.0])
+def test_a_reference_as_long_as_the_clip_needs_the_call_to_say_which_is_which(later: float) -> None:
+    both = turned([*clip(6, 2, 3), *((t + later, h, w) for t, h, w in clip(6, 2, 3))])
     assert found(both) is NO_CLIP
     grid = found(both, (6, 6))
     assert isinstance(grid, TokenGrid) and grid.frames == 6
-    assert grid.after == tuple(Further(9.0 + t, 2, 3) for t in range(6))
+    assert grid.after == tuple(Further(later + t, 2, 3) for t in range(6))
 
 
 STEPS = (1.0, 4.0, 4.0, 4.0, 4.0)

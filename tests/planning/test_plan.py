@@ -86,7 +86,7 @@ def test_json_holds_everything(made: Plan) -> None:
     assert data == json.loads(json.dumps(made.to_dict()))
     assert data["profile"] == "three layers"
     whole = {"frames": 9, "height": 2, "width": 3, "text_first": 0, "text_last": 0}
-    assert data["grid"] == whole | {"before": [], "after": [], "turned": 0}
+    assert data["grid"] == whole | {"before": [], "after": [], "turned": 0, "uneven": []}
     assert [s["strategy"]["name"] for s in data["sites"]] == ["vrpr+tsa", "direct", "tsa+temp"]
     first = data["sites"][0]
     assert first["rope"]["temporal_pairs"] == [[0, 1], [2, 3]]

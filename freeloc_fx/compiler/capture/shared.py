@@ -8,11 +8,12 @@ for heads around their attentions.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import nn
 
 from freeloc_fx.compat import plain_call
@@ -28,7 +29,7 @@ from .facts import check_captured
 from .parallel import TokenGroup, exchange_themselves, gathering, without_exchange
 from .rehearsal import plan_of_call
 
-__all__ = ["SharedCalls"]
+__all__ = ["SharedCalls", "arguments_among"]
 
 
 @dataclass
@@ -45,7 +46,7 @@ class _Call:
 
 
 class SharedCalls:
-    """The calls of one model under context parallelism, by their shapes.
+    """The calls of one model under context parallelism, by their shapes and the positions that they are given.
 
     Args:
         model: transformed; its own forward is in place when `run` is called.
@@ -55,6 +56,8 @@ class SharedCalls:
     def __init__(self, model: nn.Module, backend: Backend) -> None:
         self.model, self.backend = model, backend
         self._known: dict[Hashable, _Call] = {}
+        self._positions: dict[Hashable, tuple[int, ...]] = {}
+        """Which arguments, counted from 0, say where tokens stand, in calls of one kind."""
 
     def run(
         self,
@@ -79,12 +82,12 @@ class SharedCalls:
         Raises:
             FreelocError: as capture and planning raise it, on every rank and before anything is exchanged.
         """
-        key = (group, known, _signature(given))
-        call = self._known.get(key)
+        kind = (group, known, _signature(given))
+        call = self._known.get((kind, self._numbers(kind, given)))
         if call is None:
-            call = self._planned(group, known, given)
+            call, self._positions[kind] = self._planned(group, known, given)
             self.backend.plans.append(call.plan)
-            self._known[key] = call
+            self._known[kind, self._numbers(kind, given)] = call
         if call.by_block is None:  # nothing is rewritten: what diffusers does, bitwise
             with gathering(group):
                 return plain_call(self.model)(*args, **kwargs)
@@ -95,7 +98,13 @@ class SharedCalls:
             self._check(found, call.plan)
         return output
 
-    def _planned(self, group: TokenGroup, known: CallFacts, given: Mapping[str, Any]) -> _Call:
+    def _numbers(self, kind: Hashable, given: Mapping[str, Any]) -> tuple[int, ...]:
+        """The positions that a call is given, by number. Every rank is given all of them, and counts alike."""
+        leaves = pytree.tree_leaves(dict(given))
+        return tuple(self.backend.positions.number(leaves[place]) for place in self._positions.get(kind, ()))
+
+    def _planned(self, group: TokenGroup, known: CallFacts, given: Mapping[str, Any]) -> tuple[_Call, tuple[int, ...]]:
+        """What calls of one kind run through, and which arguments the plan's positions come from."""
         if self.backend.recorder is not None:
             raise CaptureError(
                 f"{type(self.model).__name__}: attentions are observed on one process; expected a model without "
@@ -104,7 +113,7 @@ class SharedCalls:
         planning = self.backend.for_planning()
         plan = plan_of_call(self.model, plain_call(self.model), planning, known, given)
         if not plan.rewritten and exchange_themselves(self.model, self.backend.layers):
-            return _Call(plan, None)
+            return _Call(plan, None), arguments_among(given, planning.read)
         for site in planning.sites or ():
             if site.kind == "video" and (reason := _unshared(site)):
                 raise CaptureError(
@@ -119,7 +128,8 @@ class SharedCalls:
                 )
         adopted = Adopted(by_path(planning.sites or ()), group.shards, group.name)
         own = self.backend.adopting(plan, adopted)
-        return _Call(plan, BlockByBlock(self.model, own, "tokens are shared out over ranks"))
+        call = _Call(plan, BlockByBlock(self.model, own, "tokens are shared out over ranks"))
+        return call, arguments_among(given, planning.read)
 
     def _check(self, found: Plan, plan: Plan) -> None:
         """Refuse a call in which a planned attention was not met."""
@@ -129,6 +139,25 @@ class SharedCalls:
                 f"{lost[0]}: planned of the unsharded model, but this rank's blocks hold {len(found.sites)} of "
                 f"{len(plan.sites)} planned attentions"
             )
+
+
+def arguments_among(given: Mapping[str, Any], read: Sequence[torch.Tensor]) -> tuple[int, ...]:
+    """Which of a call's arguments are among the tensors that a capture of it has read.
+
+    Args:
+        given: forward's arguments by name.
+        read: tensors, as the capture was given them.
+
+    Returns:
+        Their places among the leaves of the arguments.
+    """
+    known = {(value.data_ptr(), tuple(value.shape)) for value in read}
+    leaves = enumerate(pytree.tree_leaves(dict(given)))
+    return tuple(
+        place
+        for place, leaf in leaves
+        if isinstance(leaf, torch.Tensor) and (leaf.data_ptr(), tuple(leaf.shape)) in known
+    )
 
 
 def _unshared(site: AttentionSite) -> str:

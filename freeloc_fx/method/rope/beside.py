@@ -247,15 +247,15 @@ class _Reader:
     def words(self, first: int, last: int) -> bool:
         """Whether tokens [first, last) are turned in time alone, but for two further places, as of stereo sound.
 
-        Tokens of a part of a frame stand at a place each. Where frames are single tokens, or time turns what space
-        turns, nothing tells.
+        Each place is one run of tokens, where parts of frames come back to theirs. Where frames are single tokens, or
+        time turns what space turns, nothing tells.
         """
         if not self.alone or self.grid.tokens == 1:
             return False
         space = self.whole[first:last][:, ~self.temporal]
         places = _kinds(space, self.limit, 4) if space.shape[1] else []
-        lone = len(places) > 1 and any(len(place) == 1 for place in places)
-        return len(places) in (1, 2, 3) and not lone and not any(self._alike(at) for at in range(first, last))
+        runs = all(len(place) > 1 and np.ptp(place) == len(place) - 1 for place in places) or len(places) == 1
+        return len(places) in (1, 2, 3) and runs and not any(self._alike(at) for at in range(first, last))
 
     def _alike(self, first: int) -> bool:
         """Whether a frame of the clip's size begins at a token: turned as the clip's first but for one turn in time."""
