@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from literal import attention, literal
+from slow import slow
 from spelled import spelled
 from torch import nn
 
@@ -176,8 +177,11 @@ CASES = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("lowering", ["calls", "flex"])
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize(
+    ("kind", "lowering"),
+    [(kind, "calls") for kind in CASES]
+    + [(kind, "flex") if kind == "text_turned" else slow(kind, "flex") for kind in CASES],
+)
 def test_other_forms_of_attention(kind: str, lowering: str) -> None:
     groups, first, last = CASES[kind]
     batch = 2 if lowering == "calls" else 1
