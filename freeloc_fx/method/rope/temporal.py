@@ -167,7 +167,7 @@ def alike(one: RopeLayout, other: RopeLayout) -> bool:
         other: the layout of the other.
 
     Returns:
-        Whether they do: the same channels, and rates that differ by at most 1e-6 radians per latent frame, or by 1e-6 of
+        Whether they do: the same channels, and rates that differ by at most 1e-6 radians per latent frame, or 1e-6 of
         themselves where they are above one radian, as float32 cannot tell more.
     """
     same = (one.head_dim, one.first, one.second) == (other.head_dim, other.first, other.second)
