@@ -135,18 +135,19 @@ def _longest(whole: np.ndarray, limit: float, known: tuple[int, int] | None) -> 
     for kind in _kinds(some[1:] * some[:-1].conj(), 2 * limit, 24):
         sizes, counts = np.unique(np.diff(kind), return_counts=True)
         gaps.update(sizes[np.argsort(-counts)[:3]].tolist())
-    best: tuple[int, int, int, int] | None = None
+    best: tuple[int, int, int, int, int] | None = None
     for n in sorted(gap for gap in gaps if 2 * gap <= len(whole)):
         for first, length in _steady_runs(whole, n, limit):
             if holds_frames(whole[first : first + 2 * n], n, limit):
                 continue
             count = length // n + 1
-            key = ((count - 1) * n, int(is_known(n, count, known)))
-            if best is None or key > best[:2]:
+            # Sound is as steady as a clip, and longer than a small one; it has one token at a time.
+            key = (int(n > 1), (count - 1) * n, int(is_known(n, count, known)))
+            if best is None or key > best[:3]:
                 best = (*key, first, n)
     if best is None:
         return None
-    steady, _, first, n = best
+    _, steady, _, first, n = best
     return first, n, steady // n + 1
 
 
