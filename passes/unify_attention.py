@@ -84,7 +84,12 @@ def _spell(graph: fx.Graph, node: fx.Node, call: KernelCall, held: Held) -> bool
     set_example_value(attention, value_of(q).new_empty(()).expand(value_of(q).shape))
     after = node.next
     taken = _first(node) if call.first else node
-    result = insert(graph, after, lambda x: laid.back(x.narrow(2, first, rows)), attention, node)
+    beside_them = bool(first or last)
+
+    def own(x: Any) -> Any:  # a node of its own in any case, so that the two can be told apart again
+        return laid.back(x.narrow(2, first, rows) if beside_them else x.view(batch, heads, rows, dim))
+
+    result = insert(graph, after, own, attention, node)
     taken.replace_all_uses_with(result)
     reads = tuple(x for x in (q, k, v, call.mask) if x is not None)
     write_stand_in(attention, StandIn(node, taken, result, reads, (first, last), sinks))

@@ -110,9 +110,12 @@ def _with_cameras(
     """A timestep a frame, and where the camera of each frame stands: unmoved."""
     frames = size[0]
     camera = torch.cat([torch.eye(4).flatten(), torch.tensor([1.0, 1.0, 0.5, 0.5])])
-    return {
+    result = {
         "timestep": like.new_zeros(1, 1, frames),
         "encoder_hidden_states": like.new_zeros(1, 1, text, int(config.get("caption_channels") or 16)),
         "camera_conditions": camera.to(like).expand(1, frames, -1),
         "chunk_plucker": like.new_zeros(1, int(config.get("chunk_plucker_channels") or 48), *size),
     }
+    if like.device.type == "cpu" and like.dtype != torch.float32:
+        del result["camera_conditions"]  # rays are not cast in half precision there; the branch is then left out
+    return result
