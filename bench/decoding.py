@@ -7,9 +7,9 @@
 Each run is a process of its own that decodes random latents and writes a video; its peak resident memory counts, less
 that of a process that has done the same with 17 frames, which is the libraries' and the VAE's own. Streamed: chunks go
 from the VAE to 8-bit to the encoder. Held: all frames are there as float32 first, as `Video.frames` has them. In tiles:
-pictures of 1088x1920, larger than those that are decoded whole, less the same with 17 frames; each tile keeps what the
-next frame needs of the last ones. Exits with 1 where a streamed clip takes more than 1 GB beyond the VAE's own. Writes
-results/decoding.json and decoding.md.
+pictures of 1088x1920, larger than those that are decoded whole, each tile of which keeps what the next frame needs of
+the last ones; several lengths tell what grows with the clip. Exits with 1 where a streamed clip takes more than 1 GB
+beyond the VAE's own. Writes results/decoding.json and decoding.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import results, save, save_table
+from common import lines, results, save, save_table
 
 from freeloc_fx.generation.decoding import in_chunks
 from freeloc_fx.generation.streaming import streamed
@@ -35,6 +35,9 @@ SIZES = {"streamed": (480, 832), "held": (480, 832), "streamed, in tiles": (1088
 LEAST = 17
 """Frames of the run that shows what the libraries and the VAE take themselves."""
 LIMIT = 10**9
+OF_OWN = ("streamed", "held")
+"""Ways whose peak is compared with that of `LEAST` frames."""
+HEAD = ("frames are", "size", "frames", "MB at most", "beyond the VAE's own", "MB of the frames as float32")
 
 
 def miniature() -> Any:
@@ -83,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", default="161,641,1281", help="4n+1 each")
     parser.add_argument("--held", default="161", help="4n+1 each; empty for none")
-    parser.add_argument("--tiled", default="33,81", help="4n+1 each; empty for none")
+    parser.add_argument("--tiled", default="17,33,65", help="4n+1 each; empty for none")
     parser.add_argument("--keep", action="store_true", help="keep earlier results of what is not run now")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -91,25 +94,24 @@ def main() -> None:
         print(json.dumps(run(int(args.one[0]), args.one[1])))
         return
     asked = [("streamed", args.frames), ("held", args.held), ("streamed, in tiles", args.tiled)]
-    own: dict[str, int] = {}
+    own = alone(LEAST, "streamed")["peak"] if args.frames or args.held else None
     rows = []
     for way, lengths in asked:
         if not lengths:
             rows += [row for row in results("decoding.json")["rows"] if row["way"] == way] if args.keep else []
             continue
-        base = "streamed" if way == "held" else way
-        own[base] = own.get(base) or alone(LEAST, base)["peak"]
-        rows += [alone(int(frames), way) | {"own": own[base]} for frames in lengths.split(",")]
-    lines = ["| size | frames | MB beyond the VAE's own | MB of the frames as float32 |", "|---|---|---|---|"]
+        rows += [alone(int(frames), way) | {"own": own if way in OF_OWN else None} for frames in lengths.split(",")]
+    table = []
     for row in rows:
         height, width = SIZES[row["way"]]
-        row["beyond"] = row["peak"] - row["own"]
+        row["beyond"] = None if row["own"] is None else row["peak"] - row["own"]
         row["size"], row["floats"] = f"{height}x{width}", row["frames"] * height * width * 3 * 4
-        size = f"{row['way']}, {row['size']}"
-        lines.append(f"| {size} | {row['frames']} | {row['beyond'] / 1e6:.0f} | {row['floats'] / 1e6:.0f} |")
-    save_table("decoding", "\n".join(lines))
-    save("decoding", {"own_bytes": own, "rows": rows})
-    if any(row["beyond"] > LIMIT for row in rows if row["way"] != "held"):
+        beyond = "" if row["beyond"] is None else f"{row['beyond'] / 1e6:.0f}"
+        sizes = f"{row['peak'] / 1e6:.0f}", beyond, f"{row['floats'] / 1e6:.0f}"
+        table.append([row["way"], row["size"], str(row["frames"]), *sizes])
+    save_table("decoding", lines(HEAD, table))
+    save("decoding", {"rows": rows})
+    if any(row["beyond"] > LIMIT for row in rows if row["way"] == "streamed"):
         raise SystemExit(f"a streamed clip took more than {LIMIT / 1e9:.0f} GB beyond the VAE's own")
 
 

@@ -69,9 +69,11 @@ def step_memory() -> str:
 
 
 def decoding() -> str:
-    """Peak host memory of decoding beyond the VAE's own."""
-    rows = [
-        [r["way"], r["size"], str(r["frames"]), f"{r['beyond'] / 1e6:.0f}", f"{r['floats'] / 1e6:.0f}"]
-        for r in results("decoding.json")["rows"]
-    ]
-    return lines(["frames are", "size", "frames", "MB beyond the VAE's own", "MB of the frames as float32"], rows)
+    """Peak host memory of decoding, and what of it is beyond the VAE's own."""
+    rows = []
+    for r in results("decoding.json")["rows"]:
+        beyond = "" if r["beyond"] is None else f"{r['beyond'] / 1e6:.0f}"
+        sizes = f"{r['peak'] / 1e6:.0f}", beyond, f"{r['floats'] / 1e6:.0f}"
+        rows.append([r["way"], r["size"], str(r["frames"]), *sizes])
+    head = ["frames are", "size", "frames", "MB at most", "beyond the VAE's own", "MB of the frames as float32"]
+    return lines(head, rows)

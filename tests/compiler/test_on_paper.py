@@ -42,7 +42,7 @@ def without_noise(made: Any) -> Any:
 def test_it_is_the_plan_of_the_real_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
     model = build(name)
-    frames, height, width = (p * n for p, n in zip(case.patch, (9, 5, 7), strict=True))
+    frames, height, width = (p * n for p, n in zip(case.patch, (9, 4, 6), strict=True))
     size = {"frames": frames, "height": height, "width": width}
     expected = plan(model, PROFILE, **size)
     torch._dynamo.reset()

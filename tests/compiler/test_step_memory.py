@@ -49,7 +49,7 @@ def test_turned_queries_and_keys_have_the_model_s_dtype(dtype: torch.dtype) -> N
 
 @pytest.mark.slow
 def test_a_compiled_step_takes_what_is_counted() -> None:
-    """Counted: six tensors of tokens x width in bfloat16. One float32 copy of q and of k would be four more."""
+    """Counted: six tensors of tokens x width in bfloat16. A float32 copy of q would be two more, one of k as well."""
     config = {"num_attention_heads": 4, "attention_head_dim": 32, "ffn_dim": 128}
     model = wan(dtype=torch.bfloat16, **config)
     size = {"frames": 41, "height": 16, "width": 16}
@@ -62,6 +62,7 @@ def test_a_compiled_step_takes_what_is_counted() -> None:
             run(**inputs)
             return peak_bytes(lambda: run(**inputs))
 
-    assert peak(transform(model, PROFILE, attention="tiles")) <= 1.15 * counted.attention
+    eight = counted.attention * 8 // 6
+    assert peak(transform(model, PROFILE, attention="tiles")) < eight
     eager = peak(transform(model, PROFILE, backend="eager", attention="tiles"))
-    assert eager > 1.3 * counted.attention, "the eager model holds such copies, so that the test can fail"
+    assert eager > eight, "the eager model holds such copies, so that the test can fail"
