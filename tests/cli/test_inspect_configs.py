@@ -94,6 +94,19 @@ def test_every_class_from_its_configuration(name: str, tmp_path: Path) -> None:
     assert (data["grid"]["frames"], data["grid"]["text_first"], data["grid"]["text_last"]) == (10, *case.text)
 
 
+@pytest.mark.skipif(not hasattr(diffusers, "MiniMaxH3Transformer3DModel"), reason="an older diffusers")
+@pytest.mark.parametrize(("size", "beside"), [("8x4x6", 102), ("16x16x24", 190)])
+def test_a_clip_among_words_and_sound(size: str, beside: int, tmp_path: Path) -> None:
+    """MiniMax-H3's sound is as long as its clip, and steadier; it stands before it, after the words."""
+    config = dict(newer_models.MINIMAX_H3)
+    frames, height, width = map(int, size.split("x"))
+    result = run(tmp_path, config.pop("_class_name"), config, size, "--json=-")
+    assert result.exit_code == 0, result.output
+    grid = json.loads(result.stdout)["grid"]
+    assert [grid[name] for name in ("frames", "height", "width")] == [frames, height // 2, width // 2]
+    assert (grid["text_first"], grid["text_last"], grid["turned"]) == (beside, 0, beside - 1)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_classes_without_anything_to_plan_say_why(name: str, tmp_path: Path) -> None:
     import re

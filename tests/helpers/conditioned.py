@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers_models import CASES, Case, arguments, build
+from newer_models import MINIMAX_H3
 
 from freeloc_fx.method.grid import Further
 
@@ -114,12 +115,8 @@ def minimax_h3(frames: int, text: int = 5, sound: int = 4) -> tuple[Any, dict[st
         text: words.
         sound: latents of each side of the sound.
     """
-    config = {
-        "num_attention_heads": 2, "attention_head_dim": 32, "hidden_size": 32, "num_layers": 2, "num_refiner_layers": 1,
-        "ffn_dim": 48, "in_channels": 4, "audio_in_channels": 4, "text_dim": 16, "freq_dim": 32,
-        "time_embed_hidden_dim": 32, "time_embed_dim": 16, "rope_freq_dim": 4,
-    }  # fmt: skip
-    case = Case("MiniMaxH3Transformer3DModel", config, ())
+    config = dict(MINIMAX_H3)
+    case = Case(config.pop("_class_name"), config, ())
     model, random = build("MiniMaxH3", case=case), torch.Generator().manual_seed(1)
     first, tokens = text + 2 * sound, text + 2 * sound + 6 * frames
     positions = torch.zeros(tokens, 3, dtype=torch.float64)

@@ -141,8 +141,8 @@ def _longest(whole: np.ndarray, limit: float, known: tuple[int, int] | None) -> 
             if holds_frames(whole[first : first + 2 * n], n, limit):
                 continue
             count = length // n + 1
-            # Sound is as steady as a clip, and longer than a small one; it has one token at a time.
-            key = (int(n > 1), (count - 1) * n, int(is_known(n, count, known)))
+            # Sound is as steady as a clip, and longer than a small one, but no picture.
+            key = (int(not _is_line(whole[first : first + n], limit)), (count - 1) * n, int(is_known(n, count, known)))
             if best is None or key > best[:3]:
                 best = (*key, first, n)
     if best is None:
@@ -151,16 +151,21 @@ def _longest(whole: np.ndarray, limit: float, known: tuple[int, int] | None) -> 
     return first, n, steady // n + 1
 
 
+def _is_line(tokens: np.ndarray, limit: float) -> bool:
+    """Whether each token is turned beyond the one before it by the same angles: words, or sound."""
+    steps = tokens[1:] * tokens[:-1].conj()
+    return len(steps) < 2 or bool(np.abs(steps - steps[0]).max() <= 2 * limit)
+
+
 def _steady_runs(whole: np.ndarray, n: int, limit: float) -> list[tuple[int, int]]:
     """Stretches of at least a frame in which the turn from frame to frame is one and moves: (first token, length)."""
     turn = whole[n:] * whole[:-n].conj()
+    cuts = np.flatnonzero(np.abs(turn[1:] - turn[:-1]).max(1) > limit) + 1
     found = []
-    for kind in _kinds(turn, limit, 24):
-        if not (np.abs(turn[kind[0]] - 1) > STILL).any():
-            continue
-        cuts = np.flatnonzero(np.diff(kind) > 1)
-        firsts, lasts = kind[np.concatenate([[0], cuts + 1])], kind[np.concatenate([cuts, [len(kind) - 1]])]
-        found += [(int(a), int(b - a + 1)) for a, b in zip(firsts, lasts, strict=True) if b - a + 1 >= n]
+    for first, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(turn)], strict=True):
+        moves = (np.abs(turn[first] - 1) > STILL).any()
+        if end - first >= n and moves and np.abs(turn[first:end] - turn[first]).max() <= limit:
+            found.append((first, end - first))
     return found
 
 
