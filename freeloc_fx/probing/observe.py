@@ -182,7 +182,7 @@ class Recorder:
         rows = sample_rows(grid, settings.rows, (self.seed, site.layer, call))
         what = self.intervention
         window = what.window if what is not None and what.layer == site.layer else None
-        alone = replace(grid, before=(), after=()).timeline
+        alone = replace(grid, before=(), after=()).frame_times
         table = solve.vrpr(trained, grid.frames).table(alone) if grid.frames > trained else None
         seen = observe_rows(q[0], k[0], rows, site.rope, grid, scale, settings, window, table, v[0], projection)
         self.rows.setdefault(site.layer, []).append(seen)
