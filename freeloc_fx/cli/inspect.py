@@ -28,9 +28,6 @@ from .shares import shares, shares_table
 
 __all__ = ["inspect"]
 
-RATES_ARE_WEIGHTS = ("MochiTransformer3DModel",)
-"""Classes whose RoPE is learned, so that a configuration tells no rates."""
-
 
 def inspect(
     model: common.Model = library.TINY_WAN,
@@ -158,8 +155,11 @@ def _transformer(job: Job, counted: bool) -> nn.Module:
     """The model of a request; without its weights where sizes alone are asked for and a configuration tells them."""
     if counted and job.model not in library.EMBEDDED:
         config: Any = library.Facts.read(job.model).transformer.config
-        if config.get("_class_name") not in RATES_ARE_WEIGHTS:
-            return without_weights(config)
+        made = without_weights(config)
+        if not any(
+            "freq" in name for name, _ in made.named_parameters()
+        ):  # RoPE that is learned is in the weights only
+            return made
     found: nn.Module = library.Facts.of(load(job, transformer_only=True)).transformer
     return found
 

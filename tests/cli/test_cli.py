@@ -231,7 +231,18 @@ def test_inspect(model: Path, profile: Path, tmp_path: Path) -> None:
     data = json.loads(result.stdout)
     assert [s["strategy"]["name"] for s in data["sites"]] == ["vrpr", "vrpr+tsa"]
     assert (
-        data["grid"] == {"frames": 4, "height": 2, "width": 2, "text_first": 0, "text_last": 0}
+        data["grid"]
+        == {
+            "frames": 4,
+            "height": 2,
+            "width": 2,
+            "text_first": 0,
+            "text_last": 0,
+            "before": [],
+            "after": [],
+            "turned": 0,
+            "uneven": [],
+        }
         and data["class"] == "WanTransformer3DModel"
     )
     assert data["sites"][0]["rope"]["pairing"] == "interleaved"

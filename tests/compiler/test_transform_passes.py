@@ -103,15 +103,15 @@ def test_dumps_are_numbered_files(model: Any, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("FREELOC_DUMP", str(folder))
     run(transform(model, ALL, backend="eager"))
     files = sorted(folder.iterdir())
-    names = ["capture", "name_modules", "inline_regions", "find_attention", "find_key_mask", "infer_rope",
-             "infer_token_grid", "annotate_sensitivity", "rewrite_attention", "merge_repeated_keys"]  # fmt: skip
+    names = ["capture", "name_modules", "inline_regions", "unify_attention", "find_attention", "find_key_mask",
+             "infer_rope", "infer_token_grid", "annotate_sensitivity", "rewrite_attention", "merge_repeated_keys"]  # fmt: skip
     assert [f.name.split("_", 1)[1] for f in files] == [f"{name}.txt" for name in names]
     numbers = [int(f.name.split("_")[0]) for f in files]
     assert numbers == list(range(numbers[0], numbers[0] + len(files)))
     texts = [f.read_text() for f in files]
     assert ("invoke_subgraph" in texts[0]) == stamps_regions()  # equal blocks, as Dynamo traced them once
     assert "scaled_dot_product_attention" in texts[2] and "long_attention" not in texts[2]
-    assert "AttentionSite" not in texts[2] and "AttentionSite" in texts[3]
+    assert "AttentionSite" not in texts[2] and "AttentionSite" in texts[4]
     assert texts[-1].count("torch.ops.freeloc_fx.long_attention.default") == 2
 
 
