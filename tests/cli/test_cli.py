@@ -230,21 +230,9 @@ def test_inspect(model: Path, profile: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert [s["strategy"]["name"] for s in data["sites"]] == ["vrpr", "vrpr+tsa"]
-    assert (
-        data["grid"]
-        == {
-            "frames": 4,
-            "height": 2,
-            "width": 2,
-            "text_first": 0,
-            "text_last": 0,
-            "before": [],
-            "after": [],
-            "turned": 0,
-            "uneven": [],
-        }
-        and data["class"] == "WanTransformer3DModel"
-    )
+    sizes = {"frames": 4, "height": 2, "width": 2, "text_first": 0, "text_last": 0, "turned": 0}
+    assert data["grid"] == sizes | {"before": [], "after": [], "uneven": []}
+    assert data["class"] == "WanTransformer3DModel"
     assert data["sites"][0]["rope"]["pairing"] == "interleaved"
     assert 0 < data["totals"]["kept_pairs"] <= 1
     assert [s["path"] for s in data["skipped"]] == ["blocks.0.attn2", "blocks.1.attn2"]
