@@ -156,9 +156,8 @@ def _transformer(job: Job, counted: bool) -> nn.Module:
     if counted and job.model not in library.EMBEDDED:
         config: Any = library.Facts.read(job.model).transformer.config
         made = without_weights(config)
-        if not any(
-            "freq" in name for name, _ in made.named_parameters()
-        ):  # RoPE that is learned is in the weights only
+        # RoPE that is learned is in the weights only.
+        if not any("freq" in name for name, _ in made.named_parameters()):
             return made
     found: nn.Module = library.Facts.of(load(job, transformer_only=True)).transformer
     return found
