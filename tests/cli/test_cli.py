@@ -153,8 +153,8 @@ def test_bad_input_is_refused_before_loading(
 
 @pytest.mark.usefixtures("no_loading")
 @pytest.mark.parametrize("arguments", [["--seeds=0,x"], ["--seeds=-1"], ["--strategies=,"]])
-def test_lists_that_make_no_sense(small: list[str], arguments: list[str]) -> None:
-    result = run("compare", PROMPT, "--frames=13", *small, *arguments)
+def test_lists_that_make_no_sense(small: list[str], arguments: list[str], tmp_path: Path) -> None:
+    result = run("compare", PROMPT, "--frames=13", *small, *arguments, "-o", tmp_path / "a.mp4")
     assert result.exit_code == 2 and arguments[0].split("=")[0] in result.stderr
 
 
