@@ -272,7 +272,8 @@ class VRPR:
         for tier, group, offset in tiers:
             for sign in (1, -1):
                 pairs = tier & (d * sign > 0)
-                if self.quantise == "separable" or group == 1:
+                # Of whole times a group of one quantises nothing; a fraction it does, pair by pair.
+                if self.quantise == "separable" or (group == 1 and index.dtype.kind == "i"):
                     position = (index // group).astype(np.float64)
                     yield Band(position + sign * offset, position, pairs)
                     continue

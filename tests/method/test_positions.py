@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freeloc_fx.errors import StrategyError
+from freeloc_fx.method.frame_times import FrameTimes
+from freeloc_fx.method.peers import Clip, Group
 from freeloc_fx.method.positions import VRPR, Band, Identity, PositionMap
 
 checked = settings(max_examples=80, deadline=None)
@@ -170,3 +173,22 @@ def test_describe_is_json_and_rebuilds_the_map() -> None:
 def test_vrpr_refuses(arguments: tuple, message: str) -> None:
     with pytest.raises(StrategyError, match=message):
         VRPR(*arguments)
+
+
+@given(
+    st.lists(st.integers(-64, 64 * 12).map(lambda n: n / 64), min_size=1, max_size=3),
+    st.integers(0, 4), st.integers(0, 4), st.integers(1, 3), st.integers(0, 3),
+    st.sampled_from(["pair", "separable"]),
+)  # fmt: skip
+def test_bands_are_the_table_for_frames_between_whole_ones(
+    beside: list[float], w1: int, wider: int, g1: int, coarser: int, quantise: Any
+) -> None:
+    """Every pair is in one band, and a band says of it what the table says: also where a group of one has fractions."""
+    clip = FrameTimes((*beside, *map(float, range(9))), len(beside), 9)
+    for m in (VRPR(w1, w1 + wider, g1, g1 + coarser, quantise), Clip(w1), Group(w1 + 1, g1)):
+        table, seen = m.table(clip), np.zeros((len(clip.times),) * 2, int)
+        for band in m.bands(clip):
+            found = band.query[:, None] - band.key[None, :]
+            np.testing.assert_array_equal(found[band.pairs], table[band.pairs])
+            seen += band.pairs
+        assert (seen == 1).all()
