@@ -19,7 +19,6 @@ from torch import nn
 from freeloc_fx.compat import plain_call
 from freeloc_fx.errors import CaptureError, FreelocError
 from freeloc_fx.graph.records import AttentionSite
-from freeloc_fx.method.grid import TokenGrid
 from freeloc_fx.method.rope.temporal import alike
 from freeloc_fx.planning.plan import Plan, make_plan
 from freeloc_fx.planning.profile import Profile
@@ -124,9 +123,11 @@ def _unlike(one: AttentionSite, other: AttentionSite) -> str:
         return "" if one.kind != "video" else "RoPE was not found"
     if not alike(one.rope, other.rope) or one.rope.whole_turns != other.rope.whole_turns:
         return "how RoPE turns with the frame depends on the picture"
-    ends = [(grid.frames, grid.text_first, grid.text_last) for grid in (one.grid, other.grid)]
-    if ends[0] != ends[1]:
-        return f"frames and text tokens at either end are {ends[0]} at one size, {ends[1]} at another"
+    if one.grid.further or other.grid.further:
+        return f"{len(one.grid.further)} frames stand beside the clip, whose sizes a small picture does not tell"
+    same = [replace(grid, height=1, width=1) for grid in (one.grid, other.grid)]
+    if same[0] != same[1]:
+        return f"beside its picture the sequence is {same[0]} at one size, {same[1]} at another"
     return ""
 
 
@@ -148,7 +149,7 @@ def _at(one: AttentionSite, other: AttentionSite, picture: tuple[int, int]) -> A
 
     grid = one.grid
     if grid is not None and one.kind == "video":
-        grid = TokenGrid(grid.frames, *picture, grid.text_first, grid.text_last)
+        grid = replace(grid, height=picture[0], width=picture[1])
     q, k = enlarged(one.query_shape, other.query_shape), enlarged(one.key_shape, other.key_shape)
     # Reasons count tokens, too.
     (rows, columns), (height, width) = PICTURES[0], picture

@@ -9,16 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers_models import CASES, build
 from models import DiT, wan
+from newer_models import MINIMAX_H3
 from slow import slow
 
 from freeloc_fx import Profile, plan
 from freeloc_fx.compiler import on_paper
 from freeloc_fx.compiler.on_paper import plan_on_paper
 from freeloc_fx.errors import LengthError, ProfileError
+from freeloc_fx.generation.without_weights import without_weights
 
 PROFILE = Profile(trained_frames=4, layers="vrpr+tsa+temp")
 QUICK = ("Wan", "LTX")
@@ -54,6 +57,17 @@ def test_it_is_the_plan_of_the_real_size(name: str, monkeypatch: pytest.MonkeyPa
     assert [s[0] for s in seen] == [size["frames"]] * 2 and max(s[1] * s[2] for s in seen) < size["height"] * size[
         "width"
     ]
+
+
+@pytest.mark.skipif(not hasattr(diffusers, "MiniMaxH3Transformer3DModel"), reason="an older diffusers")
+def test_times_and_what_is_turned_beside_a_clip_are_kept() -> None:
+    """MiniMax-H3's frames are spaced unevenly, behind words and sound that RoPE turns."""
+    model = without_weights(dict(MINIMAX_H3))
+    size = {"frames": 9, "height": 12, "width": 16}
+    expected = plan(model, PROFILE, **size)
+    torch._dynamo.reset()
+    assert expected.grid.uneven and expected.grid.turned
+    assert plan_on_paper(model, PROFILE, **size).grid == expected.grid
 
 
 class Squeezed(DiT):
