@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.transformers import transformer_wan
 from literal import attention, literal
 from models import wan, wan_inputs
 from test_foreign_kernels import CALLS, FlashFunction, counted, dense
@@ -101,4 +102,15 @@ def test_a_backend_that_nothing_captures_is_named(monkeypatch: pytest.MonkeyPatc
     model = wan()
     model.set_attention_backend("flash")
     with pytest.raises(CaptureError, match=r"function: opaque.*set_attention_backend\('native'\)"):
+        transform(model, PROFILE, backend="eager")(**wan_inputs(8))
+
+
+@torch.no_grad()
+def test_more_than_an_operator_takes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_lse(q: Any, k: Any, v: Any, **_: Any) -> Any:
+        return sageattn(q, k, v, tensor_layout="NHD", return_lse=True)[0]
+
+    model = wan()
+    monkeypatch.setattr(transformer_wan, "dispatch_attention_fn", with_lse)
+    with pytest.raises(CaptureError, match=r"sageattention\.sageattn: expected q, k, v.*, found return_lse"):
         transform(model, PROFILE, backend="eager")(**wan_inputs(8))

@@ -160,14 +160,21 @@ class BlockByBlock:
 
 _CALLED = re.compile(r"Skip calling function `<function ([\w.<>]+)|call to a(?:n unsupported)? .*?`([\w.]+)`")
 
+_RAISED = re.compile(r"raised exception (\w+\(.*\))")
+"""What Dynamo adds where the code that it traces raises something."""
+
 
 def reason(error: Exception | str) -> str:
-    """What an error of Dynamo's says, with the function that it could not look into and what lifts that.
+    """What an error of Dynamo's says, with what the traced code raised, or the function that could not be looked into
+    and what lifts that.
 
     Args:
         error: whose first line says what happened in general.
     """
     found = _CALLED.search(str(error))
+    raised = _RAISED.search(str(error))
+    if raised is not None:
+        return f"{first_line(error)}: {raised[1]}"
     if found is None:
         return first_line(error)
     return (

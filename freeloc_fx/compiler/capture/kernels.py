@@ -77,8 +77,11 @@ def _let_through(name: str, function: Callable[..., Any]) -> None:
         return_lse: bool = False,
         **more: Any,
     ) -> torch.Tensor:
-        if rest or more or return_lse:
-            raise NotImplementedError(f"{key} with more than q, k, v, a layout and a scale")
+        if rest or more or return_lse:  # to Dynamo it is then a function that it cannot trace, as it was before
+            beyond = [*more, *(["return_lse"] if return_lse else []), *(["arguments without a name"] if rest else [])]
+            raise NotImplementedError(
+                f"{key}: expected q, k, v, tensor_layout, is_causal and sm_scale, found {', '.join(beyond)}"
+            )
         found: torch.Tensor = torch.ops.freeloc_fx.sageattn(q, k, v, key, tensor_layout, is_causal, sm_scale)
         return found
 
