@@ -30,6 +30,8 @@ __all__ = [
     "distance",
     "joint",
     "named",
+    "tsa_settings",
+    "vrpr_settings",
 ]
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -105,23 +107,34 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, frames: int = 30, side: int = 5, vrpr: bool | None = None) -> Case:
+def vrpr_settings(draw: st.DrawFn) -> dict[str, Any]:
+    """Settings of VRPR."""
     w1, g1 = draw(st.integers(0, 6)), draw(st.integers(1, 4))
-    positions = {
+    return {
         "w1": w1,
         "w2": w1 + draw(st.integers(0, 8)),
         "g1": g1,
         "g2": g1 + draw(st.integers(0, 4)),
         "quantise": draw(st.sampled_from(["pair", "separable"])),
     }
+
+
+@st.composite
+def tsa_settings(draw: st.DrawFn) -> dict[str, Any]:
+    """Settings of TSA."""
     d1 = draw(st.integers(1, 6))
-    visibility = {
+    return {
         "d1": d1,
         "d2": d1 + draw(st.integers(0, 8)),
         "ds": draw(st.integers(1, 8)),
         "sink": draw(st.booleans()),
         "spatial": draw(st.sampled_from(["raster", "2d"])),
     }
+
+
+@st.composite
+def cases(draw: st.DrawFn, frames: int = 30, side: int = 5, vrpr: bool | None = None) -> Case:
+    positions, visibility = draw(vrpr_settings()), draw(tsa_settings())
     return Case(
         batch=draw(st.integers(1, 2)),
         heads=draw(st.integers(1, 3)),

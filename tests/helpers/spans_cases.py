@@ -10,6 +10,7 @@ from typing import Any
 import brute
 import numpy as np
 import torch
+from attention_cases import tsa_settings, vrpr_settings
 from hypothesis import strategies as st
 
 from freeloc_fx.method.grid import Further, RopeLayout, TokenGrid
@@ -156,21 +157,7 @@ def span_cases(draw: st.DrawFn, frames: int = 12, side: int = 3, one_size: bool 
             for _ in range(many)
         )
 
-    w1, g1, d1 = draw(st.integers(0, 6)), draw(st.integers(1, 4)), draw(st.integers(1, 6))
-    vrpr = {
-        "w1": w1,
-        "w2": w1 + draw(st.integers(0, 8)),
-        "g1": g1,
-        "g2": g1 + draw(st.integers(0, 4)),
-        "quantise": draw(st.sampled_from(["pair", "separable"])),
-    }
-    tsa = {
-        "d1": d1,
-        "d2": d1 + draw(st.integers(0, 8)),
-        "ds": draw(st.integers(1, 8)),
-        "sink": draw(st.booleans()),
-        "spatial": draw(st.sampled_from(["raster", "2d"])),
-    }
+    vrpr, tsa = draw(vrpr_settings()), draw(tsa_settings())
     return SpanCase(
         clip,
         some(),

@@ -95,7 +95,7 @@ def dated(
 def _goes_on(beside: tuple[Further, ...], grid: TokenGrid, sign: int) -> int:
     """How many frames right before (sign -1) or after (1) a clip go on where it ends; `beside` from there outwards.
 
-    None where there is but one: it may be a keyframe at the last pixel frame, which lies within the last latent frame.
+    0 where there is but one: it may be a keyframe at the last pixel frame, which lies within the last latent frame.
     """
     same, last, found = (grid.height, grid.width), float(grid.frames - 1 if sign > 0 else 0), 0
     for frame in beside:
