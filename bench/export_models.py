@@ -33,7 +33,8 @@ def export(args: argparse.Namespace) -> Path:
     if trained is None:
         raise ValueError(f"{args.work}: expected a checkpoint in {args.model}-dit or {args.model}-short")
     tokenizer = make_tokenizer()
-    model = _model(args, len(tokenizer))
+    vae = load_vae(args, torch.device("cpu"))[0]
+    model = _model(args, len(tokenizer), vae.config.z_dim)
     model.load_state_dict(trained[0])
     model.half()
     out = args.out or args.work / args.model
@@ -54,12 +55,12 @@ def export(args: argparse.Namespace) -> Path:
     return out
 
 
-def _model(args: argparse.Namespace, words: int) -> nn.Module:
+def _model(args: argparse.Namespace, words: int, channels: int) -> nn.Module:
     if args.model == "tiny-wan":
-        return TextToVideo(args, words)
+        return TextToVideo(args, words, channels)
     from joint_text_to_video import JointTextToVideo
 
-    return JointTextToVideo(args, words)
+    return JointTextToVideo(args, words, channels)
 
 
 def _scheduler() -> Any:

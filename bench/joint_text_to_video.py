@@ -7,18 +7,17 @@ import argparse
 import torch
 from joint_from_wan import copy_blocks
 from text_to_video import make_text_encoder
-from tiny_wan_vae import Z_DIM
 from torch import nn
 
 DUAL = 2  # blocks with a stream of their own for text; the others have one stream
 LAYERS = 8
 
 
-def dit_config(args: argparse.Namespace) -> dict:
+def dit_config(args: argparse.Namespace, channels: int) -> dict:
     """Temporal pairs get 12 of 32 channels, as tiny-wan's do; theta is HunyuanVideo's own."""
     return {
-        "in_channels": Z_DIM,
-        "out_channels": Z_DIM,
+        "in_channels": channels,
+        "out_channels": channels,
         "num_attention_heads": args.heads,
         "attention_head_dim": 32,
         "num_layers": DUAL,
@@ -44,13 +43,19 @@ def start_from_wan(model: nn.Module, wan: nn.Module) -> None:
 
 
 class JointTextToVideo(nn.Module):
-    """The transformer with its text encoder: what `train_dit.DitStage` trains."""
+    """The transformer with its text encoder: what `train_dit.DitStage` trains.
 
-    def __init__(self, args: argparse.Namespace, vocab_size: int) -> None:
+    Args:
+        args: of `train.py`.
+        vocab_size: tokens of the tokenizer.
+        channels: of the latents.
+    """
+
+    def __init__(self, args: argparse.Namespace, vocab_size: int, channels: int) -> None:
         super().__init__()
         from diffusers import HunyuanVideoTransformer3DModel
 
-        self.transformer = HunyuanVideoTransformer3DModel(**dit_config(args))
+        self.transformer = HunyuanVideoTransformer3DModel(**dit_config(args, channels))
         self.text_encoder = make_text_encoder(vocab_size)
         nn.init.zeros_(self.transformer.proj_out.weight)
 

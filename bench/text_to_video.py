@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from tiny_wan_vae import Z_DIM
 from torch import nn
 from training_loop import is_quick_at_bfloat16
 
@@ -27,16 +26,18 @@ from freeloc_fx.generation.tiny_wan.palette import (
 
 FRAMES = 81
 TEXT_LENGTH = 32  # tokens that training reads of a prompt; one at least is padding, so that every text has a masked key
+ENDS = {f"{end}.{kind}" for end in ("patch_embedding", "x_embedder.proj", "proj_out") for kind in ("weight", "bias")}
+"""Parameters whose shape follows the channels of the latents."""
 PAD_LENGTH = 512  # WanPipeline zero-pads prompts to 512 tokens and attends to all of them
 
 
-def dit_config(args: argparse.Namespace) -> dict:
+def dit_config(args: argparse.Namespace, channels: int) -> dict:
     return {
         "patch_size": (1, 2, 2),
         "num_attention_heads": args.heads,
         "attention_head_dim": 32,
-        "in_channels": Z_DIM,
-        "out_channels": Z_DIM,
+        "in_channels": channels,
+        "out_channels": channels,
         "text_dim": 128,
         "freq_dim": 256,
         "ffn_dim": args.heads * 32 * 3,
@@ -121,11 +122,19 @@ class CompactCrossAttention:
 
 
 class TextToVideo(nn.Module):
-    def __init__(self, args: argparse.Namespace, vocab_size: int) -> None:
+    """The transformer with its text encoder: what `train_dit.DitStage` trains.
+
+    Args:
+        args: of `train.py`.
+        vocab_size: tokens of the tokenizer.
+        channels: of the latents.
+    """
+
+    def __init__(self, args: argparse.Namespace, vocab_size: int, channels: int) -> None:
         super().__init__()
         from diffusers import WanTransformer3DModel
 
-        self.transformer = WanTransformer3DModel(**dit_config(args))
+        self.transformer = WanTransformer3DModel(**dit_config(args, channels))
         self.text_encoder = make_text_encoder(vocab_size)
         for block in self.transformer.blocks:  # adaLN-zero: every block starts as the identity
             nn.init.zeros_(block.attn2.to_out[0].weight)
@@ -194,10 +203,14 @@ def with_new_tokens(table: torch.Tensor, encoder: nn.Module) -> torch.Tensor:
 
 
 def read_pipeline(folder: Path, target: nn.Module) -> None:
-    """Read transformer and text encoder from the folder of a pipeline."""
+    """Read transformer and text encoder from the folder of a pipeline; ends of other latents start afresh."""
     for name in ("transformer", "text_encoder"):
         (weights,) = (folder / name).glob("*.safetensors")
         part = {k: v.float() for k, v in load_file(weights).items()}
+        fresh = getattr(target, name).state_dict()
+        for key in ENDS & part.keys():
+            if part[key].shape != fresh[key].shape:
+                part[key] = fresh[key]
         if name == "text_encoder":
             part["shared.weight"] = with_new_tokens(part["shared.weight"], target.text_encoder)
         missing, unexpected = getattr(target, name).load_state_dict(part, strict=False)

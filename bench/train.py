@@ -37,17 +37,15 @@ def stages(args: argparse.Namespace) -> list[str]:
 
 def make(name: str, args: argparse.Namespace, device: torch.device) -> Stage:
     if name == "vae":
+        from tiny_wan_vae import BASE_DIM, Z_DIM, embedded_vae
         from train_vae import VaeStage
 
-        weights = None
-        if not args.fresh:
-            from safetensors.torch import load_file
-
-            from freeloc_fx.generation import tiny_wan
-
-            weights = load_file(tiny_wan.path() / "vae" / "diffusion_pytorch_model.safetensors")
+        embedded = embedded_vae()
+        fits = (embedded.config.base_dim, embedded.config.z_dim) == (BASE_DIM, Z_DIM)
+        start = embedded if fits and not args.fresh else None
+        print(f"vae: new ones start from {'random weights' if start is None else 'the embedded one'}", flush=True)
         size = {} if args.batch is None else {"batch": args.batch}
-        return VaeStage(weights, args.seed, device, compiled=args.compile, held_out=args.held_out, **size)
+        return VaeStage(start, args.seed, device, compiled=args.compile, held_out=args.held_out, muon=args.muon, **size)
     from train_dit import DitStage
 
     return DitStage(name, args, device)

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from checkpoints import read_part
-from safetensors.torch import load_file
 from text_to_video import FRAMES, TEXT_LENGTH, TextToVideo, make_optimizers, make_tokenizer, read_pipeline
-from tiny_wan_vae import encode, make_vae
+from tiny_wan_vae import embedded_vae, encode, make_vae
 from torch import nn
 from training_loop import Clips, Stage, autocast, to_pixels
 
@@ -34,17 +33,11 @@ def load_vae(
     Raises:
         ValueError: the latents of --work were normalised for another VAE.
     """
-    vae = make_vae()
     trained = read_part(args.work / "vae", "average")
     if trained is None:
-        from freeloc_fx.generation import tiny_wan
-
-        folder = tiny_wan.path() / "vae"
-        vae.load_state_dict(
-            {k: v.float() for k, v in load_file(folder / "diffusion_pytorch_model.safetensors").items()}
-        )
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return (vae.to(device), None, *(torch.tensor(config[key]) for key in ("latents_mean", "latents_std")))
+        vae = embedded_vae().to(device)
+        return (vae, None, *(torch.tensor(vae.config[key]) for key in ("latents_mean", "latents_std")))
+    vae = make_vae()
     weights, state = trained
     vae.load_state_dict(weights)
     vae.to(device)
@@ -95,7 +88,7 @@ class DitStage(Stage):
         self.vae, _, mean, std = load_vae(args, device)
         self.mean, self.std = (v.to(device).view(1, -1, 1, 1, 1) for v in (mean, std))
         self.tokenizer = make_tokenizer()
-        model = _start(name, args, self.tokenizer)
+        model = _start(name, args, self.tokenizer, self.vae.config.z_dim)
         model.prepare_training()
         self.finish(model.to(device))
         self.optimizers = make_optimizers(model, args)
@@ -151,24 +144,24 @@ class DitStage(Stage):
         return {"validation": sum(found) / len(found), "at_0.3": found[0], "at_0.97": found[-1]}
 
 
-def _start(name: str, args: argparse.Namespace, tokenizer) -> nn.Module:
+def _start(name: str, args: argparse.Namespace, tokenizer, channels: int) -> nn.Module:
     """The model with its first weights: of the stage before, or the embedded ones, or of tiny-wan's blocks."""
     from freeloc_fx.generation import tiny_joint, tiny_wan
 
     wan = args.model == "tiny-wan"
     if wan:
-        model: nn.Module = TextToVideo(args, len(tokenizer))
+        model: nn.Module = TextToVideo(args, len(tokenizer), channels)
     else:
         from joint_text_to_video import JointTextToVideo, start_from_wan
 
-        model = JointTextToVideo(args, len(tokenizer))
+        model = JointTextToVideo(args, len(tokenizer), channels)
     before = read_part(args.work / f"{args.model}-short", "average") if name == "dit" else None
     if before is not None:
         model.load_state_dict(before[0])
         return model
     blocks = None if wan else read_part(args.work / "tiny-wan-dit", "average")
     if blocks is not None:  # the video blocks of a tiny-wan that was trained here
-        other = TextToVideo(argparse.Namespace(heads=args.heads, layers=None), len(tokenizer))
+        other = TextToVideo(argparse.Namespace(heads=args.heads, layers=None), len(tokenizer), channels)
         other.load_state_dict(blocks[0])
         start_from_wan(model.transformer, other.transformer)
         model.text_encoder.load_state_dict(other.text_encoder.state_dict())

@@ -7,9 +7,11 @@ import math
 
 import torch
 import torch.nn.functional as F
+from conv_muon import ConvMuon
+from text_to_video import full_precision_muon
 from tiny_wan_vae import decode, encode, forget_history, make_vae
 from torch import nn
-from training_loop import Clips, Stage, autocast, to_pixels
+from training_loop import Clips, Stage, autocast, is_quick_at_bfloat16, to_pixels
 
 __all__ = ["VaeStage"]
 
@@ -31,35 +33,35 @@ class VaeStage(Stage):
     """The VAE: absolute and squared error, and a weak pull of the latents to the normal distribution.
 
     Args:
-        weights: of an earlier VAE to start from, or None.
+        start: an earlier VAE to start from, or None for a new one with random weights.
         seed: of all noise and clips.
         device: where it runs.
         batch: clips a step.
         frames: of a clip, 4n+1. Only the layers that double the frames look back, a few latent frames at most.
         compiled: whether to compile.
+        muon: whether the kernels are trained by Muon; AdamW trains whatever else there is.
     """
 
-    name, key, peak = "vae", 11, 1e-3
+    name, key, peak = "vae", 11, 2e-3
 
     def __init__(
         self,
-        weights: dict[str, torch.Tensor] | None,
+        start: nn.Module | None,
         seed: int,
         device: torch.device,
         batch: int = 6,
         frames: int = 9,
         held_out: int = 12,
         compiled: bool = False,
+        muon: bool = True,
     ) -> None:
         torch.manual_seed(seed)
         self.seed, self.device, self.batch, self.frames = seed, device, batch, frames
-        vae = make_vae()
-        if weights is not None:
-            vae.load_state_dict({k: v.float() for k, v in weights.items()})
+        vae = make_vae() if start is None else start
         forget_history(vae)
         _check(vae)
         self.finish(vae.to(device))
-        self.optimizers = (torch.optim.AdamW(vae.parameters(), lr=self.peak, betas=(0.9, 0.99), weight_decay=1e-4),)
+        self.optimizers = _optimizers(vae, self.peak, device, muon)
         run = _Autoencoder(vae)
         self.run = torch.compile(run) if compiled else run
         self.held_out = Clips(seed, 14, held_out, 17)[0][0]
@@ -92,6 +94,18 @@ class VaeStage(Stage):
             "psnr_first_frame": sum(first) / count,
             "latents_std": sum(scale) / len(scale),
         }
+
+
+def _optimizers(vae: nn.Module, rate: float, device: torch.device, muon: bool) -> tuple[torch.optim.Optimizer, ...]:
+    kernels = [p for p in vae.parameters() if p.ndim > 3 and min(p.shape[:2]) > 1] if muon else []
+    chosen = {id(p) for p in kernels}
+    rest = [p for p in vae.parameters() if id(p) not in chosen]
+    adam = torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    if not kernels:
+        return (adam,)
+    if not is_quick_at_bfloat16(device):
+        full_precision_muon()
+    return adam, ConvMuon(kernels, lr=rate, weight_decay=1e-4, adjust_lr_fn="match_rms_adamw")
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import pytest
 import torch
 import training_loop
 from checkpoints import LARGEST, Checkpoint, State, read_part
+from tiny_wan_vae import make_vae
 from train_vae import VaeStage
 from training_loop import Budget, Clips, train
 
@@ -24,10 +25,11 @@ CPU = torch.device("cpu")
 
 
 class Tiny(VaeStage):
-    """One clip of five frames a step; `stops` are the steps before which the process is sent a signal."""
+    """One clip of five frames a step, a narrow VAE; `stops` are the steps before which the process is sent a signal."""
 
     def __init__(self, stops: tuple[int, ...] = ()) -> None:
-        super().__init__(None, 3, CPU, batch=1, frames=5, held_out=1)
+        torch.manual_seed(3)
+        super().__init__(make_vae(8), 3, CPU, batch=1, frames=5, held_out=1)
         self.stops = stops
 
     def loss(self, clips: torch.Tensor, prompts: list[str], step: int) -> torch.Tensor:
