@@ -4,7 +4,7 @@
     python bench/timeline.py --frames 801 --pairs 4
     python bench/timeline.py --model tiny-joint
     python bench/timeline.py --report                # no generation: what the journal holds
-    python bench/timeline.py --sheet 3               # the contact sheet of pair 3
+    python bench/timeline.py --show 2                # the contact sheet of pair 2, and a video beside the others
 
 A pair is a prompt of `clips.prompt_of` and the same prompt with one thing changed: the speed, the background, the
 colour or the kind of its first shape. Pairs whose short clips (81 frames) do not obey both prompts are left out: there
@@ -32,10 +32,11 @@ from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.evaluation.metrics.tracking import LAG, analyse
 from freeloc_fx.files import Journal, write_text
 from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation.lettering import lettered
 from freeloc_fx.generation.telling import schedule_of, with_schedule
 from freeloc_fx.generation.timeline import timeline
 from freeloc_fx.generation.tiny_wan.scenes import BACKGROUNDS, COLOURS, SHAPES, SPEEDS, Scene, parse_prompt
-from freeloc_fx.generation.video import contact_sheet
+from freeloc_fx.generation.video import contact_sheet, side_by_side, write_video
 from freeloc_fx.generation.windows import context_windows
 from freeloc_fx.method.timeline import TextSchedule
 
@@ -204,11 +205,19 @@ def measure(index: int, pipes: dict[str, Any], given: argparse.Namespace) -> dic
     return result
 
 
-def sheet(index: int, pipes: dict[str, Any], given: argparse.Namespace) -> None:
-    """Write the contact sheet of a pair's timeline."""
+def show(index: int, pipes: dict[str, Any], given: argparse.Namespace) -> None:
+    """Write the contact sheet of a pair's timeline, and a video of all contestants with the prompts below."""
     _, both = pair(index)
-    video = make(pipes["timeline"], "timeline", both, given, FIRST_SEED + index)
-    contact_sheet(RESULTS / "timeline.png", video, fps=16, texts={0: both[0], given.mark: both[1]})
+    videos = {name: make(pipe, name, both, given, FIRST_SEED + index) for name, pipe in pipes.items()}
+    texts = {0: both[0], given.mark: both[1]}
+    contact_sheet(RESULTS / "timeline.png", videos["timeline"], fps=16, texts=texts)
+    film = side_by_side(videos, scale=4)
+    below = {mark: lettered(f"from frame {mark}: {text}", film.shape[2]) for mark, text in texts.items()}
+    lines = max(map(len, below.values()))
+    below = {mark: np.pad(text, ((0, lines - len(text)), (0, 0), (0, 0)), constant_values=255)
+             for mark, text in below.items()}  # fmt: skip
+    shown = np.stack([below[0 if frame < given.mark else given.mark] for frame in range(len(film))])
+    write_video(RESULTS / "timeline.mp4", np.concatenate([film, shown], 1), fps=16, crf=23)
 
 
 def counted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -284,7 +293,7 @@ def main() -> None:
     parser.add_argument("--blend", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--sheet", type=int, default=None)
+    parser.add_argument("--show", type=int, default=None)
     parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
     given.mark = given.frames // 2 if given.mark is None else given.mark
@@ -294,8 +303,8 @@ def main() -> None:
     if not given.report:
         profile = library.choose_profile(library.load_pipeline(given.model).transformer)
         pipes = {name: prepare(given.model, name, profile) for name in CONTESTANTS}
-        if given.sheet is not None:
-            sheet(given.sheet, pipes, given)
+        if given.show is not None:
+            show(given.show, pipes, given)
             return
         rows = {row["pair"]: row for row in journal.rows if row["setting"] == setting}
         index = 0
