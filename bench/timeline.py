@@ -131,8 +131,8 @@ def jump(video: np.ndarray, mark: int, blend: int) -> float:
 
 
 def rest(video: np.ndarray, prompt: str, change: str, window: tuple[int, int]) -> dict[str, float | None]:
-    """Scores against a prompt, and of what the change leaves alone: are these shapes there in their colour and kind, and
-    do they keep what they had in the first trained length?
+    """Scores against a prompt, and of what the change leaves alone: are these shapes there in their colour and kind,
+    and do they keep what they had in the first trained length?
 
     For a colour or a kind that changes these are the other shapes; else all of them.
     """
