@@ -11,6 +11,8 @@ longer clips. Without, a latent frame holds its own content, whatever the length
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
@@ -40,11 +42,20 @@ def make_vae(base_dim: int = BASE_DIM) -> AutoencoderKLWan:
     )
 
 
-def embedded_vae() -> AutoencoderKLWan:
-    """The VAE that the package ships, float32."""
-    from freeloc_fx.generation import tiny_wan
+def earlier(model: str) -> Path:
+    """The pipeline folder that new trainings start from: the one that earlier trainings have come to, which is kept
+    beside this script until it is good enough to be shipped, else the embedded one."""
+    from freeloc_fx.generation import tiny_joint, tiny_wan
 
-    vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(tiny_wan.path() / "vae", torch_dtype=torch.float32)
+    kept = Path(__file__).resolve().parent / "training" / model
+    if (kept / "model_index.json").exists():
+        return kept
+    return Path((tiny_wan if model == "tiny-wan" else tiny_joint).path())
+
+
+def earlier_vae() -> AutoencoderKLWan:
+    """The VAE of `earlier`, float32."""
+    vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(earlier("tiny-wan") / "vae", torch_dtype=torch.float32)
     return vae
 
 

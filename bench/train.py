@@ -11,6 +11,8 @@ folder that the package ships, float16 safetensors, with the curves). "all" is e
 Clips are drawn and encoded as it goes; a batch's generator is seeded by (seed, stage, step), so none ever repeats and a
 run that was stopped goes on with the batch that it had not seen. A stop of any kind leaves a checkpoint at most a
 minute old in --work; the same command goes on from it. The learning rate falls at the end of each run's --minutes.
+An empty --work starts from bench/training/MODEL where there is one, which `--stage export --out bench/training/MODEL`
+writes, so that machines that come and go can take turns; else from the embedded weights.
 """
 
 from __future__ import annotations
@@ -37,13 +39,13 @@ def stages(args: argparse.Namespace) -> list[str]:
 
 def make(name: str, args: argparse.Namespace, device: torch.device) -> Stage:
     if name == "vae":
-        from tiny_wan_vae import BASE_DIM, Z_DIM, embedded_vae
+        from tiny_wan_vae import BASE_DIM, Z_DIM, earlier_vae
         from train_vae import VaeStage
 
-        embedded = embedded_vae()
-        fits = (embedded.config.base_dim, embedded.config.z_dim) == (BASE_DIM, Z_DIM)
-        start = embedded if fits and not args.fresh else None
-        print(f"vae: new ones start from {'random weights' if start is None else 'the embedded one'}", flush=True)
+        known = earlier_vae()
+        fits = (known.config.base_dim, known.config.z_dim) == (BASE_DIM, Z_DIM)
+        start = known if fits and not args.fresh else None
+        print(f"vae: a new one starts from {'random weights' if start is None else 'the earlier one'}", flush=True)
         size = {} if args.batch is None else {"batch": args.batch}
         return VaeStage(start, args.seed, device, compiled=args.compile, held_out=args.held_out, muon=args.muon, **size)
     from train_dit import DitStage
@@ -65,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--levels", type=int, help="noise levels at which a step shows each clip; by device")
     parser.add_argument("--peak", type=float, help="learning rate; default by stage")
     parser.add_argument("--cooldown", type=float, default=0.25, help="share of the run in which the rate falls")
-    parser.add_argument("--fresh", action="store_true", help="start from random weights, not from the embedded ones")
+    parser.add_argument("--fresh", action="store_true", help="start from random weights, not from earlier ones")
     parser.add_argument("--layers", type=int, help="default 10 (tiny-wan), 8 (tiny-joint, the first 2 of them dual)")
     parser.add_argument("--heads", type=int, default=5)
     parser.add_argument("--muon", action=argparse.BooleanOptionalAction, default=True)

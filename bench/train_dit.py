@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from checkpoints import read_part
 from text_to_video import FRAMES, TEXT_LENGTH, TextToVideo, make_optimizers, make_tokenizer, read_pipeline
-from tiny_wan_vae import embedded_vae, encode, make_vae
+from tiny_wan_vae import earlier, earlier_vae, encode, make_vae
 from torch import nn
 from training_loop import Clips, Stage, autocast, to_pixels
 
@@ -25,17 +24,17 @@ SIGMAS = (0.3, 0.6, 0.85, 0.97)  # noise levels of the validation
 def load_vae(
     args: argparse.Namespace, device: torch.device
 ) -> tuple[nn.Module, int | None, torch.Tensor, torch.Tensor]:
-    """The VAE that the transformer's latents come from: the one trained in --work, or else the embedded one.
+    """The VAE that the transformer's latents come from: the one trained in --work, or else the earlier one.
 
     Returns:
-        The VAE; its training step, None for the embedded one; mean and standard deviation of its latents, (z_dim,).
+        The VAE; its training step, None for the earlier one; mean and standard deviation of its latents, (z_dim,).
 
     Raises:
         ValueError: the latents of --work were normalised for another VAE.
     """
     trained = read_part(args.work / "vae", "average")
     if trained is None:
-        vae = embedded_vae().to(device)
+        vae = earlier_vae().to(device)
         return (vae, None, *(torch.tensor(vae.config[key]) for key in ("latents_mean", "latents_std")))
     vae = make_vae()
     weights, state = trained
@@ -145,9 +144,7 @@ class DitStage(Stage):
 
 
 def _start(name: str, args: argparse.Namespace, tokenizer, channels: int) -> nn.Module:
-    """The model with its first weights: of the stage before, or the embedded ones, or of tiny-wan's blocks."""
-    from freeloc_fx.generation import tiny_joint, tiny_wan
-
+    """The model with its first weights: of the stage before, or the earlier ones, or of tiny-wan's blocks."""
     wan = args.model == "tiny-wan"
     if wan:
         model: nn.Module = TextToVideo(args, len(tokenizer), channels)
@@ -166,5 +163,5 @@ def _start(name: str, args: argparse.Namespace, tokenizer, channels: int) -> nn.
         start_from_wan(model.transformer, other.transformer)
         model.text_encoder.load_state_dict(other.text_encoder.state_dict())
     elif not args.fresh and args.layers is None:
-        read_pipeline(Path(tiny_wan.path() if wan else tiny_joint.path()), model)
+        read_pipeline(earlier(args.model), model)
     return model
