@@ -50,6 +50,7 @@ def streamed(rank: int, arguments: list[str], output: str) -> dict[str, Any]:
     return command(rank, arguments, output) | {"calls": calls}
 
 
+@pytest.mark.slow
 def test_ranks_share_the_decoding_of_a_clip_that_streams(tmp_path: Path) -> None:
     # Not of the grammar: there are no scores of what is held by nobody. Long, as diffusers' own parallel run of a short
     # clip asks for CUDA in a torch that was built for it.
