@@ -273,12 +273,19 @@ def outside_fake_mode() -> AbstractContextManager[Any]:
     return unset_fake_temporarily()
 
 
-def fake_mode() -> AbstractContextManager[Any]:
-    """Context: tensors have shapes and dtypes and no values; sizes may depend on data."""
+@contextmanager
+def fake_mode() -> Iterator[None]:
+    """Context: tensors have shapes and dtypes and no values; sizes may depend on data.
+
+    As in Dynamo, operators are dispatched by Python: the C++ of `F.pad` wants sizes that are numbers. Seen in 2.13.0
+    (`torch._dispatch.python.enable_python_dispatcher`).
+    """
+    from torch._dispatch.python import enable_python_dispatcher
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()), enable_python_dispatcher():
+        yield
 
 
 @contextmanager
