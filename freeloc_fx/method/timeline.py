@@ -263,6 +263,21 @@ class TextSchedule:
         mean: np.ndarray = self.weights.reshape(frames, self.frames // frames, self.texts).mean(1)
         return mean
 
+    def with_references(self, count: int) -> TextSchedule:
+        """The schedule of a clip with frames of references in front of it, which are of no time in the video.
+
+        A reference stands for the whole clip: it sees each text by its share of all frames, and each text's frames see
+        it as they see the rest of the clip.
+
+        Args:
+            count: frames of references, at least 0.
+
+        Returns:
+            The schedule of all frames; itself for none.
+        """
+        shares = self.weights.mean(0, keepdims=True).repeat(count, 0)
+        return replace(self, weights=np.concatenate([shares, self.weights])) if count else self
+
     def window(self, frames: Sequence[int]) -> TextSchedule:
         """The same texts for some of the latent frames.
 
