@@ -3,10 +3,10 @@
     unfused:    scaled_dot_product_attention(q, k, v)                    # every frame, the keys of all texts
     rewritten:  freeloc_fx.scheduled_attention(q, k, v, weights, starts, scale, None, False, False)
 
-One call a text, on a slice of the queries and a slice of the keys; frames of one text that lie apart are a call each. A frame that several texts have a share in is in the
-slices of each, and the results merge by their log-sum-exp, log of the share added: that is a softmax over the keys of
-all of them with log of the share as a bias. What each frame sees is data, so that another timeline of as many texts
-runs what is compiled already.
+One call a text, on a slice of the queries and a slice of the keys; frames of one text that lie apart are a call each. A
+frame that several texts have a share in is in the slices of each, and the results merge by their log-sum-exp, log of
+the share added: that is a softmax over the keys of all of them with log of the share as a bias. What each frame sees is
+data, so that another timeline of as many texts runs what is compiled already.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ __all__ = [
     "TextForm",
     "TextSchedule",
     "centres",
+    "check_clip_alone",
     "check_marks",
     "pair_channels",
     "pair_form",
@@ -91,6 +92,23 @@ def check_marks(marks: Sequence[int], frames: int) -> None:
     if marks[-1] >= frames:
         raise TimelineError(
             f"timeline: expected times inside the clip, at most frame {frames - 1}, found frame {marks[-1]}"
+        )
+
+
+def check_clip_alone(frames: int, further: int) -> None:
+    """Refuse a sequence that holds more frames than the clip's own.
+
+    Args:
+        frames: of the clip.
+        further: frames beside it: keyframes, references.
+
+    Raises:
+        TimelineError: there are some.
+    """
+    if further:
+        raise TimelineError(
+            f"timeline: the sequence holds {further} further frame{'s' if further > 1 else ''} beside the clip's "
+            f"{frames}; expected the clip's frames alone, as nothing says which text a further frame sees"
         )
 
 
