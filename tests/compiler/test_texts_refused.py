@@ -1,4 +1,4 @@
-"""Texts over time in sequences of which nothing says which part sees which text: refused by name, before anything runs."""
+"""Texts over time in sequences of which nothing says which part sees which text: refused by name, before any work."""
 
 from __future__ import annotations
 
@@ -117,6 +117,6 @@ def test_keyframes_beside_cross_attention(trained: int) -> None:
     with (
         telling(8, like.shape[1]),
         torch.no_grad(),
-        pytest.raises(TimelineError, match="holds 4 further frames beside"),
+        pytest.raises(TimelineError, match="4 further frames beside"),
     ):
         changed(**given)
