@@ -390,6 +390,11 @@ PARALLEL = "_parallel_config"
 """Attribute of an attention processor (and of a model) that says by which ranks it exchanges tokens."""
 
 
+def sharing_plan(model: nn.Module) -> Any:
+    """How diffusers would share out the tokens of a model, as its class says; None where it does not."""
+    return getattr(model, "_cp_plan", None)
+
+
 def sharding_hooks(module: nn.Module) -> list[Any]:
     """Hooks on a module that share out its tokens over ranks or gather them: `metadata` says which of them."""
     return [hook for hook in diffusers_hooks(module).values() if hasattr(hook, "parallel_config")]

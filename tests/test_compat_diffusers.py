@@ -87,6 +87,14 @@ def test_what_context_parallelism_leaves_on_a_model() -> None:
     assert first["received"] == [0.0, 1.0, 10.0, 11.0] and second["received"] == [2.0, 12.0]
 
 
+def test_which_classes_come_with_a_plan_for_sharing_tokens() -> None:
+    import diffusers
+
+    there(hasattr(diffusers.ModelMixin, "_cp_plan"), "ModelMixin._cp_plan", "diffusers")
+    there(isinstance(compat.sharing_plan(wan(num_layers=1)), dict), "WanTransformer3DModel._cp_plan", "diffusers")
+    assert compat.sharing_plan(torch.nn.Linear(1, 1)) is None
+
+
 def test_shares_of_any_sizes_are_gathered_by_a_method_of_this_name() -> None:
     from diffusers.hooks import context_parallel as module
 

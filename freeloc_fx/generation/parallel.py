@@ -14,14 +14,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
+from freeloc_fx.compat import sharing_plan
 from freeloc_fx.compiler.capture.conventions import config_of, layer_table, patches
 from freeloc_fx.compiler.capture.swapped import swapped
 from freeloc_fx.errors import ModelError
 
 from .components import transformers_of
 
-__all__ = ["an_accelerator", "shard_weights", "share_tokens"]
+__all__ = ["an_accelerator", "check_sharing_plan", "shard_weights", "share_tokens"]
 
 
 @contextmanager
@@ -55,14 +57,33 @@ def share_tokens(pipe: Any, latent: tuple[int, int, int]) -> None:
         tokens = math.prod(n // patch for n, patch in zip(latent, patches(model), strict=True))
         heads = int(config_of(model).get("num_attention_heads") or ranks)
         anything = bool(tokens % ranks or heads % ranks)
+        check_sharing_plan(model, ranks)
         try:
             with an_accelerator():
                 model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=ranks, ulysses_anything=anything))
         except (AttributeError, ValueError) as error:
-            raise ModelError(
-                f"{type(model).__name__}: diffusers cannot share out its tokens over {ranks} ranks ({error}); expected "
-                "a model with a plan for that, such as Wan or LTX, or sharded weights instead"
-            ) from error
+            raise _unshared(model, ranks, error) from error
+
+
+def check_sharing_plan(model: nn.Module, ranks: int) -> None:
+    """Refuse a model whose class says nothing of how its tokens are shared out.
+
+    Args:
+        model: a transformer.
+        ranks: that are to share.
+
+    Raises:
+        ModelError: its class says nothing.
+    """
+    if not sharing_plan(model):
+        raise _unshared(model, ranks, "its class has no _cp_plan")
+
+
+def _unshared(model: nn.Module, ranks: int, why: object) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__}: diffusers cannot share out its tokens over {ranks} ranks ({why}); expected a model "
+        "with a plan for that, such as Wan or LTX, or sharded weights instead"
+    )
 
 
 def shard_weights(pipe: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from diffusers_models import arguments, build
+from diffusers_models import CASES, arguments, build
 from models import DiT, latents, wan
 from ranks import RanksError, context_parallel, of_first, on_ranks
 from slow import slow
@@ -18,6 +18,7 @@ from transformed import ALL, distance, run
 import freeloc_fx
 from freeloc_fx import Profile, plans, transform
 from freeloc_fx.attention.exchange import gather_along, heads_to_tokens, tokens_to_heads
+from freeloc_fx.cli.shares import shares
 from freeloc_fx.errors import CaptureError, TransformError
 from freeloc_fx.method.catalogue import PARTS
 from freeloc_fx.method.grid import RopeLayout
@@ -165,9 +166,11 @@ def refusals(rank: int) -> dict[str, str]:
     cached.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     tried("cache", cached)
     tried("heads", context_parallel(wan(num_attention_heads=1), ulysses_degree=2))
+    said["heads, inspected"] = inspected(wan(num_attention_heads=1), (12, 4, 4))
     for name, why in (("HunyuanVideo", "mask"), ("Mochi", "padded")):
         given = arguments(name, build(name), 12, text_shown=9) | {"return_dict": False}
         tried(why, context_parallel(build(name), PLANS[name](), ulysses_degree=2), given)
+        said[f"{why}, inspected"] = inspected(build(name), (12, *CASES[name].size))
     half = context_parallel(wan(), ulysses_degree=2)
     from diffusers.hooks.context_parallel import remove_context_parallel
 
@@ -175,6 +178,13 @@ def refusals(rank: int) -> dict[str, str]:
     tried("no hooks", half)
     tried("somebody's own", split_by_hand(rank), {"hidden_states": latents(40)}, Profile(trained_frames=10))
     return said
+
+
+def inspected(model: Any, size: tuple[int, int, int]) -> str:
+    """What `freeloc inspect --ranks 2` says that such a call is refused with."""
+    frames, height, width = size
+    plan = freeloc_fx.plan(model, ALL, frames=frames, height=height, width=width)
+    return str(shares(model, plan, 2)["refused"])
 
 
 def split_by_hand(rank: int) -> Any:
@@ -314,9 +324,13 @@ def test_what_cannot_serve_is_refused_on_every_rank() -> None:
         "no hooks": "no hook shares them out",
         "somebody's own": "20 latent frames of 16 tokens, the model's input has 40 of 4 x 4",
     }
-    assert first.keys() == second.keys() == expected.keys()
+    looked_at = [name for name in first if name.endswith(", inspected")]
+    assert first.keys() == second.keys() == {*expected, *looked_at}
     for name, words in expected.items():
         assert words in first[name] and words in second[name], name
+    for name in looked_at:
+        assert first[name] == second[name] == first[name.removesuffix(", inspected")], "known before anything is called"
+    assert len(looked_at) == 3
 
 
 def test_a_rank_that_is_killed_ends_the_run() -> None:

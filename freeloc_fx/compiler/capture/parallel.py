@@ -18,7 +18,15 @@ from freeloc_fx.method.shards import Shards
 from .hooks import hooks_of
 from .swapped import swapped
 
-__all__ = ["TokenGroup", "exchange_themselves", "gathering", "token_group_of", "unsharded", "without_exchange"]
+__all__ = [
+    "TokenGroup",
+    "can_exchange",
+    "exchange_themselves",
+    "gathering",
+    "token_group_of",
+    "unsharded",
+    "without_exchange",
+]
 
 
 @dataclass(frozen=True)
@@ -94,9 +102,25 @@ def exchange_themselves(model: nn.Module, blocks: Iterable[str]) -> bool:
         model: whose tokens are shared out.
         blocks: module paths of its transformer blocks.
     """
-    inside = [module for path in blocks for module in model.get_submodule(path).modules()]
-    found = [one for module in inside if (one := getattr(module, "processor", None)) is not None]
+    found = _inside(model, blocks)
     return bool(found) and all(_context(getattr(one, PARALLEL, None)) is not None for one in found)
+
+
+def can_exchange(model: nn.Module, blocks: Iterable[str]) -> bool:
+    """Whether all attention processors in a model's blocks would exchange tokens, once diffusers has fitted them.
+
+    Args:
+        model: whose tokens are not shared out.
+        blocks: module paths of its transformer blocks.
+    """
+    found = _inside(model, blocks)
+    return bool(found) and all(hasattr(one, PARALLEL) for one in found)
+
+
+def _inside(model: nn.Module, blocks: Iterable[str]) -> list[Any]:
+    """The attention processors of a model's blocks."""
+    inside = [module for path in blocks for module in model.get_submodule(path).modules()]
+    return [one for module in inside if (one := getattr(module, "processor", None)) is not None]
 
 
 @contextmanager

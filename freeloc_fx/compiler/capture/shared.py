@@ -20,9 +20,9 @@ from freeloc_fx.compat import plain_call
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.graph.capture import CallFacts
-from freeloc_fx.graph.records import AttentionSite
 from freeloc_fx.graph.sharding import Adopted, by_path
 from freeloc_fx.planning.plan import Plan
+from freeloc_fx.planning.sharing import check_shared
 
 from .blocks import BlockByBlock
 from .facts import check_captured
@@ -114,18 +114,7 @@ class SharedCalls:
         plan = plan_of_call(self.model, plain_call(self.model), planning, known, given)
         if not plan.rewritten and exchange_themselves(self.model, self.backend.layers):
             return _Call(plan, None), arguments_among(given, planning.read)
-        for site in planning.sites or ():
-            if site.kind == "video" and (reason := _unshared(site)):
-                raise CaptureError(
-                    f"{site.path}: {reason}; expected FSDP or tensor parallelism for this model, found its tokens "
-                    f"shared out over {group.shards.ranks} ranks"
-                )
-        for planned in plan.sites:
-            if planned.heads < group.shards.ranks:
-                raise CaptureError(
-                    f"{planned.path}: expected at least one head a rank, found {planned.heads} heads for "
-                    f"{group.shards.ranks} ranks"
-                )
+        check_shared(plan, group.shards.ranks)
         adopted = Adopted(by_path(planning.sites or ()), group.shards, group.name)
         own = self.backend.adopting(plan, adopted)
         call = _Call(plan, BlockByBlock(self.model, own, "tokens are shared out over ranks"))
@@ -158,15 +147,6 @@ def arguments_among(given: Mapping[str, Any], read: Sequence[torch.Tensor]) -> t
         for place, leaf in leaves
         if isinstance(leaf, torch.Tensor) and (leaf.data_ptr(), tuple(leaf.shape)) in known
     )
-
-
-def _unshared(site: AttentionSite) -> str:
-    """Why an attention cannot work on a share of its tokens; empty for one that can."""
-    if site.padded:
-        return "the number of its tokens depends on data, since padded text is left out"
-    if site.mask is not None:
-        return f"padding is hidden by a mask over all {site.key_shape[2]} tokens, which no rank's share takes"
-    return ""
 
 
 def _signature(value: Any) -> Hashable:
