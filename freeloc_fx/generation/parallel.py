@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from freeloc_fx.compat import sharing_plan
+from freeloc_fx.compat import SHARING_PLAN
 from freeloc_fx.compiler.capture.conventions import config_of, layer_table, patches
 from freeloc_fx.compiler.capture.swapped import swapped
 from freeloc_fx.errors import ModelError
@@ -75,8 +75,8 @@ def check_sharing_plan(model: nn.Module, ranks: int) -> None:
     Raises:
         ModelError: its class says nothing.
     """
-    if not sharing_plan(model):
-        raise _unshared(model, ranks, "its class has no _cp_plan")
+    if not getattr(model, SHARING_PLAN, None):
+        raise _unshared(model, ranks, f"its class has no {SHARING_PLAN}")
 
 
 def _unshared(model: nn.Module, ranks: int, why: object) -> ModelError:

@@ -14,11 +14,13 @@ from models import DiT, latents, wan
 from ranks import RanksError, context_parallel, of_first, on_ranks
 from slow import slow
 from transformed import ALL, distance, run
+from words import Words, of_words, shared_words
 
 import freeloc_fx
 from freeloc_fx import Profile, plans, transform
 from freeloc_fx.attention.exchange import gather_along, heads_to_tokens, tokens_to_heads
 from freeloc_fx.cli.shares import shares
+from freeloc_fx.compat import sharding_hooks
 from freeloc_fx.errors import CaptureError, TransformError
 from freeloc_fx.method.catalogue import PARTS
 from freeloc_fx.method.grid import RopeLayout
@@ -142,6 +144,25 @@ def joint_within_the_trained_length(rank: int) -> tuple[float, float]:
     model = context_parallel(build("CogVideoX"), PLANS["text whole"](), ulysses_degree=2)
     changed = transform(model, Profile(trained_frames=5, layers="vrpr"), **PLAIN)
     return distance(changed(**given)[0], expected), distance(model(**given)[0], expected)
+
+
+def one_sequence(rank: int, words: int, last: bool) -> float:
+    """Text and video that are shared out as one, and what becomes of it where nobody can know that."""
+    torch.set_grad_enabled(False)
+    given, profile = of_words(words), Profile(trained_frames=5, layers="vrpr+tsa")
+
+    def alone() -> torch.Tensor:
+        torch.manual_seed(0)
+        found: torch.Tensor = transform(Words(last), profile, **PLAIN)(**given)
+        return found
+
+    expected = of_first(rank, alone)
+    hooked = context_parallel(wan(num_layers=1), ulysses_degree=2, ulysses_anything=True)
+    config = next(hook.parallel_config for one in hooked.modules() for hook in sharding_hooks(one))
+    away = distance(transform(shared_words(config, last), profile, **PLAIN)(**given), expected)
+    with pytest.raises(CaptureError, match=f"{words} tokens of text and 72 of video reach its block as one sequence"):
+        transform(shared_words(config, last, at_blocks=False), profile, **PLAIN)(**given)
+    return away
 
 
 def refusals(rank: int) -> dict[str, str]:
@@ -301,6 +322,11 @@ def test_other_models(name: str) -> None:
     if name == "text shared":
         options["ulysses_anything"] = True
     assert max(on_ranks(other_models, 2, *given, False)) <= 1e-5
+
+
+@pytest.mark.parametrize(("words", "last"), [(6, False), slow(5, True), slow(1, False)])
+def test_text_and_video_that_are_shared_out_as_one_sequence(words: int, last: bool) -> None:
+    assert max(on_ranks(one_sequence, 2, words, last)) <= 1e-5
 
 
 def test_the_rates_of_the_wrong_heads_show() -> None:

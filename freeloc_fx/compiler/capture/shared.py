@@ -26,7 +26,7 @@ from freeloc_fx.planning.sharing import check_shared
 
 from .blocks import BlockByBlock
 from .facts import check_captured
-from .parallel import TokenGroup, exchange_themselves, gathering, without_exchange
+from .parallel import TokenGroup, exchange_themselves, gathering, shared_at, without_exchange
 from .rehearsal import plan_of_call
 
 __all__ = ["SharedCalls", "arguments_among"]
@@ -115,7 +115,8 @@ class SharedCalls:
         if not plan.rewritten and exchange_themselves(self.model, self.backend.layers):
             return _Call(plan, None), arguments_among(given, planning.read)
         check_shared(plan, group.shards.ranks)
-        adopted = Adopted(by_path(planning.sites or ()), group.shards, group.name)
+        at_blocks = shared_at(self.model, self.backend.layers)
+        adopted = Adopted(by_path(planning.sites or ()), group.shards, group.name, at_blocks)
         own = self.backend.adopting(plan, adopted)
         call = _Call(plan, BlockByBlock(self.model, own, "tokens are shared out over ranks"))
         return call, arguments_among(given, planning.read)
