@@ -23,7 +23,13 @@ from freeloc_fx.errors import ModelError
 
 from .components import transformers_of
 
-__all__ = ["an_accelerator", "check_sharing_plan", "shard_weights", "share_tokens"]
+__all__ = ["GLOO", "an_accelerator", "check_sharing_plan", "shard_weights", "share_tokens"]
+
+
+GLOO = "cpu:gloo"
+"""Backend of a process group without accelerators. As "gloo" it would be the same, but diffusers 0.42.1 looks for
+"cpu" in the name before it gathers sizes, where ranks do not divide heads or tokens, and else asks for torch's
+accelerator: that is CUDA in a torch that was built for it, on a machine without a device, too."""
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from freeloc_fx import Profile, plans, transform
 from freeloc_fx.attention.exchange import gather_along, heads_to_tokens, tokens_to_heads
 from freeloc_fx.cli.shares import shares
 from freeloc_fx.compat import sharding_hooks
+from freeloc_fx.compiler.capture.parallel import gathering, token_group_of
 from freeloc_fx.errors import CaptureError, TransformError
 from freeloc_fx.method.catalogue import PARTS
 from freeloc_fx.method.grid import RopeLayout
@@ -114,11 +115,16 @@ def wan_other_ways(rank: int) -> dict[str, float]:
     return found
 
 
-def within_the_trained_length(rank: int) -> list[bool]:
+def within_the_trained_length(rank: int, heads: int, size: dict[str, int]) -> list[bool]:
     torch.set_grad_enabled(False)
-    own = context_parallel(wan(), ulysses_degree=2)
-    changed = shared_wan(2, True, ALL, PLAIN)
-    return [torch.equal(run(changed, frames=4), run(own, frames=4)), plans(changed)[0].rewritten == 0]
+    options = {"ulysses_degree": 2, "ulysses_anything": heads % 2 > 0}
+    own = context_parallel(wan(num_attention_heads=heads), **options)
+    changed = transform(context_parallel(wan(num_attention_heads=heads), **options), ALL, **PLAIN)
+    found = run(changed, **size)
+    group = token_group_of(own)
+    assert group is not None
+    with gathering(group):  # diffusers' own takes shares of one size on gloo
+        return [torch.equal(found, run(own, **size)), plans(changed)[0].rewritten == 0]
 
 
 def other_models(rank: int, name: str, cp_plan: str, options: dict[str, Any], wrong_heads: bool) -> float:
@@ -310,8 +316,11 @@ def test_flex_and_what_ranks_do_not_divide() -> None:
         assert max(map(abs, found.values())) <= 1e-5, found
 
 
-def test_within_the_trained_length_it_is_bitwise_diffusers_own_run() -> None:
-    assert on_ranks(within_the_trained_length, 2) == [[True, True]] * 2
+@pytest.mark.parametrize(
+    ("heads", "size"), [(2, {"frames": 4}), (3, {"frames": 4}), slow(3, {"frames": 3, "height": 2, "width": 6})]
+)
+def test_within_the_trained_length_it_is_bitwise_diffusers_own_run(heads: int, size: dict[str, int]) -> None:
+    assert on_ranks(within_the_trained_length, 2, heads, size) == [[True, True]] * 2
 
 
 @pytest.mark.parametrize("name", ["LTX", slow("LTX anything"), "text shared", slow("text whole")])
