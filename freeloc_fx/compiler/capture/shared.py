@@ -18,6 +18,7 @@ from torch import nn
 
 from freeloc_fx.compat import plain_call
 from freeloc_fx.compiler.backend import Backend
+from freeloc_fx.compiler.positions import Position
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.graph.capture import CallFacts
 from freeloc_fx.graph.sharding import Adopted, by_path
@@ -83,11 +84,11 @@ class SharedCalls:
             FreelocError: as capture and planning raise it, on every rank and before anything is exchanged.
         """
         kind = (group, known, _signature(given))
-        call = self._known.get((kind, self._numbers(kind, given)))
+        call = self._known.get((kind, self._values(kind, given)))
         if call is None:
             call, self._positions[kind] = self._planned(group, known, given)
             self.backend.plans.append(call.plan)
-            self._known[kind, self._numbers(kind, given)] = call
+            self._known[kind, self._values(kind, given)] = call
         if call.by_block is None:  # nothing is rewritten: what diffusers does, bitwise
             with gathering(group):
                 return plain_call(self.model)(*args, **kwargs)
@@ -98,10 +99,10 @@ class SharedCalls:
             self._check(found, call.plan)
         return output
 
-    def _numbers(self, kind: Hashable, given: Mapping[str, Any]) -> tuple[int, ...]:
-        """The positions that a call is given, by number. Every rank is given all of them, and counts alike."""
+    def _values(self, kind: Hashable, given: Mapping[str, Any]) -> tuple[Position, ...]:
+        """The positions that a call is given. Every rank is given all of them, and tells them apart alike."""
         leaves = pytree.tree_leaves(dict(given))
-        return tuple(self.backend.positions.number(leaves[place]) for place in self._positions.get(kind, ()))
+        return tuple(self.backend.positions.of(leaves[place]) for place in self._positions.get(kind, ()))
 
     def _planned(self, group: TokenGroup, known: CallFacts, given: Mapping[str, Any]) -> tuple[_Call, tuple[int, ...]]:
         """What calls of one kind run through, and which arguments the plan's positions come from."""
