@@ -14,6 +14,7 @@ from freeloc_fx.compiler.capture.parallel import can_exchange
 from freeloc_fx.errors import CaptureError, ModelError
 from freeloc_fx.evaluation.sharing import exchanged_bytes, halo_bytes, rank_memory
 from freeloc_fx.generation.parallel import check_sharing_plan
+from freeloc_fx.method.shards import diffusers_takes
 from freeloc_fx.planning.plan import Plan
 from freeloc_fx.planning.sharing import check_shared
 
@@ -76,7 +77,8 @@ def _refused(model: nn.Module, plan: Plan, ranks: int, blocks: Collection[str]) 
 
     Within the trained length diffusers' own processors exchange the tokens, where they do that, and nobody is refused.
     """
-    if not plan.rewritten and can_exchange(model, blocks):
+    taken = all(diffusers_takes(site.heads, ranks, anything=True) for site in plan.sites)
+    if not plan.rewritten and taken and can_exchange(model, blocks):
         return None
     try:
         check_shared(plan, ranks)

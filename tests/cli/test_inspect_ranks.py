@@ -19,7 +19,8 @@ HIDDEN = "padding is hidden by a mask over all"
 LOOKED_AT: dict[str, tuple[str, int, int, str | None, str | None]] = {
     "Wan": ("Wan", 2, 10, None, None),
     "more ranks than heads": ("Wan", 4, 10, "expected at least one head a rank, found 2 heads for 4 ranks", None),
-    "more ranks than heads, short": ("Wan", 4, 5, None, None),
+    "more ranks than heads, short": ("Wan", 4, 5, "found 2 heads for 4 ranks", None),
+    "HunyuanVideo, short": ("HunyuanVideo", 2, 5, None, NO_PLAN),
     "HunyuanVideo": ("HunyuanVideo", 2, 10, HIDDEN, NO_PLAN),
     "CogVideoX": ("CogVideoX", 2, 10, None, NO_PLAN),
     "Allegro": ("Allegro", 2, 10, None, NO_PLAN),

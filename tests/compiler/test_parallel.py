@@ -12,6 +12,7 @@ import torch.distributed as dist
 from diffusers_models import CASES, arguments, build
 from models import DiT, latents, wan
 from ranks import RanksError, context_parallel, of_first, on_ranks
+from sharing_plans import PLANS
 from slow import slow
 from transformed import ALL, distance, run
 from words import Words, of_words, shared_words
@@ -25,7 +26,7 @@ from freeloc_fx.compiler.capture.parallel import gathering, token_group_of
 from freeloc_fx.errors import CaptureError, TransformError
 from freeloc_fx.method.catalogue import PARTS
 from freeloc_fx.method.grid import RopeLayout
-from freeloc_fx.method.shards import Layout, Shards
+from freeloc_fx.method.shards import Layout, Shards, diffusers_takes
 
 PLAIN: dict[str, Any] = {"backend": "eager", "attention": "tiles"}
 MODIFY = ("temp", "squeeze", "hold")
@@ -125,6 +126,13 @@ def within_the_trained_length(rank: int, heads: int, size: dict[str, int]) -> li
     assert group is not None
     with gathering(group):  # diffusers' own takes shares of one size on gloo
         return [torch.equal(found, run(own, **size)), plans(changed)[0].rewritten == 0]
+
+
+def heads_of_no_even_share(rank: int, ranks: int, heads: int, frames: int) -> float:
+    torch.set_grad_enabled(False)
+    expected = of_first(rank, lambda: run(transform(wan(num_attention_heads=heads), ALL, **PLAIN), frames=frames))
+    model = context_parallel(wan(num_attention_heads=heads), ulysses_degree=ranks, ulysses_anything=True)
+    return distance(run(transform(model, ALL, **PLAIN), frames=frames), expected)
 
 
 def other_models(rank: int, name: str, cp_plan: str, options: dict[str, Any], wrong_heads: bool) -> float:
@@ -257,39 +265,6 @@ def inductor(rank: int) -> float:
     return distance(run(changed), run(transform(wan(), ALL, **PLAIN)))
 
 
-def _split(axis: int, dims: int, output: bool = False) -> Any:
-    from diffusers.models._modeling_parallel import ContextParallelInput
-
-    return ContextParallelInput(split_dim=axis, expected_dims=dims, split_output=output)
-
-
-def _gathered() -> Any:
-    from diffusers.models._modeling_parallel import ContextParallelOutput
-
-    return ContextParallelOutput(gather_dim=1, expected_dims=3)
-
-
-def _joint(tables: int, *texts: str) -> dict[str, Any]:
-    return {
-        "transformer_blocks.0": {name: _split(1, 3) for name in ("hidden_states", *texts)},
-        "transformer_blocks.*": {"image_rotary_emb": [_split(0, tables)] * 2},
-        "proj_out": _gathered(),
-    }
-
-
-PLANS = {
-    "text shared": lambda: _joint(2, "encoder_hidden_states"),
-    "text whole": lambda: _joint(2),
-    "Mochi": lambda: _joint(3),
-    "HunyuanVideo": lambda: {
-        "rope": {0: _split(0, 2, True), 1: _split(0, 2, True)},
-        "transformer_blocks.0": {"hidden_states": _split(1, 3)},
-        "proj_out": _gathered(),
-    },
-}
-"""Context-parallel plans for models of which diffusers ships none."""
-
-
 # What is to come of it
 
 
@@ -321,6 +296,13 @@ def test_flex_and_what_ranks_do_not_divide() -> None:
 )
 def test_within_the_trained_length_it_is_bitwise_diffusers_own_run(heads: int, size: dict[str, int]) -> None:
     assert on_ranks(within_the_trained_length, 2, heads, size) == [[True, True]] * 2
+
+
+@pytest.mark.parametrize(("ranks", "heads", "frames"), [(3, 4, 4), slow(4, 5, 5), slow(3, 4, 12)])
+def test_heads_that_diffusers_would_leave_a_rank_without(ranks: int, heads: int, frames: int) -> None:
+    """Its own run fills up heads, and stops where a rank got none but such: we do it within the trained length, too."""
+    assert not diffusers_takes(heads, ranks, anything=True)
+    assert max(on_ranks(heads_of_no_even_share, ranks, ranks, heads, frames)) <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["LTX", slow("LTX anything"), "text shared", slow("text whole")])

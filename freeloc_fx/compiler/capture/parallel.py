@@ -37,10 +37,12 @@ class TokenGroup:
     Args:
         shards: the ranks.
         name: of their process group.
+        anything: they share out what they do not divide, too.
     """
 
     shards: Shards
     name: str
+    anything: bool = False
 
 
 def token_group_of(model: nn.Module) -> TokenGroup | None:
@@ -82,7 +84,7 @@ def token_group_of(model: nn.Module) -> TokenGroup | None:
                 "compute, and ranks that decide differently wait for each other forever; disable_cache() first"
             )
     group, ranks, rank = token_group(config)
-    return TokenGroup(Shards(ranks, rank), group)
+    return TokenGroup(Shards(ranks, rank), group, bool(getattr(config, "ulysses_anything", False)))
 
 
 def _context(config: Any) -> Any:

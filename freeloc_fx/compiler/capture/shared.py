@@ -22,6 +22,7 @@ from freeloc_fx.compiler.positions import Position
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.graph.capture import CallFacts
 from freeloc_fx.graph.sharding import Adopted, by_path
+from freeloc_fx.method.shards import diffusers_takes
 from freeloc_fx.planning.plan import Plan
 from freeloc_fx.planning.sharing import check_shared
 
@@ -113,9 +114,11 @@ class SharedCalls:
             )
         planning = self.backend.for_planning()
         plan = plan_of_call(self.model, plain_call(self.model), planning, known, given)
-        if not plan.rewritten and exchange_themselves(self.model, self.backend.layers):
+        ranks = group.shards.ranks
+        by_diffusers = all(diffusers_takes(site.heads, ranks, group.anything) for site in plan.sites)
+        if not plan.rewritten and by_diffusers and exchange_themselves(self.model, self.backend.layers):
             return _Call(plan, None), arguments_among(given, planning.read)
-        check_shared(plan, group.shards.ranks)
+        check_shared(plan, ranks)
         at_blocks = shared_at(self.model, self.backend.layers)
         adopted = Adopted(by_path(planning.sites or ()), group.shards, group.name, at_blocks)
         own = self.backend.adopting(plan, adopted)
