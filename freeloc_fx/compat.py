@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,13 +21,11 @@ from torch import nn
 # torch: what Dynamo raises. Seen in 2.13.0. They are looked up when they are first asked for, since Dynamo takes a
 # second to import.
 
-_ERRORS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "BACKEND_FAILED": ("BackendCompilerFailed",),
-        "NO_SINGLE_GRAPH": ("Unsupported", "UserError", "TorchRuntimeError"),
-        "CANNOT_STAMP": ("InternalTorchDynamoError", "UncapturedHigherOrderOpError"),
-    }
-)
+_ERRORS: Mapping[str, tuple[str, ...]] = {
+    "BACKEND_FAILED": ("BackendCompilerFailed",),
+    "NO_SINGLE_GRAPH": ("Unsupported", "UserError", "TorchRuntimeError"),
+    "CANNOT_STAMP": ("InternalTorchDynamoError", "UncapturedHigherOrderOpError"),
+}
 
 
 def dynamo_errors(kind: str) -> tuple[type[Exception], ...]:
@@ -70,10 +67,9 @@ def dynamo_switched_off(*, entirely: bool = False) -> str:
     Args:
         entirely: leave out what still runs that which was compiled before.
     """
-    import torch._dynamo
-    from torch._dynamo import eval_frame
+    from torch._dynamo import config, eval_frame
 
-    if getattr(torch._dynamo.config, "disable", False):
+    if getattr(config, "disable", False):
         return "TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE (torch._dynamo.config.disable)"
     stance = getattr(getattr(eval_frame, "_stance", None), "stance", "default")
     if stance == "force_eager" or (stance == "eager_on_recompile" and not entirely):
@@ -119,12 +115,11 @@ def torch_compiler(name: Any, mode: str | None, options: Mapping[str, Any] | Non
         mode: as torch.compile's.
         options: as torch.compile's.
     """
-    given = None if options is None else dict(options)
-    if name == "inductor":
-        inductor: Callable[..., Any] = torch._TorchCompileInductorWrapper(mode, given, False)
-        return inductor
-    other: Callable[..., Any] = torch._TorchCompileWrapper(name, mode, given, False)
-    return other
+    how = (mode, None if options is None else dict(options), False)
+    found: Callable[..., Any] = (
+        torch._TorchCompileInductorWrapper(*how) if name == "inductor" else torch._TorchCompileWrapper(name, *how)
+    )
+    return found
 
 
 def is_inductor(compiler: Any) -> bool:
@@ -273,12 +268,15 @@ def outside_fake_mode() -> AbstractContextManager[Any]:
     return unset_fake_temporarily()
 
 
-def fake_mode() -> AbstractContextManager[Any]:
-    """Context: tensors have shapes and dtypes and no values; sizes may depend on data."""
+@contextmanager
+def fake_mode() -> Iterator[None]:
+    """Context: tensors have shapes and dtypes, no values; sizes may depend on data, which `F.pad` takes in Python."""
+    from torch._dispatch.python import enable_python_dispatcher
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()), enable_python_dispatcher():
+        yield
 
 
 @contextmanager
@@ -381,6 +379,8 @@ def wan_decode_piece(vae: Any, hidden: torch.Tensor, cache: Any, **options: bool
 
 PARALLEL = "_parallel_config"
 """Attribute of an attention processor (and of a model) that says by which ranks it exchanges tokens."""
+SHARING_PLAN = "_cp_plan"
+"""Attribute of a model that says how its tokens are shared out; None or absent where its class does not know."""
 
 
 def sharding_hooks(module: nn.Module) -> list[Any]:

@@ -25,7 +25,7 @@ from freeloc_fx.graph.records import AttentionSite, sites, write
 from freeloc_fx.graph.shapes import shape_of, value_of
 from freeloc_fx.graph.table_inputs import PairInput, TableInputs
 from freeloc_fx.method.strategy import Strategy
-from freeloc_fx.method.timeline import TextForm, pair_form
+from freeloc_fx.method.timeline import TextForm, check_clip_alone, pair_form
 from freeloc_fx.planning.plan import Plan
 
 __all__ = ["pair_texts"]
@@ -48,7 +48,7 @@ def pair_texts(graph: fx.Graph, capture: Capture, *, form: TextForm, plan: Plan)
         The number of attentions whose q and k got channels.
 
     Raises:
-        TimelineError: the text of one is not the texts; the message names it.
+        TimelineError: the text of one is not the texts, or further frames stand beside the clip; the message names it.
     """
     tables = TableInputs(graph, capture.device)
     seen: dict[str, int] = {}
@@ -56,6 +56,7 @@ def pair_texts(graph: fx.Graph, capture: Capture, *, form: TextForm, plan: Plan)
     for node, site in sites(graph):
         if site.kind != "video" or site.grid is None or not site.grid.text:
             continue
+        check_clip_alone(site.grid.frames, len(site.grid.further))
         if site.grid.text != form.tokens or site.grid.text_first * site.grid.text_last:
             raise TimelineError(
                 f"timeline: {site.path} is one attention over the clip and {site.grid.text_first} + "

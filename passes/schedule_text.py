@@ -20,7 +20,7 @@ from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.records import AttentionSite, sites, write
 from freeloc_fx.graph.table_inputs import TableInputs
 from freeloc_fx.method.grid import TokenGrid
-from freeloc_fx.method.timeline import TextForm
+from freeloc_fx.method.timeline import TextForm, check_clip_alone
 
 __all__ = ["schedule_text"]
 
@@ -45,11 +45,7 @@ def schedule_text(graph: fx.Graph, capture: Capture, *, form: TextForm, exact: b
     grid = next((site.grid for _, site in found if site.kind == "video" and site.grid is not None), None)
     if grid is None:
         raise TimelineError("timeline: no video self-attention says which tokens are a frame's")
-    if grid.further:
-        raise TimelineError(
-            f"timeline: the sequence holds {len(grid.further)} further frames beside the clip's {grid.frames}; "
-            "expected the clip's frames alone, as nothing says which text a further frame sees"
-        )
+    check_clip_alone(grid.frames, len(grid.further))
     tables = TableInputs(graph, capture.device)
     count = 0
     for node, site in found:

@@ -6,7 +6,8 @@
              result -> all_to_all -> this rank's tokens of all heads
 
 Where a joint model's text is shared out, too, or lies whole on every rank, the exchange puts the sequence into the
-order of the unsharded model. Keys and values of another sequence (text whose tokens are shared out) are gathered.
+order of the unsharded model; what enters a block as one sequence is shared out as one. Keys and values of another
+sequence (text whose tokens are shared out) are gathered.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 import torch.fx as fx
 
 from freeloc_fx.attention.exchange import gather_along, heads_to_tokens, tokens_to_heads
@@ -73,7 +75,7 @@ def _refused(site: AttentionSite, adopted: Adopted, why: str) -> CaptureError:
 def _exchange(graph: fx.Graph, node: fx.Node, site: AttentionSite, whole: AttentionSite, adopted: Adopted) -> None:
     """A self-attention: all tokens of this rank's heads, and back."""
     shards, heads = adopted.shards, site.query_shape[1]
-    layout = _layout(site, whole, adopted)
+    layout = _layout(node, site, whole, adopted)
     if heads < shards.ranks:
         raise _refused(site, adopted, f"expected a head a rank, found {heads} heads")
     own = shards.part(heads)
@@ -98,10 +100,19 @@ def _exchange(graph: fx.Graph, node: fx.Node, site: AttentionSite, whole: Attent
     write(node, replace(site, query_shape=shape, key_shape=shape, rope=rope))
 
 
-def _layout(site: AttentionSite, whole: AttentionSite, adopted: Adopted) -> Layout:
+def _layout(node: fx.Node, site: AttentionSite, whole: AttentionSite, adopted: Adopted) -> Layout:
     """Where the tokens of a self-attention lie."""
     grid, tokens = whole.grid, whole.query_shape[2]
     stretches = [0, tokens, 0] if grid is None else [grid.text_first, grid.video, grid.text_last]
+    if grid is not None and grid.text and not _joined(arguments(node)["query"], site.query_shape[2]):
+        if not adopted.at_blocks:
+            raise _refused(
+                site,
+                adopted,
+                f"{grid.text} tokens of text and {grid.video} of video reach its block as one sequence, and nothing "
+                "says how that is shared out; expected a plan that shares out what the blocks are given",
+            )
+        stretches = [0, tokens, 0]
     layout = layout_of(adopted.shards, stretches, 1, site.query_shape[2])
     if layout is None:
         shares = [adopted.shards.sizes(n)[adopted.shards.rank] for n in stretches if n]
@@ -112,6 +123,21 @@ def _layout(site: AttentionSite, whole: AttentionSite, adopted: Adopted) -> Layo
             f"{' + '.join(str(n) for n in stretches if n)}), found {site.query_shape[2]}",
         )
     return layout
+
+
+def _joined(query: fx.Node, tokens: int) -> bool:
+    """Whether queries of so many tokens are put together of several parts, text and video, within this graph."""
+    todo, seen = [query], {query}
+    while todo:
+        node = todo.pop()
+        if node.target in (torch.cat, torch.concat):
+            parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
+            shape, first = shape_of(node) or (), shape_of(parts[0]) or ()
+            if any(whole == tokens != part for whole, part in zip(shape, first, strict=False)):
+                return True
+        todo += [one for one in node.all_input_nodes if one not in seen]
+        seen.update(node.all_input_nodes)
+    return False
 
 
 def _mask_of_heads(

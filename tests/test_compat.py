@@ -265,14 +265,18 @@ def test_is_region_call() -> None:
 
 
 def test_fake_mode() -> None:
+    from torch._dispatch import python as dispatch
     from torch._subclasses import fake_tensor
     from torch.fx.experimental import symbolic_shapes
 
     there(hasattr(fake_tensor, "FakeTensorMode"), "torch._subclasses.fake_tensor.FakeTensorMode")
     there(hasattr(symbolic_shapes, "ShapeEnv"), "torch.fx.experimental.symbolic_shapes.ShapeEnv")
+    there(hasattr(dispatch, "enable_python_dispatcher"), "torch._dispatch.python.enable_python_dispatcher")
     with compat.fake_mode():
         x = torch.ones(3)
         assert isinstance(x, fake_tensor.FakeTensor) and (x + x).shape == (3,)
+        found = x.nonzero()
+        assert torch.nn.functional.pad(found, (0, 0, 0, 3 - found.shape[0])).shape == (3, 1)
 
 
 def test_outside_fake_mode() -> None:

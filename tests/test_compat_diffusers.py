@@ -87,6 +87,16 @@ def test_what_context_parallelism_leaves_on_a_model() -> None:
     assert first["received"] == [0.0, 1.0, 10.0, 11.0] and second["received"] == [2.0, 12.0]
 
 
+def test_which_classes_come_with_a_plan_for_sharing_tokens() -> None:
+    import diffusers
+
+    there(hasattr(diffusers.ModelMixin, compat.SHARING_PLAN), "ModelMixin._cp_plan", "diffusers")
+    plan = getattr(diffusers.WanTransformer3DModel, compat.SHARING_PLAN, None)
+    there(isinstance(plan, dict), "WanTransformer3DModel._cp_plan", "diffusers")
+    states = plan["blocks.0"]["hidden_states"]  # type: ignore[index]
+    there((states.split_dim, states.expected_dims) == (1, 3), "ContextParallelInput.split_dim, .expected_dims")
+
+
 def test_shares_of_any_sizes_are_gathered_by_a_method_of_this_name() -> None:
     from diffusers.hooks import context_parallel as module
 

@@ -3,10 +3,10 @@
     unfused:    scaled_dot_product_attention(q, k, v)                    # every frame, the keys of all texts
     rewritten:  freeloc_fx.scheduled_attention(q, k, v, weights, starts, scale, None, False, False)
 
-One call a text, on a slice of the queries and a slice of the keys. A frame that several texts have a share in is in the
-slices of each, and the results merge by their log-sum-exp, log of the share added: that is a softmax over the keys of
-all of them with log of the share as a bias. What each frame sees is data, so that another timeline of as many texts
-runs what is compiled already.
+One call a text, on a slice of the queries and a slice of the keys; frames of one text that lie apart are a call each. A
+frame that several texts have a share in is in the slices of each, and the results merge by their log-sum-exp, log of
+the share added: that is a softmax over the keys of all of them with log of the share as a bias. What each frame sees is
+data, so that another timeline of as many texts runs what is compiled already.
 """
 
 from __future__ import annotations
@@ -26,29 +26,21 @@ from .autocast import take_part_in_autocast
 from .repeated import merged
 from .softmax import attend, merge
 
-__all__ = ["OPERATOR", "WITHIN", "attention_within_texts", "literal", "scheduled_attention", "seen_frames"]
+__all__ = ["OPERATOR", "WITHIN", "attention_within_texts", "literal", "scheduled_attention", "seen_runs"]
 
 
-def seen_frames(weights: np.ndarray, text: int) -> slice:
-    """The frames that see a text: they lie side by side.
+def seen_runs(weights: np.ndarray, text: int) -> list[slice]:
+    """The runs of neighbouring frames that see a text: one in a clip, more where references stand before it.
 
     Args:
         weights: float64 (frames, texts).
         text: its number.
 
     Returns:
-        A slice of the frames, empty where none sees it.
-
-    Raises:
-        CaptureError: others lie between them.
+        Slices of the frames in order, none where no frame sees it.
     """
-    found = np.flatnonzero(weights[:, text])
-    if not len(found):
-        return slice(0, 0)
-    first, last = int(found[0]), int(found[-1]) + 1
-    if last - first != len(found):
-        raise CaptureError(f"text {text}: expected the frames that see it side by side, found {found.tolist()}")
-    return slice(first, last)
+    edges = np.flatnonzero(np.diff(np.pad(weights[:, text] > 0, 1).astype(int))).tolist()
+    return [slice(first, last) for first, last in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def literal(
@@ -183,10 +175,9 @@ def _scheduled(
 
 
 def _parts(weights: np.ndarray, starts: list[int]) -> Iterator[tuple[int, slice, slice]]:
-    """(text, its frames, its keys) for each text that some frame sees."""
+    """(text, some of its frames, its keys) for each text that some frame sees."""
     for text in range(weights.shape[1]):
-        rows = seen_frames(weights, text)
-        if rows.stop > rows.start:
+        for rows in seen_runs(weights, text):
             yield text, rows, slice(starts[text], starts[text + 1])
 
 

@@ -24,7 +24,7 @@ from freeloc_fx.planning.profile import Profile
 
 from . import common
 from .common import Job, exits, load, out, prepare, write_json
-from .shares import shares, shares_table
+from .shares import shares, shares_notes, shares_table
 
 __all__ = ["inspect"]
 
@@ -103,6 +103,8 @@ def inspect(
             _show(title, plan)
             if ranks is not None:
                 out.print(shares_table(data["ranks"]))
+                for line in shares_notes(data["ranks"]):
+                    out.print(line, highlight=False, markup=False, soft_wrap=True)
             if passes:
                 _show_passes(runs)
             if graph:

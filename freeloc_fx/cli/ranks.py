@@ -17,7 +17,7 @@ import torch.distributed as dist
 import typer
 
 from freeloc_fx.generation.decoding import chunk_of
-from freeloc_fx.generation.parallel import shard_weights, share_tokens
+from freeloc_fx.generation.parallel import GLOO, shard_weights, share_tokens
 from freeloc_fx.method.shards import Shards
 
 from .common import Job, UsageError, err, out
@@ -148,7 +148,7 @@ def ranks(parallel: str | None, shard: str | None) -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     own = not dist.is_initialized()
     if own:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if cuda else GLOO)
     quiet = [console.quiet for console in (out, err)]
     try:
         if rank:

@@ -30,6 +30,7 @@ from . import pipeline
 from .capture.facts import facts, noted
 from .inner import Compiler
 from .listing import Listing, block_lines, block_of
+from .newest import Newest
 from .positions import ByPositions, KnownPositions
 from .repeat import Artefacts, compile_repeated
 from .runner import PassRun, Runner
@@ -92,14 +93,14 @@ class Backend:
         disabled: names of passes that do not run.
 
     Attributes:
-        plans: one for each captured graph.
-        passes: the passes that ran over each captured graph.
+        plans: one for each captured graph and the positions that it was planned for, the newest ones.
+        passes: the passes that ran over each captured graph, as many.
         sites: gets the attentions of each graph that is captured for its plan only, where it is a list.
         adopted: what a rank of context parallelism knows of the unsharded model, and the plan that was made of it.
         listings: gets the first rewritten block of each captured graph as text, where it is a list.
         prefix: path of the module that it captures, "" for the whole model; a part may hold no site at all.
         artefacts: compiled pieces.
-        how: what the rewriting passes need, among it what the graphs name.
+        how: what the rewriting passes need; what a graph names is of that graph, and goes when it goes.
         checked: what was compared with the reference.
         choices: which lowering was the quickest, where `attention` is "auto" on a CPU.
         positions: values of inputs that position tables were read off.
@@ -124,21 +125,16 @@ class Backend:
         self._model = None if model is None else weakref.ref(model)
         self.disabled = disabled
         self.prefix = ""
-        self.plans: list[Plan] = []
+        self.plans: Newest[Plan] = Newest()
         self.listings: list[Listing] | None = None
         self.sites: list[AttentionSite] | None = None
         self.adopted: tuple[Plan, Adopted] | None = None
-        self.passes: list[list[PassRun]] = []
+        self.passes: Newest[list[PassRun]] = Newest()
         self.artefacts, self.checked = Artefacts(), Checked()
         self.how = pipeline.Rewriting.read(attention, verify)
         self.choices: dict[Hashable, str] = {}
         self.positions = KnownPositions()
         self.read: list[torch.Tensor] = []
-
-    @property
-    def specs(self) -> Specs:
-        """What the graphs name."""
-        return self.how.specs
 
     @property
     def model(self) -> nn.Module | None:
@@ -148,13 +144,13 @@ class Backend:
     def block(self, path: str) -> Backend:
         """A backend that treats one block of the model as this one treats the whole; it shares what this one keeps."""
         made = copy.copy(self)
-        made.prefix, made.plans = path, []
+        made.prefix, made.plans = path, Newest()
         return made
 
     def for_planning(self) -> Backend:
         """A backend that ends each capture with its plan, and keeps the attentions that it saw on the way."""
         made = copy.copy(self)
-        made.plan_only, made.sites, made.plans, made.listings = True, [], [], None
+        made.plan_only, made.sites, made.plans, made.listings = True, [], Newest(), None
         made.read = []
         return made
 
@@ -192,7 +188,7 @@ class Backend:
             with torch.no_grad():
                 return self._captured(kept, inputs, made)[0]
 
-        return noted(ByPositions(run, example_inputs, read, again, self.positions))
+        return noted(ByPositions(run, example_inputs, read, again, self.positions, made))
 
     def _captured(
         self, gm: fx.GraphModule, example_inputs: Sequence[Any], made: list[tuple[Plan, Callable[..., Any]]]
@@ -231,7 +227,7 @@ class Backend:
                 self.sites.extend(site for _, site in sites(graph))
                 self.read.extend(example_inputs[place] for place in read)
             elif plan.rewritten:
-                self._rewrite(runner, plan, root)
+                self._rewrite(runner, plan, root, self.how)
             if self.prefix:
                 return blank(output), []
             raise PlanReady(plan)
@@ -250,67 +246,75 @@ class Backend:
         self, runner: Runner, plan: Plan, root: fx.GraphModule, gm: fx.GraphModule, inputs: list[Any]
     ) -> Callable[..., Any]:
         """What runs an analysed graph in which something is to change."""
+        how = replace(self.how, specs=Specs())
         if self.recorder is not None:
             if self.how.text is not None:
                 raise TimelineError("timeline: attention is being watched; expected one prompt for the clip meanwhile")
             self.recorder.expect(plan)
             pipeline.observe(runner, plan, self.recorder.name)
-            return self._compiled(runner, plan, root, gm, inputs)
+            return self._compiled(runner, plan, root, gm, inputs, how.specs)
         if not plan.rewritten and self.adopted is not None:
             pipeline.restore(runner)
-            return self._compiled(runner, plan, root, gm, inputs)  # its tokens have to be exchanged all the same
-        stages = self._rewrite(runner, plan, root)
+            # Its tokens have to be exchanged all the same.
+            return self._compiled(runner, plan, root, gm, inputs, how.specs)
+        stages = self._rewrite(runner, plan, root, how)
         if len(stages) == 1:
-            return self._compiled(*stages[0], gm, inputs)
-        made = Stages(plan.stage_starts, lambda index, given: self._compiled(*stages[index], gm, given))
+            return self._compiled(*stages[0], gm, inputs, how.specs)
+        made = Stages(plan.stage_starts, lambda index, given: self._compiled(*stages[index], gm, given, how.specs))
         made.stage(0, inputs)  # what is wrong with a compiler shows now
         return made
 
-    def _rewrite(self, runner: Runner, plan: Plan, root: fx.GraphModule) -> list[tuple[Runner, Plan, fx.GraphModule]]:
+    def _rewrite(
+        self, runner: Runner, plan: Plan, root: fx.GraphModule, how: pipeline.Rewriting
+    ) -> list[tuple[Runner, Plan, fx.GraphModule]]:
         """The rewritten graph, or one for each stage where strategies that differ by stage are nodes of the graph."""
-        if self.how.lowering(runner.capture.device) != "flex" or len(plan.stage_starts) == 1:
+        if how.lowering(runner.capture.device) != "flex" or len(plan.stage_starts) == 1:
             changed = (site for site in plan.sites if not site.strategy.changes_nothing)
             site = next(changed, plan.sites[0])
             block = block_of(runner.capture, site.path)
             before = [] if self.listings is None else block_lines(runner.graph, block)
-            pipeline.rewrite(runner, plan, self.how, root)
+            pipeline.rewrite(runner, plan, how, root)
             if self.listings is not None:
                 self.listings.append(Listing(block, before, block_lines(runner.graph, block)))
             return [(runner, plan, root)]
         made = []
         for start in plan.stage_starts:
             stage, copy_of = plan.stage(start), runner.copied(root)
-            if stage.rewritten or self.how.text is not None:
-                pipeline.rewrite(copy_of[0], stage, self.how, copy_of[1])
+            if stage.rewritten or how.text is not None:
+                pipeline.rewrite(copy_of[0], stage, how, copy_of[1])
             else:
                 pipeline.restore(copy_of[0])
             made.append((copy_of[0], stage, copy_of[1]))
         return made
 
     def _compiled(
-        self, runner: Runner, plan: Plan, root: fx.GraphModule, gm: fx.GraphModule, inputs: list[Any]
+        self, runner: Runner, plan: Plan, root: fx.GraphModule, gm: fx.GraphModule, inputs: list[Any], specs: Specs
     ) -> Callable[..., Any]:
         """What runs a graph that the passes are done with."""
         rewritten = fx.GraphModule(root, runner.graph)
         rewritten.meta = dict(gm.meta)
-        rewritten.meta["freeloc_specs"] = self.specs  # they live as long as the graph that names them
+        rewritten.meta["freeloc_specs"] = specs  # they live as long as the graph that names them
         follows = any(site.strategy.follows_steps for site in plan.sites)
         tables, wrap = with_tables(runner.graph, runner.capture.device, follows)
         if self.inner is None:
             return wrap(rewritten.forward)
         check_compiler(runner.graph, runner.capture.device, is_inductor(self.inner))
         if not is_inductor(self.inner):
-            return wrap(self.inner(rewritten, [*inputs, *tables]))  # somebody's own backend sees the graph as it is
+            # Somebody's own backend sees the graph as it is.
+            return wrap(_holding(self.inner(rewritten, [*inputs, *tables]), specs))
         # Blocks of one kind are one compiled piece for all strategies. A module captured alone is a block already.
         blocks = () if self.prefix else (self.layers or None)
-        return wrap(
-            compile_repeated(
-                rewritten,
-                [*inputs, *tables],
-                self.inner,
-                self.artefacts,
-                blocks,
-                runner=runner,
-                specs=self.specs,
-            )
+        run = compile_repeated(
+            rewritten, [*inputs, *tables], self.inner, self.artefacts, blocks, runner=runner, specs=specs
         )
+        return wrap(_holding(run, specs))
+
+
+def _holding(run: Callable[..., Any], specs: Specs) -> Callable[..., Any]:
+    """What a compiler gave, which may keep nothing of its graph, with what that names."""
+
+    def call(*inputs: Any) -> Any:
+        return held[0](*inputs)
+
+    held = (run, specs)
+    return call

@@ -7,29 +7,47 @@ token, so that a keyframe may move, or stand where a frame of the clip stood, an
     call 1   coordinates of a clip, keyframes at 4.875 and 8    captured, planned
     call 2   the same numbers                                   runs
     call 3   keyframes at 2 and 6                               planned anew, from the same graph
+
+A server meets ever new ones. For each graph, `KEPT` sets are kept beside what was made of them; the set that was used
+least lately goes, and is planned anew should it come again.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import RLock
 from typing import Any
 
 import torch
 
-__all__ = ["ByPositions", "KnownPositions"]
+from freeloc_fx.planning.plan import Plan
+
+__all__ = ["KEPT", "ByPositions", "KnownPositions", "Position"]
+
+
+KEPT = 8
+"""Sets of positions that one graph is kept ready for. Each is a rewritten graph with its tables (megabytes, not the
+weights); planning one anew takes about as long as the first call's planning, a second or two."""
+
+
+class Position:
+    """The values of one position tensor. Equal ones are one object, for as long as somebody keeps that."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self.value = value.detach().clone()
 
 
 class KnownPositions:
-    """Position tensors by number: equal ones have one number, and are held once however many graphs read them."""
+    """Position tensors by their values, held once however many graphs read them, and no longer than one does."""
 
     def __init__(self) -> None:
-        self._values: list[torch.Tensor] = []
-        self._seen: dict[int, tuple[weakref.ref[torch.Tensor], int, int]] = {}
+        self._all: weakref.WeakSet[Position] = weakref.WeakSet()
+        self._seen: dict[int, tuple[weakref.ref[torch.Tensor], int, weakref.ref[Position]]] = {}
 
-    def number(self, value: torch.Tensor) -> int:
-        """Give the number of a tensor's values.
+    def of(self, value: torch.Tensor) -> Position:
+        """Give what stands for a tensor's values.
 
         A tensor that was asked about before and has not been written since is not looked at again, so that a device is
         waited for once a generation and not at every step.
@@ -38,19 +56,17 @@ class KnownPositions:
             value: any tensor; it is not kept, its values are.
 
         Returns:
-            The number, from 0.
+            The same object for equal values, while it lives.
         """
         version = None if value.is_inference() else value._version
         seen = self._seen.get(id(value))
-        if seen is not None and seen[0]() is value and seen[1] == version:
-            return seen[2]
-        known = (n for n, one in enumerate(self._values) if _equal(one, value))
-        found = next(known, len(self._values))
-        if found == len(self._values):
-            self._values.append(value.detach().clone())
+        if seen is not None and seen[0]() is value and seen[1] == version and (known := seen[2]()) is not None:
+            return known
+        found = next((one for one in list(self._all) if _equal(one.value, value)), None) or Position(value)
+        self._all.add(found)
         if version is not None:
             self._seen = {key: entry for key, entry in self._seen.items() if entry[0]() is not None}
-            self._seen[id(value)] = (weakref.ref(value), version, found)
+            self._seen[id(value)] = (weakref.ref(value), version, weakref.ref(found))
         return found
 
 
@@ -67,7 +83,8 @@ class ByPositions:
         inputs: that were captured.
         read: which of them are positions.
         make: makes what runs, for other inputs.
-        known: numbers positions.
+        known: of the backend.
+        made: plans beside what runs by them, to which `make` adds; what is not kept any more is taken out.
     """
 
     def __init__(
@@ -77,18 +94,24 @@ class ByPositions:
         read: Sequence[int],
         make: Callable[[Sequence[Any]], Callable[..., Any]],
         known: KnownPositions,
+        made: list[tuple[Plan, Callable[..., Any]]],
     ) -> None:
-        self.read, self.make, self.known = tuple(read), make, known
-        self._made = {self._key(inputs): run}
+        self.read, self.make, self.known, self.made = tuple(read), make, known, made
+        self._runs: OrderedDict[tuple[Position, ...], Callable[..., Any]] = OrderedDict({self._key(inputs): run})
         self._lock = RLock()
 
-    def _key(self, inputs: Sequence[Any]) -> tuple[int, ...]:
-        return tuple(self.known.number(inputs[place]) for place in self.read)
+    def _key(self, inputs: Sequence[Any]) -> tuple[Position, ...]:
+        return tuple(self.known.of(inputs[place]) for place in self.read)
 
     def __call__(self, *inputs: Any) -> Any:
         with self._lock:
             key = self._key(inputs)
-            if key not in self._made:
-                self._made[key] = self.make(inputs)
-            run = self._made[key]
+            if key not in self._runs:
+                self._runs[key] = self.make(inputs)
+                while len(self._runs) > KEPT:
+                    self._runs.popitem(last=False)
+                kept = set(map(id, self._runs.values()))
+                self.made[:] = [(plan, run) for plan, run in self.made if id(run) in kept]
+            self._runs.move_to_end(key)
+            run = self._runs[key]
         return run(*inputs)

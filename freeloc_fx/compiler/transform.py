@@ -161,7 +161,9 @@ def restore(model: Model) -> Model:
 
 
 def plans(model: nn.Module) -> list[Plan]:
-    """The plans that a transformed model has made so far, one for each captured input shape.
+    """The plans that a transformed model has made so far, one for each captured input shape; the newest 128.
+
+    A model that is given positions as numbers, such as keyframes', makes one for each set of them, too.
 
     Args:
         model: what `transform` returned.
@@ -176,7 +178,7 @@ def plans(model: nn.Module) -> list[Plan]:
 
 
 def passes_run(model: nn.Module) -> list[list[PassRun]]:
-    """The passes that ran over each graph that a transformed model has captured so far.
+    """The passes that ran over each graph that a transformed model has captured so far; the newest 128.
 
     Args:
         model: what `transform` returned.

@@ -14,14 +14,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
+from freeloc_fx.compat import SHARING_PLAN
 from freeloc_fx.compiler.capture.conventions import config_of, layer_table, patches
 from freeloc_fx.compiler.capture.swapped import swapped
 from freeloc_fx.errors import ModelError
 
 from .components import transformers_of
 
-__all__ = ["an_accelerator", "shard_weights", "share_tokens"]
+__all__ = ["GLOO", "an_accelerator", "check_sharing_plan", "shard_weights", "share_tokens"]
+
+
+GLOO = "cpu:gloo"
+"""Backend of a process group without accelerators. As "gloo" it would be the same, but diffusers 0.42.1 looks for
+"cpu" in the name before it gathers sizes, where ranks do not divide heads or tokens, and else asks for torch's
+accelerator: that is CUDA in a torch that was built for it, on a machine without a device, too."""
 
 
 @contextmanager
@@ -55,14 +63,33 @@ def share_tokens(pipe: Any, latent: tuple[int, int, int]) -> None:
         tokens = math.prod(n // patch for n, patch in zip(latent, patches(model), strict=True))
         heads = int(config_of(model).get("num_attention_heads") or ranks)
         anything = bool(tokens % ranks or heads % ranks)
+        check_sharing_plan(model, ranks)
         try:
             with an_accelerator():
                 model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=ranks, ulysses_anything=anything))
         except (AttributeError, ValueError) as error:
-            raise ModelError(
-                f"{type(model).__name__}: diffusers cannot share out its tokens over {ranks} ranks ({error}); expected "
-                "a model with a plan for that, such as Wan or LTX, or sharded weights instead"
-            ) from error
+            raise _unshared(model, ranks, error) from error
+
+
+def check_sharing_plan(model: nn.Module, ranks: int) -> None:
+    """Refuse a model whose class says nothing of how its tokens are shared out.
+
+    Args:
+        model: a transformer.
+        ranks: that are to share.
+
+    Raises:
+        ModelError: its class says nothing.
+    """
+    if not getattr(model, SHARING_PLAN, None):
+        raise _unshared(model, ranks, f"its class has no {SHARING_PLAN}")
+
+
+def _unshared(model: nn.Module, ranks: int, why: object) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__}: diffusers cannot share out its tokens over {ranks} ranks ({why}); expected a model "
+        "with a plan for that, such as Wan or LTX, or sharded weights instead"
+    )
 
 
 def shard_weights(pipe: Any) -> None:

@@ -1,8 +1,9 @@
 """Stretches of a clip from VAEs other than Wan's, in order, as the VAE itself makes them.
 
-CogVideoX's decoder keeps what it needs of earlier frames, and decodes two latent frames a call. HunyuanVideo's blends
-overlapping stretches. diffusers collects either before it returns; here each is given as soon as it is there. LTX's
-decodes a whole clip at once unless its `use_framewise_decoding` says otherwise: its stretches are another video.
+CogVideoX's decoder keeps what it needs of earlier frames, and decodes two latent frames a call; in spatial tiles each
+tile keeps its own, together as much as the whole picture would. HunyuanVideo's blends overlapping stretches. diffusers
+collects either before it returns; here each is given as soon as it is there. LTX's decodes a whole clip at once unless
+its `use_framewise_decoding` says otherwise: its stretches are another video.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def _cached(vae: Any) -> bool:
     from diffusers import AutoencoderKLCogVideoX
 
     known: Any = AutoencoderKLCogVideoX
-    return isinstance(vae, known) and not vae.use_tiling
+    return isinstance(vae, known)
 
 
 def _blended(vae: Any) -> bool:
@@ -88,13 +89,49 @@ def stretches(vae: Any, latents: torch.Tensor, *given: Any) -> Iterator[torch.Te
 
 
 def _by_cache(vae: Any, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-    batch, frames, cache = int(vae.num_latent_frames_batch_size), latents.shape[2], None
+    batch, frames = int(vae.num_latent_frames_batch_size), latents.shape[2]
     # The first batch is the larger one.
     edges = [0, *range(min(batch + frames % batch, frames), frames, batch), frames]
+    places = _places(vae, latents)
+    caches: dict[tuple[int, int], Any] = dict.fromkeys(places)
     for first, last in itertools.pairwise(edges):
-        part = latents[:, :, first:last]
-        made, cache = vae.decoder(part if vae.post_quant_conv is None else vae.post_quant_conv(part), conv_cache=cache)
-        yield made
+        made = {}
+        for place, (rows, columns) in places.items():
+            part = latents[:, :, first:last, rows, columns]
+            part = part if vae.post_quant_conv is None else vae.post_quant_conv(part)
+            made[place], caches[place] = vae.decoder(part, conv_cache=caches[place])
+        yield made[0, 0] if len(made) == 1 else _put_together(vae, made)
+
+
+def _places(vae: Any, latents: torch.Tensor) -> dict[tuple[int, int], tuple[slice, slice]]:
+    """Row and column of each tile that the VAE's own `tiled_decode` takes -> its latents; one of all where it is not in
+    tiles."""
+    height, width = latents.shape[3:]
+    high, wide = vae.tile_latent_min_height, vae.tile_latent_min_width
+    if not vae.use_tiling or (height <= high and width <= wide):
+        return {(0, 0): (slice(None), slice(None))}
+    down = int(high * (1 - vae.tile_overlap_factor_height))
+    right = int(wide * (1 - vae.tile_overlap_factor_width))
+    return {
+        (i // down, j // right): (slice(i, i + high), slice(j, j + wide))
+        for i in range(0, height, down)
+        for j in range(0, width, right)
+    }
+
+
+def _put_together(vae: Any, tiles: dict[tuple[int, int], torch.Tensor]) -> torch.Tensor:
+    """Tiles of one stretch, blended in place and cut as `tiled_decode` does."""
+    over = int(vae.tile_sample_min_height * vae.tile_overlap_factor_height)
+    beside = int(vae.tile_sample_min_width * vae.tile_overlap_factor_width)
+    high, wide = vae.tile_sample_min_height - over, vae.tile_sample_min_width - beside
+    rows: dict[int, list[torch.Tensor]] = {}
+    for (i, j), tile in tiles.items():  # row by row
+        if i:
+            tile = vae.blend_v(tiles[i - 1, j], tile, over)
+        if j:
+            tile = vae.blend_h(tiles[i, j - 1], tile, beside)
+        rows.setdefault(i, []).append(tile[:, :, :, :high, :wide])
+    return torch.cat([torch.cat(row, 4) for row in rows.values()], 3)
 
 
 def _by_blending(vae: Any, latents: torch.Tensor, *given: Any) -> Iterator[torch.Tensor]:

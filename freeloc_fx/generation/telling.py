@@ -55,8 +55,8 @@ def telling(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Iterato
         with within(replace(running(), texts=None)) if running().texts is not None else _nothing():
             yield
         return
-    known = inspect.signature(pipe.__call__).parameters.get("num_frames")
-    frames = named.get("num_frames", known.default if known is not None else None)
+    given = _by_name(pipe, args, named)
+    frames = given.get("num_frames")
     if isinstance(frames, int):
         facts = Facts.of(pipe)
         temporal = facts.temporal
@@ -65,8 +65,37 @@ def telling(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Iterato
                 f"timeline: it was made for num_frames={(found[0].frames - 1) * temporal + 1}, and the call is for "
                 f"num_frames={frames}"
             )
-    with within(replace(running(), texts=found[0])):
+    leading = _references(pipe, given.get("reference_images"))
+    with within(replace(running(), texts=found[0].with_references(leading))):
         yield
+
+
+def _by_name(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a pipeline's call by name, with the defaults of those that were not given."""
+    try:
+        bound = inspect.signature(pipe.__call__).bind_partial(*args, **named)
+    except TypeError:  # which the call itself will say
+        return named
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _references(pipe: Any, images: Any) -> int:
+    """Latent frames that a pipeline's call puts in front of the clip for reference images, one an image.
+
+    Pipelines of models that are controlled by channels of a video (VACE) do; what others do with images of this name
+    is not known, and a clip of other frames than the timeline's is refused by the model.
+
+    Args:
+        pipe: that is called.
+        images: its argument: one image, a list of them, or a list of such lists, one a video; None for none.
+    """
+    if images is None or "vace_in_channels" not in config_of(Facts.of(pipe).transformer):
+        return 0
+    if not isinstance(images, (list, tuple)):
+        return 1
+    first = images[0] if images else ()
+    return len(first) if isinstance(first, (list, tuple)) else len(images)
 
 
 def schedule_of(value: Any) -> TextSchedule | None:

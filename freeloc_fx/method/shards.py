@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Layout", "Shards", "exchanged_elements", "layout_of"]
+__all__ = ["Layout", "Shards", "diffusers_takes", "exchanged_elements", "layout_of"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,20 @@ def layout_of(shards: Shards, stretches: Sequence[int], video: int, local: int) 
         if sum(layout.lengths(shards.rank)) == local:
             return layout
     return None
+
+
+def diffusers_takes(heads: int, ranks: int, anything: bool) -> bool:
+    """Tell whether diffusers 0.42.1 exchanges so many heads itself.
+
+    It fills heads up to a multiple of the ranks, and stops where the last rank would hold none but such.
+
+    Args:
+        heads: of an attention.
+        ranks: that share them.
+        anything: its `ulysses_anything`; without it ranks have to divide the heads.
+    """
+    more = -heads % ranks
+    return more == 0 or (anything and more < -(-heads // ranks))
 
 
 def exchanged_elements(layout: Layout, heads: int, head_dim: int) -> tuple[int, int]:

@@ -34,6 +34,7 @@ __all__ = [
     "TextForm",
     "TextSchedule",
     "centres",
+    "check_clip_alone",
     "check_marks",
     "pair_channels",
     "pair_form",
@@ -91,6 +92,23 @@ def check_marks(marks: Sequence[int], frames: int) -> None:
     if marks[-1] >= frames:
         raise TimelineError(
             f"timeline: expected times inside the clip, at most frame {frames - 1}, found frame {marks[-1]}"
+        )
+
+
+def check_clip_alone(frames: int, further: int) -> None:
+    """Refuse a sequence that holds more frames than the clip's own.
+
+    Args:
+        frames: of the clip.
+        further: frames beside it: keyframes, references.
+
+    Raises:
+        TimelineError: there are some.
+    """
+    if further:
+        raise TimelineError(
+            f"timeline: the sequence holds {further} further frame{'s' if further > 1 else ''} beside the clip's "
+            f"{frames}; expected the clip's frames alone, as nothing says which text a further frame sees"
         )
 
 
@@ -262,6 +280,21 @@ class TextSchedule:
             )
         mean: np.ndarray = self.weights.reshape(frames, self.frames // frames, self.texts).mean(1)
         return mean
+
+    def with_references(self, count: int) -> TextSchedule:
+        """The schedule of a clip with frames of references in front of it, which are of no time in the video.
+
+        A reference stands for the whole clip: it sees each text by its share of all frames, and each text's frames see
+        it as they see the rest of the clip.
+
+        Args:
+            count: frames of references, at least 0.
+
+        Returns:
+            The schedule of all frames; itself for none.
+        """
+        shares = self.weights.mean(0, keepdims=True).repeat(count, 0)
+        return replace(self, weights=np.concatenate([shares, self.weights])) if count else self
 
     def window(self, frames: Sequence[int]) -> TextSchedule:
         """The same texts for some of the latent frames.

@@ -17,6 +17,7 @@ from freeloc_fx.method.spec import AttentionSpec
 from freeloc_fx.method.strategy import Geometry, Strategy
 
 from .profile import Profile
+from .sharing import why_unshared
 
 if TYPE_CHECKING:
     from freeloc_fx.graph.records import AttentionSite
@@ -48,6 +49,7 @@ class PlannedSite:
         grid: the tokens of the sequence.
         position_sensitivity: how much the layer reacts to positions outside the trained ones; None where not known.
         context_sensitivity: how much the layer reacts to more visible tokens; None where not known.
+        unshared: why it cannot work on a share of its tokens; empty where it can.
     """
 
     path: str
@@ -60,6 +62,7 @@ class PlannedSite:
     grid: TokenGrid
     position_sensitivity: float | None = None
     context_sensitivity: float | None = None
+    unshared: str = ""
 
     @property
     def arithmetic(self) -> float:
@@ -369,6 +372,7 @@ def _planned(site: AttentionSite, decisions: _Decisions) -> PlannedSite:
         grid=site.grid,
         position_sensitivity=site.sensitivity.position if site.sensitivity else None,
         context_sensitivity=site.sensitivity.context if site.sensitivity else None,
+        unshared=why_unshared(site),
     )
 
 

@@ -52,8 +52,7 @@ def streamed(rank: int, arguments: list[str], output: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_ranks_share_the_decoding_of_a_clip_that_streams(tmp_path: Path) -> None:
-    # Not of the grammar: there are no scores of what is held by nobody. Long, as diffusers' own parallel run of a short
-    # clip asks for CUDA in a torch that was built for it.
+    # Not of the grammar: there are no scores of what is held by nobody.
     asked = ["generate", "a cat", "--frames", "85", "--steps", "1", "--attention", "tiles"]
     (alone,) = on_ranks(streamed, 1, asked, str(tmp_path / "one.mp4"))
     assert alone["code"] == 0, alone

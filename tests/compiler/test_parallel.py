@@ -9,19 +9,24 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from diffusers_models import arguments, build
+from diffusers_models import CASES, arguments, build
 from models import DiT, latents, wan
 from ranks import RanksError, context_parallel, of_first, on_ranks
+from sharing_plans import PLANS
 from slow import slow
 from transformed import ALL, distance, run
+from words import Words, of_words, shared_words
 
 import freeloc_fx
 from freeloc_fx import Profile, plans, transform
 from freeloc_fx.attention.exchange import gather_along, heads_to_tokens, tokens_to_heads
+from freeloc_fx.cli.shares import shares
+from freeloc_fx.compat import sharding_hooks
+from freeloc_fx.compiler.capture.parallel import gathering, token_group_of
 from freeloc_fx.errors import CaptureError, TransformError
 from freeloc_fx.method.catalogue import PARTS
 from freeloc_fx.method.grid import RopeLayout
-from freeloc_fx.method.shards import Layout, Shards
+from freeloc_fx.method.shards import Layout, Shards, diffusers_takes
 
 PLAIN: dict[str, Any] = {"backend": "eager", "attention": "tiles"}
 MODIFY = ("temp", "squeeze", "hold")
@@ -111,11 +116,23 @@ def wan_other_ways(rank: int) -> dict[str, float]:
     return found
 
 
-def within_the_trained_length(rank: int) -> list[bool]:
+def within_the_trained_length(rank: int, heads: int, size: dict[str, int]) -> list[bool]:
     torch.set_grad_enabled(False)
-    own = context_parallel(wan(), ulysses_degree=2)
-    changed = shared_wan(2, True, ALL, PLAIN)
-    return [torch.equal(run(changed, frames=4), run(own, frames=4)), plans(changed)[0].rewritten == 0]
+    options = {"ulysses_degree": 2, "ulysses_anything": heads % 2 > 0}
+    own = context_parallel(wan(num_attention_heads=heads), **options)
+    changed = transform(context_parallel(wan(num_attention_heads=heads), **options), ALL, **PLAIN)
+    found = run(changed, **size)
+    group = token_group_of(own)
+    assert group is not None
+    with gathering(group):  # diffusers' own takes shares of one size on gloo
+        return [torch.equal(found, run(own, **size)), plans(changed)[0].rewritten == 0]
+
+
+def heads_of_no_even_share(rank: int, ranks: int, heads: int, frames: int) -> float:
+    torch.set_grad_enabled(False)
+    expected = of_first(rank, lambda: run(transform(wan(num_attention_heads=heads), ALL, **PLAIN), frames=frames))
+    model = context_parallel(wan(num_attention_heads=heads), ulysses_degree=ranks, ulysses_anything=True)
+    return distance(run(transform(model, ALL, **PLAIN), frames=frames), expected)
 
 
 def other_models(rank: int, name: str, cp_plan: str, options: dict[str, Any], wrong_heads: bool) -> float:
@@ -143,6 +160,25 @@ def joint_within_the_trained_length(rank: int) -> tuple[float, float]:
     return distance(changed(**given)[0], expected), distance(model(**given)[0], expected)
 
 
+def one_sequence(rank: int, words: int, last: bool) -> float:
+    """Text and video that are shared out as one, and what becomes of it where nobody can know that."""
+    torch.set_grad_enabled(False)
+    given, profile = of_words(words), Profile(trained_frames=5, layers="vrpr+tsa")
+
+    def alone() -> torch.Tensor:
+        torch.manual_seed(0)
+        found: torch.Tensor = transform(Words(last), profile, **PLAIN)(**given)
+        return found
+
+    expected = of_first(rank, alone)
+    hooked = context_parallel(wan(num_layers=1), ulysses_degree=2, ulysses_anything=True)
+    config = next(hook.parallel_config for one in hooked.modules() for hook in sharding_hooks(one))
+    away = distance(transform(shared_words(config, last), profile, **PLAIN)(**given), expected)
+    with pytest.raises(CaptureError, match=f"{words} tokens of text and 72 of video reach its block as one sequence"):
+        transform(shared_words(config, last, at_blocks=False), profile, **PLAIN)(**given)
+    return away
+
+
 def refusals(rank: int) -> dict[str, str]:
     """What each way that cannot serve is refused with; a barrier says that no rank is left waiting."""
     torch.set_grad_enabled(False)
@@ -165,9 +201,11 @@ def refusals(rank: int) -> dict[str, str]:
     cached.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     tried("cache", cached)
     tried("heads", context_parallel(wan(num_attention_heads=1), ulysses_degree=2))
+    said["heads, inspected"] = inspected(wan(num_attention_heads=1), (12, 4, 4))
     for name, why in (("HunyuanVideo", "mask"), ("Mochi", "padded")):
         given = arguments(name, build(name), 12, text_shown=9) | {"return_dict": False}
         tried(why, context_parallel(build(name), PLANS[name](), ulysses_degree=2), given)
+        said[f"{why}, inspected"] = inspected(build(name), (12, *CASES[name].size))
     half = context_parallel(wan(), ulysses_degree=2)
     from diffusers.hooks.context_parallel import remove_context_parallel
 
@@ -175,6 +213,13 @@ def refusals(rank: int) -> dict[str, str]:
     tried("no hooks", half)
     tried("somebody's own", split_by_hand(rank), {"hidden_states": latents(40)}, Profile(trained_frames=10))
     return said
+
+
+def inspected(model: Any, size: tuple[int, int, int]) -> str:
+    """What `freeloc inspect --ranks 2` says that such a call is refused with."""
+    frames, height, width = size
+    plan = freeloc_fx.plan(model, ALL, frames=frames, height=height, width=width)
+    return str(shares(model, plan, 2)["refused"])
 
 
 def split_by_hand(rank: int) -> Any:
@@ -220,39 +265,6 @@ def inductor(rank: int) -> float:
     return distance(run(changed), run(transform(wan(), ALL, **PLAIN)))
 
 
-def _split(axis: int, dims: int, output: bool = False) -> Any:
-    from diffusers.models._modeling_parallel import ContextParallelInput
-
-    return ContextParallelInput(split_dim=axis, expected_dims=dims, split_output=output)
-
-
-def _gathered() -> Any:
-    from diffusers.models._modeling_parallel import ContextParallelOutput
-
-    return ContextParallelOutput(gather_dim=1, expected_dims=3)
-
-
-def _joint(tables: int, *texts: str) -> dict[str, Any]:
-    return {
-        "transformer_blocks.0": {name: _split(1, 3) for name in ("hidden_states", *texts)},
-        "transformer_blocks.*": {"image_rotary_emb": [_split(0, tables)] * 2},
-        "proj_out": _gathered(),
-    }
-
-
-PLANS = {
-    "text shared": lambda: _joint(2, "encoder_hidden_states"),
-    "text whole": lambda: _joint(2),
-    "Mochi": lambda: _joint(3),
-    "HunyuanVideo": lambda: {
-        "rope": {0: _split(0, 2, True), 1: _split(0, 2, True)},
-        "transformer_blocks.0": {"hidden_states": _split(1, 3)},
-        "proj_out": _gathered(),
-    },
-}
-"""Context-parallel plans for models of which diffusers ships none."""
-
-
 # What is to come of it
 
 
@@ -279,8 +291,18 @@ def test_flex_and_what_ranks_do_not_divide() -> None:
         assert max(map(abs, found.values())) <= 1e-5, found
 
 
-def test_within_the_trained_length_it_is_bitwise_diffusers_own_run() -> None:
-    assert on_ranks(within_the_trained_length, 2) == [[True, True]] * 2
+@pytest.mark.parametrize(
+    ("heads", "size"), [(2, {"frames": 4}), (3, {"frames": 4}), slow(3, {"frames": 3, "height": 2, "width": 6})]
+)
+def test_within_the_trained_length_it_is_bitwise_diffusers_own_run(heads: int, size: dict[str, int]) -> None:
+    assert on_ranks(within_the_trained_length, 2, heads, size) == [[True, True]] * 2
+
+
+@pytest.mark.parametrize(("ranks", "heads", "frames"), [(3, 4, 4), slow(4, 5, 5), slow(3, 4, 12)])
+def test_heads_that_diffusers_would_leave_a_rank_without(ranks: int, heads: int, frames: int) -> None:
+    """Its own run fills up heads, and stops where a rank got none but such: we do it within the trained length, too."""
+    assert not diffusers_takes(heads, ranks, anything=True)
+    assert max(on_ranks(heads_of_no_even_share, ranks, ranks, heads, frames)) <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["LTX", slow("LTX anything"), "text shared", slow("text whole")])
@@ -291,6 +313,11 @@ def test_other_models(name: str) -> None:
     if name == "text shared":
         options["ulysses_anything"] = True
     assert max(on_ranks(other_models, 2, *given, False)) <= 1e-5
+
+
+@pytest.mark.parametrize(("words", "last"), [(6, False), slow(5, True), slow(1, False)])
+def test_text_and_video_that_are_shared_out_as_one_sequence(words: int, last: bool) -> None:
+    assert max(on_ranks(one_sequence, 2, words, last)) <= 1e-5
 
 
 def test_the_rates_of_the_wrong_heads_show() -> None:
@@ -314,9 +341,13 @@ def test_what_cannot_serve_is_refused_on_every_rank() -> None:
         "no hooks": "no hook shares them out",
         "somebody's own": "20 latent frames of 16 tokens, the model's input has 40 of 4 x 4",
     }
-    assert first.keys() == second.keys() == expected.keys()
+    looked_at = [name for name in first if name.endswith(", inspected")]
+    assert first.keys() == second.keys() == {*expected, *looked_at}
     for name, words in expected.items():
         assert words in first[name] and words in second[name], name
+    for name in looked_at:
+        assert first[name] == second[name] == first[name.removesuffix(", inspected")], "known before anything is called"
+    assert len(looked_at) == 3
 
 
 def test_a_rank_that_is_killed_ends_the_run() -> None:

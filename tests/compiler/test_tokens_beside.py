@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+import torch.fx as fx
 import torch.nn.functional as F
 from conditioned import NAMES, conditioned, minimax_h3, pixel_coords
 from literal import attention, literal
@@ -15,8 +17,10 @@ from slow import slow
 from torch.utils._pytree import tree_leaves
 
 from freeloc_fx import Profile, plans, transform
+from freeloc_fx.attention.registry import Specs
 from freeloc_fx.cli.inspect import _show
 from freeloc_fx.compat import plain_call
+from freeloc_fx.compiler import newest, positions
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.compiler.capture.conventions import layer_table
 from freeloc_fx.compiler.capture.facts import facts_of
@@ -24,6 +28,7 @@ from freeloc_fx.compiler.capture.rehearsal import plan_of_call
 from freeloc_fx.compiler.capture.shared import arguments_among
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.grid import Further
+from freeloc_fx.planning.plan import Plan
 
 TRAINED = 5
 PROFILE = Profile(trained_frames=TRAINED, layers="vrpr+tsa")
@@ -103,6 +108,38 @@ def test_keyframes_that_move_are_planned_anew(backend: str, lowering: str) -> No
     coords.copy_(given["video_coords"])  # written in place, as no pipeline does
     assert torch.equal(run(changed, case.given), second)
     assert len(plans(changed)) == 2
+
+
+@pytest.mark.parametrize(
+    ("backend", "lowering"), [("eager", "tiles"), slow("eager", "flex"), slow("inductor", "tiles")]
+)
+def test_a_server_of_ever_new_keyframes_keeps_a_few_plans(
+    backend: str, lowering: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was used least lately goes, with all that was made of it, and is planned anew."""
+    monkeypatch.setattr(positions, "KEPT", 2)
+    monkeypatch.setattr(newest, "NEWEST", 3)
+    calls: list[dict[str, Any]] = []
+    for first in (17, 1, 9, 25):
+        case = conditioned("LTX", 2 * TRAINED, keyframes=(first,), reference=0)
+        calls.append(case.given)
+    changed = transform(case.model, PROFILE, backend=backend, attention=lowering)
+    kinds = [Plan, positions.Position, Specs, fx.GraphModule]
+    if lowering == "flex":  # functions that are captured for tables of another size stay, a few small graphs a set
+        kinds.remove(fx.GraphModule)
+
+    def count() -> list[int]:
+        gc.collect()
+        objects = gc.get_objects()
+        return [sum(issubclass(type(one), kind) for one in objects) for kind in kinds]
+
+    found = [run(changed, given) for given in calls[:3]]
+    before = count()
+    assert torch.equal(run(changed, calls[1]), found[1]) and len(plans(changed)) == 3, "one of the two that are kept"
+    found.append(run(changed, calls[3]))
+    assert [plan.grid.before[0].time for plan in plans(changed)] == [1.0, 2.0, 4.0]
+    assert torch.equal(run(changed, calls[0]), found[0]) and len({*map(id, plans(changed))}) == 3
+    assert all(after <= known for after, known in zip(count(), before, strict=True)), (kinds, before, count())
 
 
 @pytest.mark.slow

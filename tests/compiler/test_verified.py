@@ -1,15 +1,19 @@
-"""What `verify=True` has compared belongs to one backend, and to a shape, dtype and device."""
+"""What `verify=True` has compared belongs to one backend, and to a shape, dtype and device; no class is without it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from diffusers_models import CASES, arguments, build
 from models import wan
+from slow import slow
+from torch.utils._pytree import tree_leaves
 from transformed import LONG, run
 
-from freeloc_fx import Profile, transform
+from freeloc_fx import Profile, plans, transform
 from freeloc_fx.attention import op
 from freeloc_fx.errors import VerificationError
 
@@ -81,3 +85,39 @@ def test_what_has_failed_is_compared_again(monkeypatch: pytest.MonkeyPatch) -> N
             with pytest.raises(VerificationError, match="differs from the reference"):
                 run(changed)
     assert run(changed).shape == (1, 4, LONG, 4, 4)
+
+
+# Every class, its numbers of tokens that depend on data among them
+
+
+def small(name: str) -> Any:
+    """A model of a class, of as few layers as it can have where shapes are propagated slowly."""
+    case = CASES[name]
+    return build(name, case=replace(case, config={**case.config, "num_layers": 1}) if name == "Mochi" else None)
+
+
+@pytest.mark.parametrize("name", [name if name == "Mochi" else slow(name) for name in CASES if not CASES[name].refused])
+def test_every_class_within_and_above_its_trained_length(name: str) -> None:
+    patch = CASES[name].patch[0]
+    changed = verified(model := small(name))
+    for frames in (10, 5):
+        given = {**arguments(name, model, frames * patch), "return_dict": False}
+        with torch.no_grad():
+            found, expected = (call(**given) for call in (changed, model))
+        same = [torch.equal(a, b) for a, b in zip(*map(tensors, (found, expected)), strict=True)]
+        assert all(same) if frames == 5 else not all(same)
+    assert [bool(plan.rewritten) for plan in plans(changed)] == [True, False]
+
+
+def tensors(result: Any) -> list[torch.Tensor]:
+    return [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+
+
+def test_padding_that_is_left_out_by_data(compared: list[Any]) -> None:
+    """Mochi, a row with as many words as there is room for beside one with few: each is compared as the long one."""
+    changed = verified(model := small("Mochi"))
+    for shown in (16, 3, 0):
+        given = {**arguments("Mochi", model, 10, text_shown=shown), "return_dict": False}
+        with torch.no_grad():
+            assert changed(**given)[0].isfinite().all()
+    assert len(plans(changed)) == 1 and compared

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from freeloc_fx.generation.parallel import an_accelerator
+from freeloc_fx.generation.parallel import GLOO, an_accelerator
 
 __all__ = ["RanksError", "context_parallel", "of_first", "on_ranks"]
 
@@ -104,7 +104,7 @@ def _rank(
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
     try:
         store = dist.FileStore(f"{folder}/store", count)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=limit))
+        dist.init_process_group(GLOO, store=store, rank=rank, world_size=count, timeout=timedelta(seconds=limit))
         torch.manual_seed(0)
         result = function(rank, *arguments)
         torch.save(result, f"{folder}/{rank}.part")

@@ -20,11 +20,15 @@ def made(cls: str, **config: Any) -> Any:
     return vae
 
 
-def cogvideox() -> Any:
-    return made(
+def cogvideox(tiles: bool = False) -> Any:
+    """tiles: of 4 latents a side, 3 of which are new."""
+    vae = made(
         "AutoencoderKLCogVideoX", latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1,
         norm_num_groups=2,
     )  # fmt: skip
+    if tiles:
+        vae.enable_tiling(32, 32, 0.25, 0.25)
+    return vae
 
 
 def hunyuan() -> Any:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freeloc_fx.method.shards import Layout, Shards, exchanged_elements, layout_of
+from freeloc_fx.method.shards import Layout, Shards, diffusers_takes, exchanged_elements, layout_of
 
 RANKS = st.integers(1, 9)
 
@@ -50,3 +50,10 @@ def test_what_is_exchanged_by_hand() -> None:
     # Of four tokens' q, k and v three of six heads leave; of the result the other four tokens' three heads.
     assert exchanged_elements(layout, 6, 2) == (3 * 4 * 3 * 2, 4 * 3 * 2)
     assert exchanged_elements(Layout(Shards(1, 0), ((8, True),)), 6, 2) == (0, 0)
+
+
+def test_which_heads_diffusers_exchanges_itself() -> None:
+    """As its `_maybe_pad_qkv_head` asserts: fewer heads to fill up than a rank then holds."""
+    assert [heads for heads in range(1, 13) if diffusers_takes(heads, 4, True)] == [4, 7, 8, 10, 11, 12]
+    assert [heads for heads in range(1, 13) if diffusers_takes(heads, 4, False)] == [4, 8, 12]
+    assert not diffusers_takes(40, 16, True)

@@ -146,3 +146,12 @@ def test_every_text_has_a_place(starts: tuple[int, ...]) -> None:
 def test_weights_that_do_not_sum_to_one_are_refused() -> None:
     with pytest.raises(TimelineError, match="sum to one"):
         TextSchedule(np.array([[1.0, 0.5]]), (0, 1, 2), 1)
+
+
+def test_references_before_a_clip_see_each_text_by_its_share() -> None:
+    made = TextSchedule(np.array([[1, 0], [0.5, 0.5], [0.25, 0.75], [0, 1]]), (0, 4, 9), 5, shown=8)
+    assert made.with_references(0) is made
+    longer = made.with_references(2)
+    np.testing.assert_allclose(longer.weights[:2], [[0.4375, 0.5625]] * 2)
+    np.testing.assert_array_equal(longer.weights[2:], made.weights)
+    assert (longer.starts, longer.one, longer.shown) == (made.starts, made.one, made.shown)

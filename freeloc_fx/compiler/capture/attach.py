@@ -107,7 +107,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
         step = told.step if counter is None or told.told else counter.see(given, running_timesteps(result))
         with lock:
             state.calls += 1
-            before = len(backend.plans)
+            before = backend.plans.total
             group = token_group_of(result)
             blocks = ((path, result.get_submodule(path)) for path in backend.layers)
             if check_blocks(blocks) and state.by_block is None and group is None:
@@ -127,7 +127,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
                     output = shared.run(group, known, given, args, kwargs)
                 else:
                     output = run(*args, **kwargs)
-            state.units.look_at(backend.plans[before:])
+            state.units.look_at(backend.plans.since(before))
         return output
 
     setattr(result, COMPILED_CALL, call)

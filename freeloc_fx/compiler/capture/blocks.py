@@ -75,13 +75,13 @@ class BlockByBlock:
             PlanError: the profile gives a strategy to a block that holds no video self-attention.
         """
         pending = self.pending.setdefault(facts(), {})
-        before = [len(part.plans) for _, part in self.blocks]
+        before = [part.plans.total for _, part in self.blocks]
         try:
             with self._in_place():
                 result = plain_call(self.model)(*args, **kwargs)
         finally:
             for index, (_, part) in enumerate(self.blocks):
-                if made := part.plans[before[index] :]:
+                if made := part.plans.since(before[index]):
                     pending.setdefault(index, []).extend(made)
         merged = self._merged(pending) if pending else None
         self.pending.pop(facts(), None)  # not where that raised: the next call like this one raises again

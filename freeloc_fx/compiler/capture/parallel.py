@@ -18,7 +18,16 @@ from freeloc_fx.method.shards import Shards
 from .hooks import hooks_of
 from .swapped import swapped
 
-__all__ = ["TokenGroup", "exchange_themselves", "gathering", "token_group_of", "unsharded", "without_exchange"]
+__all__ = [
+    "TokenGroup",
+    "can_exchange",
+    "exchange_themselves",
+    "gathering",
+    "shared_at",
+    "token_group_of",
+    "unsharded",
+    "without_exchange",
+]
 
 
 @dataclass(frozen=True)
@@ -28,10 +37,12 @@ class TokenGroup:
     Args:
         shards: the ranks.
         name: of their process group.
+        anything: they share out what they do not divide, too.
     """
 
     shards: Shards
     name: str
+    anything: bool = False
 
 
 def token_group_of(model: nn.Module) -> TokenGroup | None:
@@ -73,7 +84,7 @@ def token_group_of(model: nn.Module) -> TokenGroup | None:
                 "compute, and ranks that decide differently wait for each other forever; disable_cache() first"
             )
     group, ranks, rank = token_group(config)
-    return TokenGroup(Shards(ranks, rank), group)
+    return TokenGroup(Shards(ranks, rank), group, bool(getattr(config, "ulysses_anything", False)))
 
 
 def _context(config: Any) -> Any:
@@ -94,9 +105,38 @@ def exchange_themselves(model: nn.Module, blocks: Iterable[str]) -> bool:
         model: whose tokens are shared out.
         blocks: module paths of its transformer blocks.
     """
-    inside = [module for path in blocks for module in model.get_submodule(path).modules()]
-    found = [one for module in inside if (one := getattr(module, "processor", None)) is not None]
+    found = _inside(model, blocks)
     return bool(found) and all(_context(getattr(one, PARALLEL, None)) is not None for one in found)
+
+
+def can_exchange(model: nn.Module, blocks: Iterable[str]) -> bool:
+    """Whether all attention processors in a model's blocks would exchange tokens, once diffusers has fitted them.
+
+    Args:
+        model: whose tokens are not shared out.
+        blocks: module paths of its transformer blocks.
+    """
+    found = _inside(model, blocks)
+    return bool(found) and all(hasattr(one, PARALLEL) for one in found)
+
+
+def shared_at(model: nn.Module, blocks: Iterable[str]) -> bool:
+    """Whether hidden states are shared out over ranks where they enter a model's blocks, and not before.
+
+    Args:
+        model: whose tokens are shared out.
+        blocks: module paths of its transformer blocks.
+    """
+    hooks = [hook for path in blocks for hook in sharding_hooks(model.get_submodule(path))]
+    given = [one for hook in hooks if isinstance(hook.metadata, dict) for one in hook.metadata.values()]
+    # Hidden states have a batch, tokens and channels; there are tables among what is given to blocks, too.
+    return any(getattr(one, "split_dim", None) == 1 and one.expected_dims == 3 for one in given)
+
+
+def _inside(model: nn.Module, blocks: Iterable[str]) -> list[Any]:
+    """The attention processors of a model's blocks."""
+    inside = [module for path in blocks for module in model.get_submodule(path).modules()]
+    return [one for module in inside if (one := getattr(module, "processor", None)) is not None]
 
 
 @contextmanager

@@ -18,15 +18,17 @@ from torch import nn
 
 from freeloc_fx.compat import plain_call
 from freeloc_fx.compiler.backend import Backend
+from freeloc_fx.compiler.positions import Position
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.graph.capture import CallFacts
-from freeloc_fx.graph.records import AttentionSite
 from freeloc_fx.graph.sharding import Adopted, by_path
+from freeloc_fx.method.shards import diffusers_takes
 from freeloc_fx.planning.plan import Plan
+from freeloc_fx.planning.sharing import check_shared
 
 from .blocks import BlockByBlock
 from .facts import check_captured
-from .parallel import TokenGroup, exchange_themselves, gathering, without_exchange
+from .parallel import TokenGroup, exchange_themselves, gathering, shared_at, without_exchange
 from .rehearsal import plan_of_call
 
 __all__ = ["SharedCalls", "arguments_among"]
@@ -83,11 +85,11 @@ class SharedCalls:
             FreelocError: as capture and planning raise it, on every rank and before anything is exchanged.
         """
         kind = (group, known, _signature(given))
-        call = self._known.get((kind, self._numbers(kind, given)))
+        call = self._known.get((kind, self._values(kind, given)))
         if call is None:
             call, self._positions[kind] = self._planned(group, known, given)
             self.backend.plans.append(call.plan)
-            self._known[kind, self._numbers(kind, given)] = call
+            self._known[kind, self._values(kind, given)] = call
         if call.by_block is None:  # nothing is rewritten: what diffusers does, bitwise
             with gathering(group):
                 return plain_call(self.model)(*args, **kwargs)
@@ -98,10 +100,10 @@ class SharedCalls:
             self._check(found, call.plan)
         return output
 
-    def _numbers(self, kind: Hashable, given: Mapping[str, Any]) -> tuple[int, ...]:
-        """The positions that a call is given, by number. Every rank is given all of them, and counts alike."""
+    def _values(self, kind: Hashable, given: Mapping[str, Any]) -> tuple[Position, ...]:
+        """The positions that a call is given. Every rank is given all of them, and tells them apart alike."""
         leaves = pytree.tree_leaves(dict(given))
-        return tuple(self.backend.positions.number(leaves[place]) for place in self._positions.get(kind, ()))
+        return tuple(self.backend.positions.of(leaves[place]) for place in self._positions.get(kind, ()))
 
     def _planned(self, group: TokenGroup, known: CallFacts, given: Mapping[str, Any]) -> tuple[_Call, tuple[int, ...]]:
         """What calls of one kind run through, and which arguments the plan's positions come from."""
@@ -112,21 +114,13 @@ class SharedCalls:
             )
         planning = self.backend.for_planning()
         plan = plan_of_call(self.model, plain_call(self.model), planning, known, given)
-        if not plan.rewritten and exchange_themselves(self.model, self.backend.layers):
+        ranks = group.shards.ranks
+        by_diffusers = all(diffusers_takes(site.heads, ranks, group.anything) for site in plan.sites)
+        if not plan.rewritten and by_diffusers and exchange_themselves(self.model, self.backend.layers):
             return _Call(plan, None), arguments_among(given, planning.read)
-        for site in planning.sites or ():
-            if site.kind == "video" and (reason := _unshared(site)):
-                raise CaptureError(
-                    f"{site.path}: {reason}; expected FSDP or tensor parallelism for this model, found its tokens "
-                    f"shared out over {group.shards.ranks} ranks"
-                )
-        for planned in plan.sites:
-            if planned.heads < group.shards.ranks:
-                raise CaptureError(
-                    f"{planned.path}: expected at least one head a rank, found {planned.heads} heads for "
-                    f"{group.shards.ranks} ranks"
-                )
-        adopted = Adopted(by_path(planning.sites or ()), group.shards, group.name)
+        check_shared(plan, ranks)
+        at_blocks = shared_at(self.model, self.backend.layers)
+        adopted = Adopted(by_path(planning.sites or ()), group.shards, group.name, at_blocks)
         own = self.backend.adopting(plan, adopted)
         call = _Call(plan, BlockByBlock(self.model, own, "tokens are shared out over ranks"))
         return call, arguments_among(given, planning.read)
@@ -158,15 +152,6 @@ def arguments_among(given: Mapping[str, Any], read: Sequence[torch.Tensor]) -> t
         for place, leaf in leaves
         if isinstance(leaf, torch.Tensor) and (leaf.data_ptr(), tuple(leaf.shape)) in known
     )
-
-
-def _unshared(site: AttentionSite) -> str:
-    """Why an attention cannot work on a share of its tokens; empty for one that can."""
-    if site.padded:
-        return "the number of its tokens depends on data, since padded text is left out"
-    if site.mask is not None:
-        return f"padding is hidden by a mask over all {site.key_shape[2]} tokens, which no rank's share takes"
-    return ""
 
 
 def _signature(value: Any) -> Hashable:
