@@ -32,7 +32,9 @@ def minimax_h3_with_frames(
     shared = (frames, *case.size, sound, case.patch, 2, 2, 0)
     tags = torch.ones(text, dtype=torch.long)
     if references:
-        kinds: Any = [SimpleNamespace(kind="image" if size[0] == 1 else "video", has_audio=False) for size in references]
+        kinds: Any = [
+            SimpleNamespace(kind="image" if size[0] == 1 else "video", has_audio=False) for size in references
+        ]
         latents = [torch.zeros(1, 1, *size) for size in references]
         made = own.MiniMaxH3Ref2VAPrepareLayoutStep.build_ref2va_packed_sequence(tags, kinds, latents, [], *shared)
     else:
