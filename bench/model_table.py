@@ -5,9 +5,9 @@
     python bench/model_table.py --models new       # those without a row yet
     python bench/model_table.py --columns LoRA     # one column of every class, merged
 
-Writes results/model_table.json and model_table.md, and the tables that bench/README.md holds: model_table_short.md (what
-is found, and what the model lives with), model_table_calls.md (kinds of calls) and model_table_refused.md. A cell that
-could not be measured holds the error.
+Writes results/model_table.json and model_table.md, and the tables of bench/README.md: model_table_short.md (what is
+found, what the model lives with), model_table_calls.md (kinds of calls), model_table_refused.md. A cell that could not
+be measured holds the error.
 """
 
 from __future__ import annotations

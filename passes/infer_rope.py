@@ -16,18 +16,18 @@ from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.execute import run_nodes
 from freeloc_fx.graph.flow import flow
 from freeloc_fx.graph.head_cut import AT_A_TIME, HeadCut, head_cuts
-from freeloc_fx.graph.records import AttentionSite, sites, write
+from freeloc_fx.graph.records import AttentionSite, sites, stand_in, write
 from freeloc_fx.graph.shapes import UNKNOWN, shape_of, size_of
 from freeloc_fx.graph.slices import Slice, ancestors, linear_slice
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
-from freeloc_fx.method.rope import beside, dating, rates
+from freeloc_fx.method.rope import among, beside, dating, rates
 from freeloc_fx.method.rope import measure as rope
 from freeloc_fx.method.rope.temporal import alike, temporal
 
 __all__ = ["infer_rope"]
 
 
-Found = tuple[RopeLayout, TokenGrid]
+Found = tuple[RopeLayout, TokenGrid, among.Order]
 
 
 def infer_rope(graph: fx.Graph, capture: Capture) -> int:
@@ -69,11 +69,13 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
             # As many text tokens as the clip has tokens look like a self-attention until here.
             cross = _reads_elsewhere(graph, capture, given["query"], given["key"])
             write(node, kind="cross" if cross else "other", reason=str(failure))
-        elif not alike(q[0], k[0]) or q[1] != k[1]:
+        elif not alike(q[0], k[0]) or q[1:] != k[1:]:
             write(node, kind="other", reason="q and k are rotated differently")
+        elif q[2] and (site.padded or any(site.beside) or given.get("attn_mask") is not None or stand_in(node)):
+            write(node, kind="other", reason=_AMONG)
         else:
             positions = dict.fromkeys(position for part in parts for position in tables.given(part))
-            write(node, rope=q[0], grid=q[1], positions=tuple(positions))
+            write(node, rope=q[0], grid=q[1], order=q[2], positions=tuple(positions))
             found += 1
     return found
 
@@ -89,6 +91,12 @@ def _reads_elsewhere(graph: fx.Graph, capture: Capture, query: Any, key: Any) ->
         if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
             bits[node] = 1 << number
     return bool(bits[query] & ~bits[key])
+
+
+_AMONG = (
+    "its frames stand among words or sound: expected them next to the clip where the attention has a mask, shared or "
+    "further keys, text whose length depends on data, or another layout than batch, heads, tokens, channels"
+)
 
 
 class _PerSampleError(ValueError):
@@ -162,8 +170,9 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
                     return few
             return rope.measure_heads(inputs, lambda i: (run(inputs[i], given),), tolerance)
 
-    found: Found | MatchFailure
+    found: tuple[RopeLayout, TokenGrid] | MatchFailure
     stretch: beside.Stretch | None = None
+    order: among.Order = ()
     try:
         rotations = measure(outside)
         if not isinstance(rotations, MatchFailure) and any(site.beside):
@@ -173,6 +182,14 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         found = temporal(rotations, dim, tolerance)
         if isinstance(found, MatchFailure) or dating.more_than_a_clip(rotations, *found, tolerance):
             parted = beside.stretch_of(rotations, dim, tolerance, tables.clip)
+            if isinstance(parted, MatchFailure):
+                order = among.order_of(rotations, tolerance, tables.clip)
+                ordered = among.in_order(rotations, order) if order else rotations
+                again = beside.stretch_of(ordered, dim, tolerance, tables.clip) if order else parted
+                if isinstance(again, MatchFailure):
+                    order = ()
+                else:
+                    parted, rotations = again, ordered
             if not isinstance(parted, MatchFailure):
                 stretch = parted[1]
                 found = parted[0], stretch.grid
@@ -185,11 +202,17 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
     if isinstance(found, MatchFailure):
         return MatchFailure(found.reason, name)
     measured, grid = found
-    measured = _true_rates(view, part, tables, measured, grid, rotations, measure)
+
+    def in_order(given: Mapping[fx.Node, Any]) -> rope.Rotations | MatchFailure:
+        moved = measure(given)
+        return moved if isinstance(moved, MatchFailure) or not order else among.in_order(moved, order)
+
+    measured = _true_rates(view, part, tables, measured, grid, order, rotations, in_order)
     if stretch is None:
-        return measured, grid
-    dated = dating.dated(rotations, measured, stretch, tolerance, tables.clip)
-    return MatchFailure(dated.reason, name) if isinstance(dated, MatchFailure) else dated
+        return measured, grid, order
+    together = among.together(order, stretch.grid.text_first) if order else None
+    dated = dating.dated(rotations, measured, stretch, tolerance, tables.clip, together)
+    return MatchFailure(dated.reason, name) if isinstance(dated, MatchFailure) else (*dated, order)
 
 
 def _true_rates(
@@ -198,13 +221,14 @@ def _true_rates(
     tables: _Tables,
     measured: RopeLayout,
     grid: TokenGrid,
+    order: among.Order,
     rotations: rope.Rotations,
     measure: Callable[[Mapping[fx.Node, Any]], rope.Rotations | MatchFailure],
 ) -> RopeLayout:
     """The layout with rates beyond whole turns, where what counts frames can be moved by a part of a frame."""
     if rates.conventional(measured):
         return measured
-    for node, steps in _time_axes(view, part, grid, tables):
+    for node, steps in _time_axes(view, part, grid, order, tables):
 
         def moved(shift: float, node: fx.Node = node, steps: Any = steps) -> rope.Rotations | MatchFailure:
             return measure(tables.moved(part, node, shift * steps))
@@ -233,7 +257,9 @@ def _measured_by_heads(
     return None if isinstance(found, MatchFailure) else found
 
 
-def _time_axes(view: nx.DiGraph, part: Slice, grid: TokenGrid, tables: _Tables) -> list[tuple[fx.Node, torch.Tensor]]:
+def _time_axes(
+    view: nx.DiGraph, part: Slice, grid: TokenGrid, order: among.Order, tables: _Tables
+) -> list[tuple[fx.Node, torch.Tensor]]:
     """Nodes behind the position tables that say when frames are, each with what one latent frame adds to it: one number
     a frame, evenly spaced, or coordinates of every token."""
 
@@ -251,7 +277,10 @@ def _time_axes(view: nx.DiGraph, part: Slice, grid: TokenGrid, tables: _Tables) 
         if value.shape == (grid.frames,):
             steps = value[1:2] - value[:1] if rates.evenly_spaced(value) else None
         else:
-            steps = rates.steps_of_time(value, clip, grid.frames, list(value.shape).index(grid.sequence))
+            axis = list(value.shape).index(grid.sequence)
+            if order:
+                value = value.index_select(axis, torch.from_numpy(among.places_of(order)).to(value.device))
+            steps = rates.steps_of_time(value, clip, grid.frames, axis)
         if steps is not None:
             found.append((node, steps))
     return found

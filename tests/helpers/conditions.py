@@ -145,7 +145,7 @@ def _kandinsky5(frames: int) -> Conditioned:
 
 
 def _clean(name: str, rising: bool = False) -> Maker:
-    """A first frame at timestep 0, further ones at one or at rising ones; by frame or by token as the class takes it."""
+    """A first frame at timestep 0, further ones at one or at rising ones; by frame or token as the class takes it."""
 
     def make(frames: int) -> Conditioned:
         model, given = made(name, frames)

@@ -45,11 +45,8 @@ MASKED: dict[str, tuple[str, ...]] = {
 KINDS = ("start image", "keyframes", "references", "control", MASKS, AUTOCAST, "per-token timesteps", PAIR)
 
 
-REFUSED_CALLS = {
-    (kind, "MiniMax-H3"): "are turned, but are no whole frames beside the clip's.*nor words or sound before or after"
-    for kind in ("start image", "keyframes", "references")
-}
-"""What the error says: MiniMax-H3 has sound between its keyframes or references and the clip."""
+REFUSED_CALLS: dict[tuple[str, str], str] = {}
+"""What the error says of a call that is refused, by kind and class."""
 
 
 def calls(kind: str, name: str, frames: int) -> Iterator[Conditioned]:

@@ -22,7 +22,7 @@ from freeloc_fx.method.grid import RopeLayout, TokenGrid
 from .measure import STILL, Rotations
 from .temporal import grid_of, layout_of
 
-__all__ = ["NO_CLIP", "Piece", "Stretch", "holds_frames", "is_known", "stretch_of"]
+__all__ = ["NO_CLIP", "Piece", "Stretch", "holds_frames", "is_known", "longest", "stretch_of"]
 
 
 NO_CLIP = MatchFailure(
@@ -86,7 +86,7 @@ def stretch_of(
     """
     whole = rotations.phase[0]
     for limit in (max(2 * tolerance, 4e-5), max(4 * tolerance, 2e-2)):
-        found = _longest(whole, limit, known)
+        found = longest(whole, limit, known)
         if found is None:
             continue
         first, per_frame, count = found
@@ -126,8 +126,17 @@ def is_known(n: int, count: int, known: tuple[int, int] | None) -> bool:
     return known is not None and n == known[1] and known[0] in (count, count + 1)
 
 
-def _longest(whole: np.ndarray, limit: float, known: tuple[int, int] | None) -> tuple[int, int, int] | None:
-    """The longest steady stretch: first token, tokens of a frame, frames; of equal ones the call's, or the first."""
+def longest(whole: np.ndarray, limit: float, known: tuple[int, int] | None) -> tuple[int, int, int] | None:
+    """Find the longest steady stretch; of equal ones the call's, or the first.
+
+    Args:
+        whole: what RoPE does at each token, complex (tokens, pairs).
+        limit: up to which two rotations are alike.
+        known: as of `stretch_of`.
+
+    Returns:
+        Its first token, tokens of a frame, frames; None where nothing is steady.
+    """
     spread = np.abs(whole - whole.mean(0)).mean(0)
     some = whole[:, np.sort(np.argsort(-spread)[:_PAIRS])]
     # Ends of frames are jumps of one kind, and a frame apart.
