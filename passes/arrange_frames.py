@@ -21,7 +21,7 @@ from freeloc_fx.compat import STACK, set_example_value
 from freeloc_fx.graph.calls import arguments
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.inserted import insert
-from freeloc_fx.graph.records import StandIn, move, sites, write_stand_in
+from freeloc_fx.graph.records import StandIn, move, sites, stand_in, write, write_stand_in
 from freeloc_fx.graph.shapes import value_of
 from freeloc_fx.method.rope.among import Order, back
 
@@ -36,13 +36,14 @@ def arrange_frames(graph: fx.Graph, capture: Capture) -> int:
         capture: not read.
 
     Returns:
-        The number of attentions that read their tokens in another order.
+        The number of attentions that now read their tokens in another order.
     """
     count = 0
     for node, site in sites(graph):
-        if site.kind != "video" or not site.order:
-            continue
         given = arguments(node)
+        bound = site.padded or any(site.beside) or given.get("attn_mask") is not None or stand_in(node) is not None
+        if not site.order or bound:
+            continue
         there, again = _taken(site.order), _taken(back(site.order))
         q, k, v = (insert(graph, node, there, given[name], node) for name in ("query", "key", "value"))
         with graph.inserting_before(node):
@@ -53,6 +54,7 @@ def arrange_frames(graph: fx.Graph, capture: Capture) -> int:
         result = insert(graph, node.next, again, attention, node)
         node.replace_all_uses_with(result)
         move(node, attention)
+        write(attention, kind="video", reason="")
         write_stand_in(attention, StandIn(node, node, result, (q, k, v)))
         count += 1
     return count

@@ -16,7 +16,7 @@ from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.execute import run_nodes
 from freeloc_fx.graph.flow import flow
 from freeloc_fx.graph.head_cut import AT_A_TIME, HeadCut, head_cuts
-from freeloc_fx.graph.records import AttentionSite, sites, stand_in, write
+from freeloc_fx.graph.records import AttentionSite, sites, write
 from freeloc_fx.graph.shapes import UNKNOWN, shape_of, size_of
 from freeloc_fx.graph.slices import Slice, ancestors, linear_slice
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
@@ -71,12 +71,12 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
             write(node, kind="cross" if cross else "other", reason=str(failure))
         elif not alike(q[0], k[0]) or q[1:] != k[1:]:
             write(node, kind="other", reason="q and k are rotated differently")
-        elif q[2] and (site.padded or any(site.beside) or given.get("attn_mask") is not None or stand_in(node)):
-            write(node, kind="other", reason=_AMONG)
         else:
             positions = dict.fromkeys(position for part in parts for position in tables.given(part))
             write(node, rope=q[0], grid=q[1], order=q[2], positions=tuple(positions))
             found += 1
+            if q[2]:  # until `arrange_frames` has put its tokens in order
+                write(node, kind="other", reason=_AMONG)
     return found
 
 
@@ -94,8 +94,8 @@ def _reads_elsewhere(graph: fx.Graph, capture: Capture, query: Any, key: Any) ->
 
 
 _AMONG = (
-    "its frames stand among words or sound: expected them next to the clip where the attention has a mask, shared or "
-    "further keys, text whose length depends on data, or another layout than batch, heads, tokens, channels"
+    "its frames stand among words or sound: expected them next to the clip, or an attention without a mask, without "
+    "keys that are shared or further ones, without text whose length depends on data, as scaled_dot_product_attention"
 )
 
 
@@ -173,6 +173,7 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
     found: tuple[RopeLayout, TokenGrid] | MatchFailure
     stretch: beside.Stretch | None = None
     order: among.Order = ()
+    together: tuple[int, int] | None = None
     try:
         rotations = measure(outside)
         if not isinstance(rotations, MatchFailure) and any(site.beside):
@@ -183,13 +184,12 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         if isinstance(found, MatchFailure) or dating.more_than_a_clip(rotations, *found, tolerance):
             parted = beside.stretch_of(rotations, dim, tolerance, tables.clip)
             if isinstance(parted, MatchFailure):
-                order = among.order_of(rotations, tolerance, tables.clip)
-                ordered = among.in_order(rotations, order) if order else rotations
-                again = beside.stretch_of(ordered, dim, tolerance, tables.clip) if order else parted
-                if isinstance(again, MatchFailure):
-                    order = ()
-                else:
-                    parted, rotations = again, ordered
+                ordered = among.order_of(rotations, tolerance, tables.clip)
+                if ordered is not None:
+                    moved = among.in_order(rotations, ordered[0])
+                    again = beside.stretch_of(moved, dim, tolerance, tables.clip, ordered[1])
+                    if not isinstance(again, MatchFailure):
+                        parted, rotations, (order, together) = again, moved, ordered
             if not isinstance(parted, MatchFailure):
                 stretch = parted[1]
                 found = parted[0], stretch.grid
@@ -204,13 +204,12 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
     measured, grid = found
 
     def in_order(given: Mapping[fx.Node, Any]) -> rope.Rotations | MatchFailure:
-        moved = measure(given)
-        return moved if isinstance(moved, MatchFailure) or not order else among.in_order(moved, order)
+        found = measure(given)
+        return found if isinstance(found, MatchFailure) or not order else among.in_order(found, order)
 
     measured = _true_rates(view, part, tables, measured, grid, order, rotations, in_order)
     if stretch is None:
         return measured, grid, order
-    together = among.together(order, stretch.grid.text_first) if order else None
     dated = dating.dated(rotations, measured, stretch, tolerance, tables.clip, together)
     return MatchFailure(dated.reason, name) if isinstance(dated, MatchFailure) else (*dated, order)
 

@@ -69,8 +69,8 @@ PASSES = (
     shard_sequence,
     find_key_mask,
     infer_rope,
-    infer_token_grid,
     arrange_frames,
+    infer_token_grid,
     annotate_sensitivity,
     pair_texts,
     reencode_rotary,
@@ -120,8 +120,8 @@ def analysis_passes(
         find_attention,
         find_key_mask,
         infer_rope,
-        infer_token_grid,
         arrange_frames,
+        infer_token_grid,
         partial(annotate_sensitivity, sensitivities=profile.sensitivities or {}),
     ]
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from conditioned import NAMES, conditioned, minimax_h3, pixel_coords
 from literal import attention, literal
 from models import DiT, latents
+from packed_dit import Packed
 from slow import slow
 from torch.utils._pytree import tree_leaves
 
@@ -198,19 +199,6 @@ def test_a_reference_as_long_as_the_clip_is_refused_where_nothing_tells_them_apa
     model = Beside(tuple(9.0 + t for t in range(6)))
     with pytest.raises(CaptureError, match="no clip of evenly spaced frames with fewer others beside it"):
         transform(model, PROFILE, backend="eager")(latents(6, 2, 3))
-
-
-class Packed(DiT):
-    """In the manner of MiniMax-H3: tokens of text, sound and clip in one sequence, with float positions of each."""
-
-    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        x = self.proj_in(hidden_states)
-        angle = torch.cat([position_ids[:, axis, None] * self.omega(axis) for axis in range(3)], -1)
-        tables = angle.cos().float(), angle.sin().float()
-        for block in self.blocks:
-            x = block(x, tables, None)
-        result: torch.Tensor = self.proj_out(x)
-        return result
 
 
 def packed(frames: int, text: int = 5, sound: int = 4) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from conditioned import Conditioned
 from conditions import CONTROL, KEYFRAMES, REFERENCES, START, TIMESTEPS, Maker
 from diffusers_models import CASES, arguments, build
 
-__all__ = ["AUTOCAST", "KINDS", "MASKS", "NONE", "PAIR", "REFUSED_CALLS", "autocast", "calls", "one_of", "unlike"]
+__all__ = ["AUTOCAST", "KINDS", "MASKS", "NONE", "PAIR", "autocast", "calls", "one_of", "unlike"]
 
 NONE = "none in diffusers"
 """No argument of the class's forward and none of its pipelines takes an input of that kind."""
@@ -43,10 +43,6 @@ MASKED: dict[str, tuple[str, ...]] = {
 """Masks of text that a forward takes. Where there is none, a batch is of texts of one length, or of one sample."""
 
 KINDS = ("start image", "keyframes", "references", "control", MASKS, AUTOCAST, "per-token timesteps", PAIR)
-
-
-REFUSED_CALLS: dict[tuple[str, str], str] = {}
-"""What the error says of a call that is refused, by kind and class."""
 
 
 def calls(kind: str, name: str, frames: int) -> Iterator[Conditioned]:

@@ -10,6 +10,8 @@ import torch
 from conditioned import Conditioned
 from diffusers_models import CASES, arguments, build
 
+from freeloc_fx.method.grid import Further
+
 __all__ = ["cosmos3_with_actions", "minimax_h3_with_frames"]
 
 
@@ -55,7 +57,17 @@ def minimax_h3_with_frames(
         "text_indices": words,
         "return_dict": False,
     }
-    return Conditioned(model, given)
+    start, sizes = text + still, [(1, *case.size)] * len(anchors) or references
+    mean = float(positions[-1, 0] - positions[-frames * 6, 0]) / (frames - 1)
+    before, at = [], text
+    for count, height, width in sizes:
+        for _ in range(count):
+            time = float(positions[at, 0] - positions[-frames * 6, 0]) / mean
+            before.append(Further(round(time * 64) / 64, height // 2, width // 2))
+            at += before[-1].tokens
+    assert at == start
+    order = ((0, text), (start, start + 2 * sound), (text, start), (start + 2 * sound, len(positions)))
+    return Conditioned(model, given, tuple(before), (), order)
 
 
 def cosmos3_with_actions(frames: int) -> Conditioned:

@@ -11,7 +11,20 @@ from literal import literal
 
 from freeloc_fx.planning.plan import Plan
 
-__all__ = ["spelled"]
+__all__ = ["in_order", "spelled"]
+
+
+def in_order(function: Callable[..., torch.Tensor], order: tuple[tuple[int, int], ...]) -> Callable[..., torch.Tensor]:
+    """An attention that takes the tokens of a sequence in another order, and puts what comes out back."""
+    places = torch.cat([torch.arange(first, stop) for first, stop in order]) if order else torch.zeros(0)
+    again = places.argsort()
+
+    def attend(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> torch.Tensor:
+        if not order or query.shape[2] != len(places):
+            return function(query, key, value, *rest, **options)
+        return function(*(x[:, :, places] for x in (query, key, value)), *rest, **options)[:, :, again]
+
+    return attend
 
 
 def spelled(plan: Plan, original: Callable[..., torch.Tensor], branches: int = 1) -> Callable[..., torch.Tensor]:

@@ -15,17 +15,19 @@ import numpy as np
 from .beside import longest
 from .measure import STILL, Rotations
 
-__all__ = ["Order", "back", "in_order", "order_of", "places_of", "together"]
+__all__ = ["Order", "back", "in_order", "order_of", "places_of"]
 
 Order = tuple[tuple[int, int], ...]
 """Spans of tokens, each by its first and the one after its last, in the order in which they are to be read."""
 
 
-def order_of(rotations: Rotations, tolerance: float, known: tuple[int, int] | None = None) -> Order:
+def order_of(
+    rotations: Rotations, tolerance: float, known: tuple[int, int] | None = None
+) -> tuple[Order, tuple[int, int]] | None:
     """Find the order in which all words and sound stand before or after all frames.
 
     Where a model turns some channels in time alone, tokens of one time that stand in a row are a frame; those of a
-    frame of the clip's size are told from a word after them that is at the frame's time.
+    frame of the clip's size are told from a word before or after them that is at the frame's time.
 
     Args:
         rotations: what RoPE does at each token.
@@ -33,23 +35,28 @@ def order_of(rotations: Rotations, tolerance: float, known: tuple[int, int] | No
         known: as of `beside.stretch_of`.
 
     Returns:
-        The order; empty where the sequence is in order, or nothing tells.
+        The order, and where in it those tokens begin and end that stand together with the clip's in the model, which
+        alone may be more of it; None where the sequence is in order, or nothing tells.
     """
     whole = rotations.phase[0]
     limit = max(4 * tolerance, 2e-2)
     found = longest(whole, limit, known)
     if found is None:
-        return ()
+        return None
     first, n, count = found
     frame, stop = whole[first : first + n], first + n * count
     alone = (np.abs(frame - frame[0]).max(0) <= limit) & (np.abs(whole[first + n] - frame[0]) > limit)
     if not alone.any() or n == 1:
-        return ()
+        return None
     early, late = (_spans(whole, alone, frame, span, limit) for span in ((0, first), (stop, len(whole))))
     words = [[one[1:] for one in some if not one[0]] for some in (early, late)]
     frames = [[one[1:] for one in some if one[0]] for some in (early, late)]
-    order = [*words[0], *frames[0], (first, stop), *frames[1], *words[1]]
-    return _joined(order) if len(_joined(order)) > 1 else ()
+    order = _joined([*words[0], *frames[0], (first, stop), *frames[1], *words[1]])
+    if len(order) == 1:
+        return None
+    place = next(index for index, span in enumerate(order) if span[0] <= first < span[1])
+    start = sum(b - a for a, b in order[:place])
+    return order, (start, start + order[place][1] - order[place][0])
 
 
 def in_order(rotations: Rotations, order: Order) -> Rotations:
@@ -74,19 +81,6 @@ def places_of(order: Order) -> np.ndarray:
         order: of the tokens.
     """
     return np.concatenate([np.arange(first, stop) for first, stop in order])
-
-
-def together(order: Order, token: int) -> tuple[int, int]:
-    """Give the first and the one after the last of the tokens that stand together with one of them in the model.
-
-    Args:
-        order: of the tokens.
-        token: one of them, and the result, counted in that order.
-    """
-    ends = np.cumsum([stop - first for first, stop in order])
-    place = int(np.searchsorted(ends, token, side="right"))
-    first, stop = order[place]
-    return int(ends[place]) - (stop - first), int(ends[place])
 
 
 def back(order: Order) -> Order:
@@ -121,13 +115,16 @@ def _spans(
     for a, b in zip([0, *cuts.tolist()], [*cuts.tolist(), stop - first], strict=True):
         tokens = whole[first + a : first + b]
         is_frame = len(tokens) > 1 and bool((np.abs(tokens - 1) > STILL).any())
-        end = b
+        start, end = a, b
         if is_frame:
-            own = a + len(frame) * _copies(tokens, frame, limit)
-            end = own if a < own < b else b
-        found.append((is_frame, first + a, first + end))
-        if end < b:
-            found.append((False, first + end, first + b))
+            more = (b - a) % len(frame)
+            if (own := _copies(tokens, frame, limit)) > 0:
+                end = a + own * len(frame)
+            elif _copies(tokens[more:], frame, limit) * len(frame) == b - a - more > 0:
+                start = a + more
+        for kind, one, other in ((False, a, start), (is_frame, start, end), (False, end, b)):
+            if one < other:
+                found.append((kind, first + one, first + other))
     return found
 
 
