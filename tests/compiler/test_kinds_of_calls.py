@@ -27,7 +27,7 @@ TRAINED = 5
 PROFILE = Profile(trained_frames=TRAINED, layers="vrpr+tsa")
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast", "ignore:Mismatch dtype")
 
-QUICK = {("control", "Cosmos"), (MASKS, "LTX"), (AUTOCAST, "Wan"), ("per-token timesteps", "AnyFlow")}
+QUICK = {(MASKS, "Allegro"), (AUTOCAST, "Wan"), ("per-token timesteps", "AnyFlow")}
 NAMES = {kind: [name for name in CASES if name in made] for kind, made in {**MAKERS, MASKS: MASKED}.items()}
 NAMES[AUTOCAST] = list(CASES)
 CELLS = [(kind, name) for kind, names in NAMES.items() for name in names]
@@ -56,7 +56,7 @@ def test_a_call_of_a_kind(kind: str, name: str) -> None:
     for call, short in zip(calls(kind, name, 2 * TRAINED), calls(kind, name, TRAINED), strict=True):
         torch._dynamo.reset()
         with autocast(kind):
-            changed = transform(call.model, PROFILE, backend="eager", attention="tiles", verify=name != "SanaWM")
+            changed = transform(call.model, PROFILE, backend="eager", attention="tiles")
             check(kind, name, changed, call)
             assert torch.equal(run(changed, short.given), run(short.model, short.given))
         assert plans(changed)[-1].rewritten == 0

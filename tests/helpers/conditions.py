@@ -215,7 +215,7 @@ def _lucy(frames: int) -> Conditioned:
 
 def _control_blocks(frames: int) -> Conditioned:
     """What a controlnet says to every second block, and words beside tokens of an image."""
-    model, given = made("Cosmos", frames, controlnet_block_every_n=1, img_context_dim_in=8, img_context_dim_out=16)
+    model, given = made("Cosmos", frames, controlnet_block_every_n=1, img_context_dim_in=8, img_context_dim_out=24)
     given["block_controlnet_hidden_states"] = [random(1, frames * 6, 24), random(1, frames * 6, 24).flip(1)]
     given["encoder_hidden_states"] = (given["encoder_hidden_states"], random(1, 5, 8))
     return Conditioned(model, given)
