@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 
 from conditioned import NAMES, conditioned
 from diffusers_models import CASES, arguments, build
-from kinds import KINDS, NONE, PAIR, autocast, calls
+from kinds import FAILS, KINDS, NONE, PAIR, autocast, calls
 from newer_models import first_tensor
 from refused_models import REFUSED
 from two_transformers import PIPELINES, latents, pipeline
@@ -160,6 +160,12 @@ class Measured:
         for call in calls(kind, self.name, 2 * TRAINED):
             torch._dynamo.reset()
             with autocast(kind):
+                if message := FAILS.get((kind, self.name)):
+                    try:
+                        run(call.model, call.given)
+                    except RuntimeError as error:
+                        assert re.search(message, str(error)), error
+                        return "fails in diffusers"
                 plain, changed = (
                     transform(call.model, PROFILE, backend="eager", attention=how) for how in ("reference", "tiles")
                 )

@@ -11,7 +11,7 @@ from conditioned import Conditioned
 from conditions import CONTROL, KEYFRAMES, REFERENCES, START, TIMESTEPS, Maker
 from diffusers_models import CASES, arguments, build
 
-__all__ = ["AUTOCAST", "KINDS", "MASKS", "NONE", "PAIR", "autocast", "calls", "one_of", "unlike"]
+__all__ = ["AUTOCAST", "FAILS", "KINDS", "MASKS", "NONE", "PAIR", "autocast", "calls", "one_of", "unlike"]
 
 NONE = "none in diffusers"
 """No argument of the class's forward and none of its pipelines takes an input of that kind."""
@@ -41,6 +41,9 @@ MASKED: dict[str, tuple[str, ...]] = {
     "JoyImageEditPlus": ("encoder_hidden_states_mask",),
 }
 """Masks of text that a forward takes. Where there is none, a batch is of texts of one length, or of one sample."""
+
+FAILS = {(AUTOCAST, "Cosmos3"): "scatter.*Expected self.dtype to be equal to src.dtype"}
+"""Calls in which diffusers' own model fails, and what its error says."""
 
 KINDS = ("start image", "keyframes", "references", "control", MASKS, AUTOCAST, "per-token timesteps", PAIR)
 
