@@ -218,7 +218,7 @@ def refusal(name: str) -> str:
     model = build(name, case=case)
     height, width = case.size
     try:
-        plan(model, PROFILE, frames=2 * TRAINED * case.patch[0], height=height, width=width)
+        plan(model, PROFILE, frames=8, height=height, width=width)  # as many as Latte has positions
     except FreelocError as error:
         found = " ".join(str(error).split())
         if not re.search(case.refused, found):

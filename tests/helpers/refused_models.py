@@ -35,7 +35,7 @@ REFUSED: dict[str, Case] = {
             "num_layers": 2,
         },
         (),
-        refused="takes kv_cache.*reads a reference's keys",
+        refused="takes kv_cache, kv_cache_mode: it is autoregressive, or reads a reference's keys",
     ),
     "Latte": Case(
         "LatteTransformer3DModel",
@@ -58,7 +58,7 @@ REFUSED: dict[str, Case] = {
         "CogVideoXTransformer3DModel",
         {**CASES["CogVideoX"].config, "use_rotary_positional_embeddings": False, "sample_frames": 29},
         (),
-        refused="transformer_blocks.0.attn1: other: .*no RoPE",
+        refused="nothing but a norm or a projection stands before the attention: no RoPE",
     ),
     "SanaVideo": Case(
         "SanaVideoTransformer3DModel",
@@ -79,13 +79,13 @@ REFUSED: dict[str, Case] = {
         "SanaWMLTX2RefinerTransformer3DModel",
         CASES["LTX2"].config,
         (),
-        refused="takes kv_cache, kv_cache_mode: it is autoregressive",
+        refused="takes kv_cache, kv_cache_mode: it is autoregressive, or reads a reference's keys",
     ),
     "SkyReels-DF causal": Case(  # without blocks of frames diffusion forcing is a clip at once, see SkyReelsV2
         "SkyReelsV2Transformer3DModel",
         {**_WAN, "num_frame_per_block": 2},
         (),
-        refused="blocks.0.attn1: other: .*autoregressive",
+        refused="the model passes an attention mask that is more than padding of single keys, as an autoregressive",
     ),
     "Kandinsky6 SR": Case(
         "Kandinsky6SRTransformer3DModel",
@@ -107,19 +107,19 @@ REFUSED: dict[str, Case] = {
         "HunyuanVideoFramepackTransformer3DModel",
         {**_HUNYUAN, "has_clean_x_embedder": True},
         (),
-        refused="takes latents_history_2x.*it is autoregressive",
+        refused="takes latents_history_2x.*it is autoregressive and makes video of any length piece by piece",
     ),
     "Helios": Case(
         "HeliosTransformer3DModel",
         {key: value for key, value in _WAN.items() if key != "rope_max_seq_len"} | {"rope_dim": [4, 4, 4]},
         (),
-        refused="takes indices_latents_history_short.*it is autoregressive",
+        refused="takes indices_latents_history_short.*it is autoregressive and makes video of any length piece by",
     ),
     "AnyFlowFAR": Case(
         "AnyFlowFARTransformer3DModel",
         {key: value for key, value in _WAN.items() if key != "qk_norm"},
         (),
-        refused="takes kv_cache.*autoregressive",
+        refused="takes .*kv_cache.*: it is autoregressive",
     ),
 }
 REFUSED = {name: case for name, case in REFUSED.items() if hasattr(diffusers, case.cls)}  # an older one has fewer
