@@ -207,7 +207,8 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         found = measure(given)
         return found if isinstance(found, MatchFailure) or not order else among.in_order(found, order)
 
-    measured = _true_rates(view, part, tables, measured, grid, order, rotations, in_order)
+    words = (0, 0) if stretch is None else (stretch.text_first, stretch.text_last)
+    measured = _true_rates(view, part, tables, measured, grid, order, words, rotations, in_order)
     if stretch is None:
         return measured, grid, order
     dated = dating.dated(rotations, measured, stretch, tolerance, tables.clip, together)
@@ -221,6 +222,7 @@ def _true_rates(
     measured: RopeLayout,
     grid: TokenGrid,
     order: among.Order,
+    words: tuple[int, int],
     rotations: rope.Rotations,
     measure: Callable[[Mapping[fx.Node, Any]], rope.Rotations | MatchFailure],
 ) -> RopeLayout:
@@ -238,7 +240,8 @@ def _true_rates(
             counted = None
         if counted is not None:
             return counted
-    return replace(measured, whole_turns=False)
+    by_words = rates.count_by_words(measured, words, rotations, measured.residual)
+    return replace(measured, whole_turns=False) if by_words is None else by_words
 
 
 def _measured_by_heads(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from freeloc_fx.method.grid import Further, TokenGrid
 from freeloc_fx.method.rope.among import back, in_order, order_of, places_of
 from freeloc_fx.method.rope.beside import stretch_of
 from freeloc_fx.method.rope.dating import dated
+from freeloc_fx.method.rope.rates import count_by_words
 
 
 def words(start: float, count: int) -> list[Frame]:
@@ -97,3 +99,36 @@ def test_a_frame_at_the_time_of_an_uneven_clips_first_frame() -> None:
     steps = np.cumsum([0.0, *((1.0, 4.0, 4.0, 4.0, 4.0)[i % 5] for i in range(11))]) / 4
     _, grid = found([*words(20.5, 3), (0.0, 3, 2), *words(30.5, 4), *((t, 3, 2) for t in steps)])
     assert (grid.frames, grid.before) == (12, (Further(0.0, 3, 2),)) and grid.uneven
+
+
+# How many words long a frame is
+
+
+SLOW = 500.0 ** (-np.arange(4) / 4)
+"""Radians a word, down to less than a turn over any frame's length."""
+
+
+def counted(words_like: list[Frame], step: float, rates: Any = SLOW) -> Any:
+    """The rates of a clip whose frames are so many words apart; `rates` are those of the words."""
+    frames = [*words_like, *((30 + step * i, 3, 2) for i in range(8))]
+    times = np.concatenate([[time] * height * width for time, height, width in frames])
+    rotations = turned(frames)
+    phase = rotations.phase.copy()
+    phase[0, :, :4] = np.exp(1j * times[:, None] * SLOW)
+    phase[0, : len(words_like), :4] = np.exp(1j * times[: len(words_like), None] * rates)
+    rotations = replace(rotations, phase=phase)
+    parted = stretch_of(rotations, DIM, 1e-4)
+    assert not isinstance(parted, MatchFailure)
+    return count_by_words(replace(parted[0], whole_turns=False), (len(words_like), 0), rotations, 1e-4)
+
+
+@pytest.mark.parametrize("step", [5 / 3, 20 / 3, 13.3, 40.0])
+def test_words_tell_rates_beyond_whole_turns(step: float) -> None:
+    layout = counted(words(0.5, 5), step)
+    assert layout.whole_turns and np.abs(np.asarray(layout.omega[0]) - step * SLOW).max() <= 1e-5
+
+
+def test_words_that_do_not_tell() -> None:
+    assert counted(words(0.5, 2), 20 / 3) is None, "two words are no line"
+    assert counted(words(0.5, 5), 20 / 3, SLOW * [1.0, 0.5, 1.5, 0.8]) is None, "on another clock"
+    assert counted([(0.0, 1, 1)] * 5, 20 / 3) is None, "not turned"
