@@ -224,7 +224,7 @@ def refusal(name: str) -> str:
         if not re.search(case.refused, found):
             return f"refused: for another reason than {case.refused!r}: {found}"
         parts = (re.search(part, found) for part in case.refused.split(".*"))
-        return "refused: " + " ... ".join(part[0] for part in parts if part)
+        return "refused: " + " ... ".join(part[0].strip() for part in parts if part)
     raise AssertionError(f"{name} is not refused")
 
 
@@ -320,7 +320,7 @@ def main() -> None:
         print(name, rows[name], flush=True)
         ordered = {known: rows[known] for known in every if known in rows}
         save("model_table", {"trained_frames": TRAINED, "strategy": PROFILE.layers, "rows": ordered})
-        calls_of, refused = table(ordered, KINDS), refused_table(ordered)
+        calls_of, refused = table(ordered, KINDS).replace(NONE, "none"), refused_table(ordered)
         write_text(RESULTS / "model_table.md", "\n".join([table(ordered, COLUMNS), calls_of, refused]))
         write_text(RESULTS / "model_table_short.md", short_table(ordered))
         write_text(RESULTS / "model_table_calls.md", calls_of)

@@ -107,19 +107,19 @@ REFUSED: dict[str, Case] = {
         "HunyuanVideoFramepackTransformer3DModel",
         {**_HUNYUAN, "has_clean_x_embedder": True},
         (),
-        refused="takes latents_history_2x.*it is autoregressive and makes video of any length piece by piece",
+        refused="takes latents_history_2x.*it is autoregressive and makes video of any length",
     ),
     "Helios": Case(
         "HeliosTransformer3DModel",
         {key: value for key, value in _WAN.items() if key != "rope_max_seq_len"} | {"rope_dim": [4, 4, 4]},
         (),
-        refused="takes indices_latents_history_short.*it is autoregressive and makes video of any length piece by",
+        refused="takes indices_latents_history_short.*it is autoregressive and makes video of any length",
     ),
     "AnyFlowFAR": Case(
         "AnyFlowFARTransformer3DModel",
         {key: value for key, value in _WAN.items() if key != "qk_norm"},
         (),
-        refused="takes .*kv_cache.*: it is autoregressive",
+        refused="takes kv_cache, kv_cache_flag: it is autoregressive",
     ),
 }
 REFUSED = {name: case for name, case in REFUSED.items() if hasattr(diffusers, case.cls)}  # an older one has fewer
