@@ -33,6 +33,10 @@ NAMES[AUTOCAST] = list(CASES)
 CELLS = [(kind, name) for kind, names in NAMES.items() for name in names]
 
 
+SHORT = {("references", "WanVACE"): 3, ("references", "JoyImageEdit"): 4}
+"""Frames of a clip within the trained length where references are frames of it, or an even number has to be."""
+
+
 def run(model: Any, given: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         result = first_tensor(model(**given))
@@ -53,7 +57,8 @@ def bound(kind: str, name: str) -> float:
 @pytest.mark.parametrize(("kind", "name"), [cell if cell in QUICK else slow(*cell) for cell in CELLS])
 def test_a_call_of_a_kind(kind: str, name: str) -> None:
     """Every site is rewritten, frames stand where the pipeline has put them, and the result is the formula's."""
-    for call, short in zip(calls(kind, name, 2 * TRAINED), calls(kind, name, TRAINED), strict=True):
+    within = SHORT.get((kind, name), TRAINED)
+    for call, short in zip(calls(kind, name, 2 * TRAINED), calls(kind, name, within), strict=True):
         torch._dynamo.reset()
         with autocast(kind):
             if (kind, name) in FAILS:

@@ -33,13 +33,15 @@ def spelled(plan: Plan, original: Callable[..., torch.Tensor], branches: int = 1
     branches: attentions over the clip's tokens in a layer, of which the first is the plan's.
     """
     whole, grid = literal(plan, original), plan.sites[0].grid
-    first, last = grid.text_first, grid.text_last
+    first = grid.text_first
     calls = 0
 
     def attend(query: Any, key: Any, value: Any, enable_gqa: bool = False, **options: Any) -> torch.Tensor:
         nonlocal calls
         q, k, v = query, key, value
-        beside = bool(grid.text) and q.shape[2] == grid.video
+        # Text of which no query is: all of it, or what stands before the clip.
+        missing = grid.sequence - q.shape[2]
+        beside = missing > 0 and missing in (grid.text, first)
         if k.shape[2] != grid.sequence or not (beside or q.shape[2] == grid.sequence) or options.get("is_causal"):
             return whole(q, k, v, **options, **({"enable_gqa": True} if enable_gqa else {}))
         calls += 1
@@ -48,7 +50,8 @@ def spelled(plan: Plan, original: Callable[..., torch.Tensor], branches: int = 1
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         if not beside:
             return whole(q, k, v, **options)
-        q = torch.cat([k[:, :, :first], q, k[:, :, k.shape[2] - last :]], 2)
-        return whole(q, k, v, **options)[:, :, first : first + grid.video]
+        rows, end = q.shape[2], k.shape[2] - (missing - first)
+        q = torch.cat([k[:, :, :first], q, k[:, :, end:]], 2)
+        return whole(q, k, v, **options)[:, :, first : first + rows]
 
     return attend
