@@ -5,7 +5,8 @@
     python bench/model_table.py --models new       # those without a row yet
     python bench/model_table.py --columns LoRA     # one column of every class, merged
 
-Writes results/model_table.json, model_table.md and model_table_short.md, which the README holds. A cell that could not
+Writes results/model_table.json and model_table.md, and the tables of bench/README.md: model_table_short.md (what is
+found, what the model lives with), model_table_calls.md (kinds of calls), model_table_refused.md. A cell that could not
 be measured holds the error.
 """
 
@@ -17,6 +18,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 
 from conditioned import NAMES, conditioned
 from diffusers_models import CASES, arguments, build
-from newer_models import REFUSED, first_tensor
+from kinds import FAILS, KINDS, NONE, PAIR, autocast, calls
+from newer_models import first_tensor
+from refused_models import REFUSED
+from two_transformers import PIPELINES, latents, pipeline
 
-from freeloc_fx import Profile, plan, plans, transform
+from freeloc_fx import Profile, enable, plan, plans, transform
 from freeloc_fx.compiler.capture.state import state_of
 from freeloc_fx.errors import FreelocError
 from freeloc_fx.files import write_text
+from freeloc_fx.planning.plan import Plan
 
 TRAINED = 5
 PROFILE = Profile(trained_frames=TRAINED, layers="vrpr+tsa")
@@ -57,8 +63,15 @@ class Measured:
         self.short = arguments(name, self.model, TRAINED * patch)
         self.long = arguments(name, self.model, 2 * TRAINED * patch, text_shown=11)
         self.changed = transform(self.model, PROFILE, backend="eager", attention="reference")
-        self.expected = run(self.changed, self.long)
-        (self.plan,) = plans(self.changed)
+
+    @cached_property
+    def expected(self) -> torch.Tensor:
+        return run(self.changed, self.long)
+
+    @cached_property
+    def plan(self) -> Plan:
+        assert self.expected is not None  # a plan is made when the model is called
+        return plans(self.changed)[0]
 
     def sites(self) -> str:
         assert [s.path for s in self.plan.sites] == list(self.case.sites)
@@ -87,7 +100,7 @@ class Measured:
 
     def full_graph(self) -> str:
         state = state_of(self.changed)
-        assert state is not None
+        assert state is not None and self.expected is not None
         return "yes" if state.by_block is None else "block by block"
 
     def compiled(self) -> str:
@@ -141,6 +154,41 @@ class Measured:
             frames = max(frames, len(plan.grid.further))
         return f"{frames or 'none'}, {worst:.0e}" if names else ""
 
+    def kind(self, kind: str) -> str:
+        """Tiles against the reference in the calls of one kind that the class takes, or why there is none."""
+        worst = None
+        for call in calls(kind, self.name, 2 * TRAINED):
+            torch._dynamo.reset()
+            with autocast(kind):
+                if message := FAILS.get((kind, self.name)):
+                    try:
+                        run(call.model, call.given)
+                    except RuntimeError as error:
+                        assert re.search(message, str(error)), error
+                        return "fails in diffusers"
+                plain, changed = (
+                    transform(call.model, PROFILE, backend="eager", attention=how) for how in ("reference", "tiles")
+                )
+                found = run(changed, call.given)
+                assert found.isfinite().all(), "infinite or not a number"
+                worst = max(worst or 0.0, distance(found, run(plain, call.given)))
+            (made,) = plans(changed)
+            assert made.rewritten == len(made.sites), "not every site is rewritten"
+        return NONE if worst is None else f"{worst:.0e}"
+
+    def pair(self) -> str:
+        """A whole pipeline that goes from one transformer to another, both rewritten."""
+        if self.name not in PIPELINES:
+            return NONE
+        made = []
+        for how in ("reference", "tiles"):
+            pipe = pipeline(self.name)
+            enable(pipe, PROFILE, backend="eager", attention=how)
+            made.append(latents(pipe, 2 * TRAINED))
+            for each in (pipe.transformer, pipe.transformer_2):
+                assert [p.rewritten for p in plans(each)] == [len(self.case.sites)]
+        return f"{distance(made[1], made[0]):.0e}"
+
     def row(self, columns: list[str]) -> dict[str, str]:
         """The cells of `columns`, all for an empty list."""
         cells: dict[str, Callable[[], str]] = {
@@ -156,6 +204,8 @@ class Measured:
             "group offload": self.group_offload,
             "model offload": self.model_offload,
             "frames beside the clip": self.beside,
+            **{kind: partial(self.kind, kind) for kind in KINDS if kind != PAIR},
+            PAIR: self.pair,
         }
         if unknown := set(columns) - cells.keys():
             raise ValueError(f"--columns: expected some of {', '.join(cells)}; found {', '.join(sorted(unknown))}")
@@ -168,11 +218,13 @@ def refusal(name: str) -> str:
     model = build(name, case=case)
     height, width = case.size
     try:
-        plan(model, PROFILE, frames=2 * TRAINED * case.patch[0], height=height, width=width)
+        plan(model, PROFILE, frames=8, height=height, width=width)  # as many as Latte has positions
     except FreelocError as error:
         found = " ".join(str(error).split())
-        known = re.search(case.refused, found)
-        return f"refused: {known[0]}" if known else f"refused for another reason than {case.refused!r}: {found}"
+        if not re.search(case.refused, found):
+            return f"refused: for another reason than {case.refused!r}: {found}"
+        parts = (re.search(part, found) for part in case.refused.split(".*"))
+        return "refused: " + " ... ".join(part[0].strip() for part in parts if part)
     raise AssertionError(f"{name} is not refused")
 
 
@@ -191,11 +243,24 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def table(rows: dict[str, dict[str, str]]) -> str:
-    columns = list(COLUMNS)
+def is_refused(row: dict[str, str]) -> bool:
+    return row.get("sites found", "").startswith("refused: ")
+
+
+def table(rows: dict[str, dict[str, str]], columns: tuple[str, ...]) -> str:
     lines = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(row.get(c, "").replace("|", "/") for c in columns) + " |")
+        if not is_refused(row):
+            lines.append(f"| {name} | " + " | ".join(row.get(c, "").replace("|", "/") for c in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def refused_table(rows: dict[str, dict[str, str]]) -> str:
+    lines = ["| model | class | what the refusal says |", "|---|---|---|"]
+    for name, row in rows.items():
+        if is_refused(row):
+            reason = row["sites found"].removeprefix("refused: ").replace("|", "/")
+            lines.append(f"| {name} | `{REFUSED[name].cls}` | {reason} |")
     return "\n".join(lines) + "\n"
 
 
@@ -213,8 +278,7 @@ def short_table(rows: dict[str, dict[str, str]]) -> str:
     heads += ["LoRA", "offload", "frames beside"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, row in rows.items():
-        if row.get("sites found", "").startswith("refused"):
-            lines.append(f"| {name} | refused |" + " |" * (len(heads) - 2))
+        if is_refused(row):
             continue
         cells = [
             name,
@@ -256,8 +320,11 @@ def main() -> None:
         print(name, rows[name], flush=True)
         ordered = {known: rows[known] for known in every if known in rows}
         save("model_table", {"trained_frames": TRAINED, "strategy": PROFILE.layers, "rows": ordered})
-        write_text(RESULTS / "model_table.md", table(ordered))
+        calls_of, refused = table(ordered, KINDS).replace(NONE, "none"), refused_table(ordered)
+        write_text(RESULTS / "model_table.md", "\n".join([table(ordered, COLUMNS), calls_of, refused]))
         write_text(RESULTS / "model_table_short.md", short_table(ordered))
+        write_text(RESULTS / "model_table_calls.md", calls_of)
+        write_text(RESULTS / "model_table_refused.md", refused)
 
 
 if __name__ == "__main__":

@@ -158,9 +158,9 @@ def compare() -> str:
     return lines(["strategy", *(words.get(c, c) for c in columns), "pairs kept", "seconds"], rows)
 
 
-def models() -> str:
+def models(part: str) -> str:
     """What works with which class of diffusers, as `model_table.py` wrote it."""
-    return (RESULTS / "model_table_short.md").read_text().partition("\n\n")[0].strip()
+    return (RESULTS / f"model_table_{part}.md").read_text().strip()
 
 
 def held_out() -> str:
@@ -294,7 +294,9 @@ TABLES = (
     Table("bench/README.md", "step-memory", step_memory),
     Table("bench/README.md", "decoding", decoding),
     Table("bench/README.md", "timeline", lambda: (RESULTS / "timeline.md").read_text().strip()),
-    Table("bench/README.md", "models", models),
+    Table("bench/README.md", "models", partial(models, "short")),
+    Table("bench/README.md", "calls", partial(models, "calls")),
+    Table("bench/README.md", "refused", partial(models, "refused")),
     Table("profiles/README.md", "shipped", shipped),
 )
 """Every table, in the order in which the files have them."""

@@ -20,14 +20,14 @@ from freeloc_fx.graph.records import AttentionSite, sites, write
 from freeloc_fx.graph.shapes import UNKNOWN, shape_of, size_of
 from freeloc_fx.graph.slices import Slice, ancestors, linear_slice
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
-from freeloc_fx.method.rope import beside, dating, rates
+from freeloc_fx.method.rope import among, beside, dating, rates
 from freeloc_fx.method.rope import measure as rope
 from freeloc_fx.method.rope.temporal import alike, temporal
 
 __all__ = ["infer_rope"]
 
 
-Found = tuple[RopeLayout, TokenGrid]
+Found = tuple[RopeLayout, TokenGrid, among.Order]
 
 
 def infer_rope(graph: fx.Graph, capture: Capture) -> int:
@@ -69,12 +69,14 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
             # As many text tokens as the clip has tokens look like a self-attention until here.
             cross = _reads_elsewhere(graph, capture, given["query"], given["key"])
             write(node, kind="cross" if cross else "other", reason=str(failure))
-        elif not alike(q[0], k[0]) or q[1] != k[1]:
+        elif not alike(q[0], k[0]) or q[1:] != k[1:]:
             write(node, kind="other", reason="q and k are rotated differently")
         else:
             positions = dict.fromkeys(position for part in parts for position in tables.given(part))
-            write(node, rope=q[0], grid=q[1], positions=tuple(positions))
+            write(node, rope=q[0], grid=q[1], order=q[2], positions=tuple(positions))
             found += 1
+            if q[2]:  # until `arrange_frames` has put its tokens in order
+                write(node, kind="other", reason=_AMONG)
     return found
 
 
@@ -89,6 +91,12 @@ def _reads_elsewhere(graph: fx.Graph, capture: Capture, query: Any, key: Any) ->
         if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
             bits[node] = 1 << number
     return bool(bits[query] & ~bits[key])
+
+
+_AMONG = (
+    "its frames stand among words or sound: expected them next to the clip, or an attention without a mask, without "
+    "keys that are shared or further ones, without text whose length depends on data, as scaled_dot_product_attention"
+)
 
 
 class _PerSampleError(ValueError):
@@ -162,8 +170,10 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
                     return few
             return rope.measure_heads(inputs, lambda i: (run(inputs[i], given),), tolerance)
 
-    found: Found | MatchFailure
+    found: tuple[RopeLayout, TokenGrid] | MatchFailure
     stretch: beside.Stretch | None = None
+    order: among.Order = ()
+    together: tuple[int, int] | None = None
     try:
         rotations = measure(outside)
         if not isinstance(rotations, MatchFailure) and any(site.beside):
@@ -173,6 +183,13 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         found = temporal(rotations, dim, tolerance)
         if isinstance(found, MatchFailure) or dating.more_than_a_clip(rotations, *found, tolerance):
             parted = beside.stretch_of(rotations, dim, tolerance, tables.clip)
+            if isinstance(parted, MatchFailure):
+                ordered = among.order_of(rotations, tolerance, tables.clip)
+                if ordered is not None:
+                    moved = among.in_order(rotations, ordered[0])
+                    again = beside.stretch_of(moved, dim, tolerance, tables.clip, ordered[1])
+                    if not isinstance(again, MatchFailure):
+                        parted, rotations, (order, together) = again, moved, ordered
             if not isinstance(parted, MatchFailure):
                 stretch = parted[1]
                 found = parted[0], stretch.grid
@@ -185,11 +202,17 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
     if isinstance(found, MatchFailure):
         return MatchFailure(found.reason, name)
     measured, grid = found
-    measured = _true_rates(view, part, tables, measured, grid, rotations, measure)
+
+    def in_order(given: Mapping[fx.Node, Any]) -> rope.Rotations | MatchFailure:
+        found = measure(given)
+        return found if isinstance(found, MatchFailure) or not order else among.in_order(found, order)
+
+    words = (0, 0) if stretch is None else (stretch.text_first, stretch.text_last)
+    measured = _true_rates(view, part, tables, measured, grid, order, words, rotations, in_order)
     if stretch is None:
-        return measured, grid
-    dated = dating.dated(rotations, measured, stretch, tolerance, tables.clip)
-    return MatchFailure(dated.reason, name) if isinstance(dated, MatchFailure) else dated
+        return measured, grid, order
+    dated = dating.dated(rotations, measured, stretch, tolerance, tables.clip, together)
+    return MatchFailure(dated.reason, name) if isinstance(dated, MatchFailure) else (*dated, order)
 
 
 def _true_rates(
@@ -198,13 +221,15 @@ def _true_rates(
     tables: _Tables,
     measured: RopeLayout,
     grid: TokenGrid,
+    order: among.Order,
+    words: tuple[int, int],
     rotations: rope.Rotations,
     measure: Callable[[Mapping[fx.Node, Any]], rope.Rotations | MatchFailure],
 ) -> RopeLayout:
     """The layout with rates beyond whole turns, where what counts frames can be moved by a part of a frame."""
     if rates.conventional(measured):
         return measured
-    for node, steps in _time_axes(view, part, grid, tables):
+    for node, steps in _time_axes(view, part, grid, order, tables):
 
         def moved(shift: float, node: fx.Node = node, steps: Any = steps) -> rope.Rotations | MatchFailure:
             return measure(tables.moved(part, node, shift * steps))
@@ -215,7 +240,8 @@ def _true_rates(
             counted = None
         if counted is not None:
             return counted
-    return replace(measured, whole_turns=False)
+    by_words = rates.count_by_words(measured, words, rotations, measured.residual)
+    return replace(measured, whole_turns=False) if by_words is None else by_words
 
 
 def _measured_by_heads(
@@ -233,7 +259,9 @@ def _measured_by_heads(
     return None if isinstance(found, MatchFailure) else found
 
 
-def _time_axes(view: nx.DiGraph, part: Slice, grid: TokenGrid, tables: _Tables) -> list[tuple[fx.Node, torch.Tensor]]:
+def _time_axes(
+    view: nx.DiGraph, part: Slice, grid: TokenGrid, order: among.Order, tables: _Tables
+) -> list[tuple[fx.Node, torch.Tensor]]:
     """Nodes behind the position tables that say when frames are, each with what one latent frame adds to it: one number
     a frame, evenly spaced, or coordinates of every token."""
 
@@ -251,7 +279,10 @@ def _time_axes(view: nx.DiGraph, part: Slice, grid: TokenGrid, tables: _Tables) 
         if value.shape == (grid.frames,):
             steps = value[1:2] - value[:1] if rates.evenly_spaced(value) else None
         else:
-            steps = rates.steps_of_time(value, clip, grid.frames, list(value.shape).index(grid.sequence))
+            axis = list(value.shape).index(grid.sequence)
+            if order:
+                value = value.index_select(axis, torch.from_numpy(among.places_of(order)).to(value.device))
+            steps = rates.steps_of_time(value, clip, grid.frames, axis)
         if steps is not None:
             found.append((node, steps))
     return found

@@ -31,6 +31,7 @@ from freeloc_fx.graph.splice import CapturedFunctions
 from freeloc_fx.method.timeline import TextForm
 from freeloc_fx.passes.adopt_plan import adopt_plan
 from freeloc_fx.passes.annotate_sensitivity import annotate_sensitivity
+from freeloc_fx.passes.arrange_frames import arrange_frames
 from freeloc_fx.passes.cut_blocks import cut_blocks
 from freeloc_fx.passes.find_attention import find_attention
 from freeloc_fx.passes.find_key_mask import find_key_mask
@@ -68,6 +69,7 @@ PASSES = (
     shard_sequence,
     find_key_mask,
     infer_rope,
+    arrange_frames,
     infer_token_grid,
     annotate_sensitivity,
     pair_texts,
@@ -118,6 +120,7 @@ def analysis_passes(
         find_attention,
         find_key_mask,
         infer_rope,
+        arrange_frames,
         infer_token_grid,
         partial(annotate_sensitivity, sensitivities=profile.sensitivities or {}),
     ]

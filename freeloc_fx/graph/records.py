@@ -23,6 +23,7 @@ __all__ = [
     "Operands",
     "Piece",
     "StandIn",
+    "move",
     "operands",
     "pieces",
     "record",
@@ -58,6 +59,8 @@ class AttentionSite:
         positions: inputs of the graph that the position tables are made of; another call may bring others.
         beside: how many of the first, and of the last, tokens are keys that no query stands at.
         sinks: how many of the first, and of the last, of those are learned.
+        order: spans of tokens in the order in which RoPE and grid know them, where frames stand among words or sound;
+            empty where tokens stand as these know them.
         padded: the number of tokens depends on data (padded text is left out by indexing); the shapes count all that
             there may be.
         texts: its q and k carry channels that say which pairs of video and text see each other.
@@ -77,6 +80,7 @@ class AttentionSite:
     positions: tuple[fx.Node, ...] = field(default=(), compare=False)
     beside: tuple[int, int] = (0, 0)
     sinks: tuple[int, int] = (0, 0)
+    order: tuple[tuple[int, int], ...] = ()
     padded: bool = False
     texts: bool = False
 
@@ -99,6 +103,16 @@ def write(node: fx.Node, site: AttentionSite | None = None, **changes: object) -
     current = site if site is not None else record(node)
     assert current is not None, f"{node} carries no record to change"
     node.meta[KEY] = replace(current, **changes)  # type: ignore[arg-type]
+
+
+def move(node: fx.Node, other: fx.Node) -> None:
+    """Put the record of a node on another one, whose tokens are in order.
+
+    Args:
+        node: of an attention call.
+        other: of the call that stands for it.
+    """
+    other.meta[KEY] = node.meta.pop(KEY)
 
 
 def sites(graph: fx.Graph) -> list[tuple[fx.Node, AttentionSite]]:

@@ -88,7 +88,7 @@ class TokenGrid:
     The clip is in raster order (frames, rows, columns) and its frames are at 0, 1, 2, ..., or at rising times of the
     same mean step. Further frames have times of their own, in any order, and may repeat the clip's. A frame of either
     kind is a place: the lowerings number places in the order of the sequence, and strategies are asked about the times
-    of places (`frame_times`).
+    of places (`frame_times`). Where a model has frames among words or sound, the grid has all frames next to the clip.
 
     Args:
         frames: latent frames of the clip.

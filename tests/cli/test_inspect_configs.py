@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import diffusers
 import newer_models
 import pytest
 from diffusers_models import CASES, build
+from refused_models import REFUSED
 from slow import slow
 from typer.testing import CliRunner, Result
 
@@ -20,52 +21,6 @@ from freeloc_fx.compiler.capture.conventions import check_one_clip
 from freeloc_fx.errors import CaptureError
 
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
-
-_TINY = {"num_attention_heads": 2, "in_channels": 4, "out_channels": 4, "num_layers": 1}
-_WAN = CASES["Wan"].config
-
-# Class, configuration, and what the refusal says.
-REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "Latte": (
-        "LatteTransformer3DModel",
-        _TINY | {"attention_head_dim": 8, "out_channels": 8, "sample_size": 8, "patch_size": 2, "video_length": 8,
-                 "cross_attention_dim": 16, "caption_channels": 16, "activation_fn": "gelu-approximate",
-                 "norm_type": "ada_norm_single"},
-        "no video self-attention with temporal RoPE",
-    ),
-    "CogVideoX-2b": (
-        "CogVideoXTransformer3DModel",
-        {**CASES["CogVideoX"].config, "use_rotary_positional_embeddings": False, "sample_frames": 29},
-        "transformer_blocks.0.attn1: other: .*no RoPE",
-    ),
-    "SanaVideo": (
-        "SanaVideoTransformer3DModel",
-        _TINY | {"attention_head_dim": 12, "num_cross_attention_heads": 2, "cross_attention_head_dim": 12,
-                 "cross_attention_dim": 24, "caption_channels": 16, "sample_size": 4, "rope_max_seq_len": 32},
-        "no video self-attention with temporal RoPE.*transformer_blocks.0.attn2: cross",
-    ),
-    "SkyReels-DF": (
-        "SkyReelsV2Transformer3DModel",
-        {**_WAN, "num_frame_per_block": 2},
-        "blocks.0.attn1: other: .*autoregressive",
-    ),
-    "Framepack": (
-        "HunyuanVideoFramepackTransformer3DModel",
-        {k: v for k, v in CASES["HunyuanVideo"].config.items()} | {"has_clean_x_embedder": True},
-        "takes latents_history_2x.*autoregressive",
-    ),
-    "Helios": (
-        "HeliosTransformer3DModel",
-        {k: v for k, v in _WAN.items() if k != "rope_max_seq_len"} | {"rope_dim": [4, 4, 4]},
-        "takes indices_latents_history_short.*autoregressive",
-    ),
-    "AnyFlowFAR": (
-        "AnyFlowFARTransformer3DModel",
-        {k: v for k, v in _WAN.items() if k != "qk_norm"},
-        "takes kv_cache.*autoregressive",
-    ),
-}  # fmt: skip
-REFUSED |= {name: (case.cls, dict(case.config), case.refused) for name, case in newer_models.REFUSED.items()}
 
 
 def run(folder: Path, cls: str, config: dict[str, Any], latent: str, *options: str) -> Result:
@@ -109,28 +64,28 @@ def test_a_clip_among_words_and_sound(size: str, beside: int, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_classes_without_anything_to_plan_say_why(name: str, tmp_path: Path) -> None:
-    import re
-
-    cls, config, reason = REFUSED[name]
-    result = run(tmp_path, cls, config, "8x4x6")
+    case = REFUSED[name]
+    height, width = case.size
+    result = run(tmp_path, case.cls, dict(case.config), f"8x{height}x{width}")
     assert result.exit_code == 1, result.output
-    assert re.search(reason, " ".join(result.output.split())), result.output
+    assert re.search(case.refused, " ".join(result.output.split())), result.output
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("name", ["Framepack", "Helios", "AnyFlowFAR"])
+@pytest.mark.parametrize("name", [name for name in REFUSED if "takes" in REFUSED[name].refused])
 def test_autoregressive_models_are_refused_before_any_work(name: str) -> None:
-    cls, config, reason = REFUSED[name]
-    model = getattr(diffusers, cls)(**config)
+    case = REFUSED[name]
+    model = build(name, case=case)
     profile = Profile(trained_frames=5, layers="vrpr")
-    with pytest.raises(CaptureError, match=reason):
+    with pytest.raises(CaptureError, match=case.refused):
         transform(model, profile)
-    with pytest.raises(CaptureError, match=reason):
+    with pytest.raises(CaptureError, match=case.refused):
         plan(model, profile, frames=10, height=4, width=6)
 
 
 def test_no_supported_class_is_taken_for_an_autoregressive_one() -> None:
     for name in CASES:
         check_one_clip(build(name))
-    for cls, _, _ in (REFUSED[n] for n in ("Latte", "CogVideoX-2b", "SanaVideo", "SkyReels-DF")):
-        assert not any("history" in p for p in inspect.signature(getattr(diffusers, cls).forward).parameters)
+    for name, case in REFUSED.items():
+        if "takes" not in case.refused:
+            check_one_clip(build(name, case=case))

@@ -54,7 +54,7 @@ def test_the_passes_are_listed_in_order_with_what_they_changed(model: Any) -> No
     (runs,) = passes_run(changed)
     assert [one.name for one in runs] == [
         "name_modules", "inline_regions", "unify_attention", "find_attention", "find_key_mask", "infer_rope",
-        "infer_token_grid", "annotate_sensitivity", "rewrite_attention", "merge_repeated_keys",
+        "arrange_frames", "infer_token_grid", "annotate_sensitivity", "rewrite_attention", "merge_repeated_keys",
     ]  # fmt: skip
     by_name = {one.name: one for one in runs}
     assert by_name["find_attention"].matched == 4, "two layers, each with self and cross attention"

@@ -10,9 +10,11 @@ import pytest
 import torch
 import torch.fx as fx
 import torch.nn.functional as F
+from accelerate.hooks import ModelHook, add_hook_to_module
 from conditioned import NAMES, conditioned, minimax_h3, pixel_coords
 from literal import attention, literal
 from models import DiT, latents
+from packed_dit import Packed, packed
 from slow import slow
 from torch.utils._pytree import tree_leaves
 
@@ -237,31 +239,6 @@ def test_a_reference_as_long_as_the_clip_is_refused_where_nothing_tells_them_apa
         transform(model, PROFILE, backend="eager")(latents(6, 2, 3))
 
 
-class Packed(DiT):
-    """In the manner of MiniMax-H3: tokens of text, sound and clip in one sequence, with float positions of each."""
-
-    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        x = self.proj_in(hidden_states)
-        angle = torch.cat([position_ids[:, axis, None] * self.omega(axis) for axis in range(3)], -1)
-        tables = angle.cos().float(), angle.sin().float()
-        for block in self.blocks:
-            x = block(x, tables, None)
-        result: torch.Tensor = self.proj_out(x)
-        return result
-
-
-def packed(frames: int, text: int = 5, sound: int = 4) -> dict[str, Any]:
-    """Text and stereo sound with times of their own, then frames of 2x3 at steps of 5/3 (1, 4, 4, 4, 4)."""
-    steps = [5 / 3 * (1, 4, 4, 4, 4)[i % 5] for i in range(frames - 1)]
-    rows = [(float(t), 0.0, 0.0) for t in range(text)]
-    rows += [(text + float(t), 0.0, side) for side in (-3.5, 12.5) for t in range(sound)]
-    for i in range(frames):
-        rows += [(text + sum(steps[:i]), y * 8.0, 4.0 + x * 8) for y in range(2) for x in range(3)]
-    places = torch.tensor(rows, dtype=torch.float64)
-    tokens = torch.randn(1, len(rows), 4, generator=torch.Generator().manual_seed(4))
-    return {"hidden_states": tokens, "position_ids": places}
-
-
 @pytest.mark.parametrize("lowering", ["tiles", slow("flex")])
 def test_a_clip_that_is_spaced_unevenly_among_text_and_sound(lowering: str) -> None:
     """Strategies act on times whose mean step is one latent frame; words and sound keep their own."""
@@ -286,6 +263,20 @@ def test_a_later_clip_of_the_same_distances_is_no_other_plan() -> None:
     later = given | {"position_ids": given["position_ids"] + torch.tensor([7.0, 0.0, 0.0])}
     assert distance(run(changed, later), found) <= 1e-4
     assert len(plans(changed)) == 1
+
+
+def test_block_by_block_words_tell_how_far_apart_frames_are() -> None:
+    """A block is given tables, in which nothing can be moved: a step of 20/3 radians shows up to whole turns."""
+    given, expected = packed(12), []
+    for by_block in (False, True):
+        model = Packed((4, 2, 2))
+        model.load_state_dict(expected[0].state_dict() if expected else model.state_dict())
+        if by_block:
+            add_hook_to_module(model.blocks[1], ModelHook())
+        changed = transform(model, PROFILE, backend="eager", attention="reference")
+        expected += [model, run(changed, given), plans(changed)[0]]
+    assert expected[2].grid == expected[5].grid and expected[5].rewritten == 2
+    assert distance(expected[4], expected[1]) <= 1e-5
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_dumps_are_numbered_files(model: Any, monkeypatch: pytest.MonkeyPatch, t
     run(transform(model, ALL, backend="eager"))
     files = sorted(folder.iterdir())
     names = ["capture", "name_modules", "inline_regions", "unify_attention", "find_attention", "find_key_mask",
-             "infer_rope", "infer_token_grid", "annotate_sensitivity", "rewrite_attention",
+             "infer_rope", "arrange_frames", "infer_token_grid", "annotate_sensitivity", "rewrite_attention",
              "merge_repeated_keys"]  # fmt: skip
     assert [f.name.split("_", 1)[1] for f in files] == [f"{name}.txt" for name in names]
     numbers = [int(f.name.split("_")[0]) for f in files]

@@ -22,12 +22,18 @@ class Conditioned:
         given: forward's arguments.
         before: frames expected before the clip.
         after: frames expected after it.
+        order: spans of tokens in the order in which all frames stand next to the clip; empty where they do.
     """
 
     def __init__(
-        self, model: Any, given: dict[str, Any], before: tuple[Further, ...] = (), after: tuple[Further, ...] = ()
+        self,
+        model: Any,
+        given: dict[str, Any],
+        before: tuple[Further, ...] = (),
+        after: tuple[Further, ...] = (),
+        order: tuple[tuple[int, int], ...] = (),
     ) -> None:
-        self.model, self.given, self.before, self.after = model, given, before, after
+        self.model, self.given, self.before, self.after, self.order = model, given, before, after, order
 
 
 def pixel_coords(frames: int, height: int, width: int, *, causal: bool, ends: bool, stride: int = 1) -> torch.Tensor:

@@ -15,10 +15,10 @@ class Case:
 
     config: of the tiny model. sites: paths of the attentions that are found. omega: radians per frame of the temporal
     pairs, as the class's own formula gives them; None where heads differ or the values are learned. pairing: how
-    channels are paired. text: text tokens before and after the video. patch: latents of one token. size: latent height
-    and width of an example. regions: captured block by block. lora: modules for adapters. change: what to do to the
-    model after it is made. branches: attentions over the clip's tokens in a layer, of which the first is found.
-    refused: what the error says, for a class that is refused.
+    channels are paired. text: text tokens before and after the video, of ten latent frames where sound is among them.
+    patch: latents of one token. size: latent height and width of an example. regions: captured block by block. lora:
+    modules for adapters. change: what to do to the model after it is made. branches: attentions over the clip's tokens
+    in a layer, of which the first is found. refused: what the error says, for a class that is refused.
     """
 
     cls: str

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers
 from model_case import Case, powers
 
-__all__ = ["MINIMAX_H3", "NEWER", "REFUSED", "first_tensor"]
+__all__ = ["JOY", "MINIMAX_H3", "NEWER", "first_tensor"]
 
 
-_JOY = {
+MINIMAX_H3: dict[str, Any] = {
+    "_class_name": "MiniMaxH3Transformer3DModel",
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_refiner_layers": 1,
+    "ffn_dim": 48,
+    "in_channels": 4,
+    "audio_in_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 32,
+    "time_embed_hidden_dim": 32,
+    "time_embed_dim": 16,
+    "rope_freq_dim": 4,
+}
+"""A configuration; how many tokens stand beside its clip is a matter of how long that is."""
+
+JOY: dict[str, Any] = {
     "in_channels": 4,
     "hidden_size": 24,
     "num_attention_heads": 2,
@@ -63,55 +80,26 @@ NEWER = {
     ),
     "JoyImageEdit": Case(
         "JoyImageEditTransformer3DModel",
-        _JOY,
+        JOY,
         ("double_blocks.0.attn", "double_blocks.1.attn"),
         powers(256.0, 4),
         text=(0, 16),
     ),
-}
-
-REFUSED: dict[str, Case] = {
-    "JoyImageEdit mrope": Case(
-        "JoyImageEditTransformer3DModel",
-        _JOY | {"rope_type": "mrope"},
-        (),
-        refused="double_blocks.0.attn: other: .*tokens 48 to 63 are turned, but are no whole frames beside the clip",
+    "JoyImageEditPlus": Case(  # a clip in patches, with references of any size behind it
+        "JoyImageEditPlusTransformer3DModel",
+        JOY,
+        ("double_blocks.0.attn", "double_blocks.1.attn"),
+        powers(256.0, 4),
+        text=(0, 16),
     ),
-    "WanAnimate2": Case(
-        "WanAnimate2Transformer3DModel",
-        {
-            "text_len": 8,
-            "in_dim": 12,
-            "dim": 24,
-            "ffn_dim": 32,
-            "freq_dim": 16,
-            "text_dim": 16,
-            "out_dim": 4,
-            "num_heads": 2,
-            "num_layers": 2,
-        },
-        (),
-        refused="takes kv_cache.*reads a reference's keys",
+    "MiniMax-H3": Case(  # words, sound and a clip of uneven frames on one clock
+        MINIMAX_H3["_class_name"],
+        {key: value for key, value in MINIMAX_H3.items() if key != "_class_name"},
+        ("transformer_blocks.0.attn", "transformer_blocks.1.attn"),
+        pairing="half",
+        text=(130, 0),  # 16 words and 57 latents of each side of ten frames' sound
     ),
 }
-MINIMAX_H3: dict[str, Any] = {
-    "_class_name": "MiniMaxH3Transformer3DModel",
-    "num_attention_heads": 2,
-    "attention_head_dim": 32,
-    "hidden_size": 32,
-    "num_layers": 2,
-    "num_refiner_layers": 1,
-    "ffn_dim": 48,
-    "in_channels": 4,
-    "audio_in_channels": 4,
-    "text_dim": 16,
-    "freq_dim": 32,
-    "time_embed_hidden_dim": 32,
-    "time_embed_dim": 16,
-    "rope_freq_dim": 4,
-}
-"""A configuration; how many tokens stand beside its clip is a matter of how long that is."""
-REFUSED = {name: case for name, case in REFUSED.items() if hasattr(diffusers, case.cls)}
 
 
 def first_tensor(result: Any) -> Any:

@@ -76,7 +76,8 @@ def makers(model: nn.Module, frames: int, height: int, width: int) -> dict[str, 
         result |= {name: zeros(1, frames) for name in ("timestep", "r_timestep")}
     if "in_visual_dim" in config:
         visual = int(config["in_visual_dim"])
-        last = 2 * visual + 1 if config.get("visual_cond") else visual
+        # A model without text is told by a second clip what to make.
+        last = 2 * visual + 1 if config.get("visual_cond") or "encoder_hidden_states" not in names else visual
         result["hidden_states"] = zeros(1, frames, height, width, last)
         result["visual_rope_pos"] = lambda: [torch.arange(n, device=device) for n in positions]
         result["text_rope_pos"] = lambda: torch.arange(text, device=device)

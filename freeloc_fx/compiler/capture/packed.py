@@ -31,6 +31,8 @@ def packed_makers(
         made = _one_stream(config, size, text, like)
     elif {"token_tags", "position_ids"} <= set(names):
         made = _tagged(config, size, text, like)
+    elif "shape_list" in names:
+        made = _in_patches(config, size, text, like)
     elif "camera_conditions" in names:
         made = _with_cameras(config, size, text, like)
     else:
@@ -101,6 +103,18 @@ def _tagged(config: Mapping[str, Any], size: tuple[int, int, int], text: int, li
         "video_indices": order[seen],
         "audio_indices": order[heard],
         "text_indices": order[:text],
+    }
+
+
+def _in_patches(config: Mapping[str, Any], size: tuple[int, int, int], text: int, like: torch.Tensor) -> dict[str, Any]:
+    """A clip cut into its patches, with how many there are along each axis; references would follow in the same way."""
+    patch = tuple(int(n) for n in config.get("patch_size") or (1, 1, 1))
+    counts = tuple(n // p for n, p in zip(size, patch, strict=True))
+    channels = int(config.get("in_channels") or 16)
+    return {
+        "hidden_states": like.new_zeros(1, counts[0] * counts[1] * counts[2], channels, *patch),
+        "shape_list": [[counts]],
+        "encoder_hidden_states_mask": torch.ones(1, text, dtype=torch.long, device=like.device),
     }
 
 

@@ -22,7 +22,7 @@ from freeloc_fx.method.grid import RopeLayout, TokenGrid
 from .measure import STILL, Rotations
 from .temporal import grid_of, layout_of
 
-__all__ = ["NO_CLIP", "Piece", "Stretch", "holds_frames", "is_known", "stretch_of"]
+__all__ = ["NO_CLIP", "Piece", "Stretch", "holds_frames", "is_known", "longest", "stretch_of"]
 
 
 NO_CLIP = MatchFailure(
@@ -70,7 +70,11 @@ class Stretch:
 
 
 def stretch_of(
-    rotations: Rotations, head_dim: int, tolerance: float, known: tuple[int, int] | None = None
+    rotations: Rotations,
+    head_dim: int,
+    tolerance: float,
+    known: tuple[int, int] | None = None,
+    within: tuple[int, int] | None = None,
 ) -> tuple[RopeLayout, Stretch] | MatchFailure:
     """Find the clip in a sequence that holds more than one, and the frames beside it.
 
@@ -80,16 +84,19 @@ def stretch_of(
         tolerance: largest accepted deviation from a rotation, as in `measure`.
         known: frames of the clip and tokens of each, where the call says, which decides which of equal stretches is the
             clip.
+        within: the first and the one after the last of the tokens that may be the clip's; None for all.
 
     Returns:
         How the clip's frames turn, with rates up to whole turns, and where everything stands; or a reason.
     """
     whole = rotations.phase[0]
+    start, stop = within or (0, len(whole))
     for limit in (max(2 * tolerance, 4e-5), max(4 * tolerance, 2e-2)):
-        found = _longest(whole, limit, known)
+        found = longest(whole[start:stop], limit, known)
         if found is None:
             continue
         first, per_frame, count = found
+        first += start
         last = len(whole) - first - per_frame * count
         grid = grid_of(whole[first : len(whole) - last], per_frame, limit, first, last)
         read = layout_of(rotations, head_dim, grid, max(4 * tolerance, 2e-2), False)
@@ -126,8 +133,17 @@ def is_known(n: int, count: int, known: tuple[int, int] | None) -> bool:
     return known is not None and n == known[1] and known[0] in (count, count + 1)
 
 
-def _longest(whole: np.ndarray, limit: float, known: tuple[int, int] | None) -> tuple[int, int, int] | None:
-    """The longest steady stretch: first token, tokens of a frame, frames; of equal ones the call's, or the first."""
+def longest(whole: np.ndarray, limit: float, known: tuple[int, int] | None) -> tuple[int, int, int] | None:
+    """Find the longest steady stretch; of equal ones the call's, or the first.
+
+    Args:
+        whole: what RoPE does at each token, complex (tokens, pairs).
+        limit: up to which two rotations are alike.
+        known: as of `stretch_of`.
+
+    Returns:
+        Its first token, tokens of a frame, frames; None where nothing is steady.
+    """
     spread = np.abs(whole - whole.mean(0)).mean(0)
     some = whole[:, np.sort(np.argsort(-spread)[:_PAIRS])]
     # Ends of frames are jumps of one kind, and a frame apart.

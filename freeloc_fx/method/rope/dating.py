@@ -26,6 +26,7 @@ def dated(
     found: Stretch,
     tolerance: float,
     known: tuple[int, int] | None = None,
+    together: tuple[int, int] | None = None,
 ) -> tuple[RopeLayout, TokenGrid] | MatchFailure:
     """Find when the frames beside a clip are.
 
@@ -36,6 +37,8 @@ def dated(
         tolerance: largest accepted deviation from a rotation, as in `measure`.
         known: frames of the clip and tokens of each, where the call says. Where it says something else or nothing, the
             clip has to hold more tokens than all other frames.
+        together: the first and the one after the last of the tokens that may be the clip's; None for all. What has
+            words between itself and the clip is no part of it, wherever it is read.
 
     Returns:
         The layout by latent frame and the grid of the whole sequence. A frame right before the evenly spaced ones and
@@ -60,14 +63,14 @@ def dated(
     early, late = when[: len(found.before)], when[len(found.before) :]
     before = list(found.before)
     own = early[-1] if before and before[-1].tokens == grid.tokens else 0.0
-    first = -1.0 < own < 0.0  # of a causal encoder: a part of a frame before the others
+    start, stop = together or (0, rotations.phase.shape[1])
+    first = -1.0 < own < 0.0 and before[-1].first >= start  # of a causal encoder: a part of a frame before the others
     if first:
         before.pop()
         early.pop()
 
     def further(piece: Piece, time: float) -> Further:
-        stands = 0.0 if first and time == own else time + first
-        return Further(stands, piece.height, piece.width)
+        return Further(time + first, piece.height, piece.width)
 
     whole = TokenGrid(
         grid.frames + first,
@@ -79,7 +82,8 @@ def dated(
         tuple(map(further, found.after, late)),
         found.turned,
     )
-    goes_on = _goes_on(whole.before[::-1], whole, -1), _goes_on(whole.after, whole, 1)
+    near = sum(piece.first >= start for piece in before), sum(piece.first < stop for piece in found.after)
+    goes_on = _goes_on(whole.before[::-1][: near[0]], whole, -1), _goes_on(whole.after[: near[1]], whole, 1)
     if any(goes_on):
         if not layout.whole_turns:
             return MatchFailure(
@@ -87,6 +91,12 @@ def dated(
                 "evenly: expected positions that tell RoPE's rates, found rates known up to whole turns only"
             )
         layout, whole = _uneven(layout, whole, own + 1 if first else 0.0, *goes_on)
+    elif first:  # what is at the time of the clip's first frame stands at 0 as that does
+        early_frames, late_frames = (
+            tuple(replace(frame, time=0.0) if frame.time == own + 1 else frame for frame in some)
+            for some in (whole.before, whole.after)
+        )
+        whole = replace(whole, before=early_frames, after=late_frames)
     # Rows of tokens would look like frames where RoPE knows no time.
     sure = is_known(grid.tokens, grid.frames, known) or whole.video < 2 * whole.clip
     return (layout, whole) if sure else NO_CLIP

@@ -16,9 +16,10 @@ import torch
 from freeloc_fx.errors import MatchFailure
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 
-from .measure import Rotations
+from .measure import STILL, Rotations
+from .times import time_of
 
-__all__ = ["SHIFTS", "conventional", "count_turns", "evenly_spaced", "steps_of_time"]
+__all__ = ["SHIFTS", "conventional", "count_by_words", "count_turns", "evenly_spaced", "steps_of_time"]
 
 
 def conventional(layout: RopeLayout) -> bool:
@@ -123,3 +124,55 @@ def count_turns(
     if not np.ptp(counted, axis=0).any():
         counted = counted[:1]  # all heads agree
     return replace(layout, omega=tuple(tuple(map(float, row)) for row in counted), whole_turns=True)
+
+
+def count_by_words(
+    layout: RopeLayout, words: tuple[int, int], rotations: Rotations, tolerance: float
+) -> RopeLayout | None:
+    """Find the true rates of a layout from words or sound beside the clip, which stand closer together than frames.
+
+    Where the rates from word to word are conventional, they tell how many words long a frame is, and that the turns.
+
+    Args:
+        layout: as measured, with rates up to whole turns per latent frame.
+        words: how many of the first, and of the last, tokens are words or sound.
+        rotations: what RoPE does at each token.
+        tolerance: largest accepted deviation from a rotation, as in `measure`.
+
+    Returns:
+        The layout with its true rates; None where there is no line of words, or it does not tell.
+    """
+    tokens, chosen = rotations.phase.shape[1], [rotations.first.tolist().index(c) for c in layout.first]
+    whole, best = rotations.phase[0][:, chosen], (0, 0)
+    for first, stop in ((0, words[0]), (tokens - words[1], tokens)):
+        turn = whole[first + 1 : stop] * whole[first : max(stop - 1, first)].conj()
+        cuts = np.flatnonzero(np.abs(np.diff(turn, axis=0)).max(1, initial=0.0) > 2e-2) + 1
+        for a, b in zip([0, *cuts.tolist()], [*cuts.tolist(), len(turn)], strict=True):
+            if b > a and np.abs(turn[a] - 1).max() > STILL:
+                best = max(best, (b - a, first + a))
+    count, start = best
+    if count < 2:
+        return None
+    places = np.array([start, start + 1, start + count])
+    phase = rotations.phase[:, places] if rotations.others is None else rotations.others(places)
+    phase = np.asarray(phase)[:, :, chosen]
+    rate = np.angle(phase[:, 1] * phase[:, 0].conj())
+    rate += np.angle(phase[:, 2] * phase[:, 0].conj() * np.exp(-1j * rate * count)) / count
+    own = replace(layout, omega=tuple(tuple(map(float, row)) for row in rate), whole_turns=True)
+    omega = np.asarray(layout.omega)
+    slow = np.sort(np.abs(rate), axis=None)
+    # The slowest pair tells the length of a frame roughly, ever faster ones to a part of their own turn.
+    tells = 0 < slow[0] < math.pi / (5 * _WORDS) and np.diff(np.log(slow)).max(initial=0.0) < math.log(100)
+    if not tells or not conventional(own) or omega.shape != rate.shape:
+        return None
+    frame = time_of(np.exp(1j * omega), own, _WORDS, max(4 * tolerance, 2e-2))
+    if not frame:
+        return None
+    counted = omega + 2 * math.pi * np.round((frame * rate - omega) / (2 * math.pi))
+    if np.abs(counted - frame * rate).max() > 0.1:
+        return None
+    return replace(layout, omega=tuple(tuple(map(float, row)) for row in counted), whole_turns=True)
+
+
+_WORDS = 32
+"""Up to three times as many words long is a frame expected to be."""
