@@ -253,7 +253,9 @@ def tokens(frames: int, count: int = 1) -> dict[str, Any]:
 
 MANNERS: dict[str, tuple[Any, Any]] = {
     "list of clips": (OfLists, clips),
-    **{name: (lambda name=name: OfTokens(name), tokens) for name in ("operator", "both", "in place", "lends", "joined")},
+    **{
+        name: (lambda name=name: OfTokens(name), tokens) for name in ("operator", "both", "in place", "lends", "joined")
+    },
 }
 
 
