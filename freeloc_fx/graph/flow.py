@@ -40,8 +40,8 @@ def flow(graph: fx.Graph) -> nx.DiGraph:
     """Data flow with in-place writes resolved: an edge a -> b where b reads what a computed or wrote.
 
     Node attributes: `order` is the position in execution order; `writes` are the tensors whose memory it writes into;
-    `value` is equal for nodes that compute the same thing; `activation` is true of what depends on a learned projection,
-    a nonlinearity or the model's hidden states (so never of a position table); `weight` is the number of axes of the
+    `value` is equal for nodes that compute the same thing; `activation` is true of what depends on a learned
+    projection, a nonlinearity or the model's hidden states (so never of a position table); `weight` is the number of axes of the
     learned parameter behind a node, None for others; `touched` is true of an activation that has met a table since the
     last operation that is not linear.
     """
