@@ -41,9 +41,9 @@ def flow(graph: fx.Graph) -> nx.DiGraph:
 
     Node attributes: `order` is the position in execution order; `writes` are the tensors whose memory it writes into;
     `value` is equal for nodes that compute the same thing; `activation` is true of what depends on a learned
-    projection, a nonlinearity or the model's hidden states (so never of a position table); `weight` is the number of axes of the
-    learned parameter behind a node, None for others; `touched` is true of an activation that has met a table since the
-    last operation that is not linear.
+    projection, a nonlinearity or the model's hidden states (so never of a position table); `weight` is the number of
+    axes of the learned parameter behind a node, None for others; `touched` is true of an activation that has met a
+    table since the last operation that is not linear.
     """
     result = nx.DiGraph()
     base: dict[fx.Node, fx.Node] = {}  # view -> the tensor whose memory it may share

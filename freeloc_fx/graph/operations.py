@@ -143,7 +143,9 @@ def _may_turn(node: fx.Node) -> bool:
         return False
     if str(node.target).split(".")[0] in ("aten", "prims", "prim", "freeloc_fx"):
         return False
-    given = [shape for one in operands(node).values() if isinstance(one, fx.Node) and (shape := shape_of(one))]
+    given: list[tuple[int, ...] | None] = [
+        shape for one in operands(node).values() if isinstance(one, fx.Node) and (shape := shape_of(one))
+    ]
     if written := written_tensors(node):
         made = [shape_of(one) for one in written]
         given = made + [shape for shape in given if shape not in made]
