@@ -7,7 +7,6 @@ A graph from Dynamo holds in-place writes (`out[..., 0::2] = ...`), so reading `
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,16 +17,18 @@ import torch.fx as fx
 from .operations import (
     ACTIVATIONS,
     MATRIX_PRODUCTS,
+    OPERATORS,
     PRODUCTS,
     SUMS,
     SUMS_OF_PRODUCTS,
     VIEWS,
     is_linear,
     lent_operand,
+    written_tensors,
 )
 from .shapes import UNKNOWN, shape_of, value_of
 
-__all__ = ["element_count", "flow", "is_write", "spelled", "starts_rope", "written_tensor"]
+__all__ = ["element_count", "flow", "is_write", "spelled", "starts_rope"]
 
 
 def element_count(node: fx.Node) -> int | None:
@@ -38,10 +39,11 @@ def element_count(node: fx.Node) -> int | None:
 def flow(graph: fx.Graph) -> nx.DiGraph:
     """Data flow with in-place writes resolved: an edge a -> b where b reads what a computed or wrote.
 
-    Node attributes: `order` is the position in execution order; `value` is equal for nodes that compute the same thing;
-    `activation` is true of what depends on a learned projection, a nonlinearity or the model's hidden states (so never
-    of a position table); `weight` is the number of axes of the learned parameter behind a node, None for others;
-    `touched` is true of an activation that has met a table since the last operation that is not linear.
+    Node attributes: `order` is the position in execution order; `writes` are the tensors whose memory it writes into;
+    `value` is equal for nodes that compute the same thing; `activation` is true of what depends on a learned
+    projection, a nonlinearity or the model's hidden states (so never of a position table); `weight` is the number of
+    axes of the learned parameter behind a node, None for others; `touched` is true of an activation that has met a
+    table since the last operation that is not linear.
     """
     result = nx.DiGraph()
     base: dict[fx.Node, fx.Node] = {}  # view -> the tensor whose memory it may share
@@ -53,16 +55,16 @@ def flow(graph: fx.Graph) -> nx.DiGraph:
         text = (node.op, str(node.target), spelled(node.args, names), spelled(node.kwargs, names))
         pure = node.op in ("call_function", "call_method") and not any(w in text[1] for w in ("rand", "dropout"))
         value[node] = numbers.setdefault(text if pure else node, len(numbers))
-        source = node.args[0] if node.args and (node.target in VIEWS or written_tensor(node)) else None
+        written = written_tensors(node)
+        source = node.args[0] if node.args and (node.target in VIEWS or written) else None
         base[node] = base[source] if isinstance(source, fx.Node) else node
-        result.add_node(node, order=order, value=value[node], base=base[node])
+        targets = frozenset(base[one] for one in written)
+        result.add_node(node, order=order, value=value[node], base=base[node], writes=targets)
         for read in node.all_input_nodes:
             result.add_edge(read, node)
             if base[read] in writer:
                 result.add_edge(writer[base[read]], node)
-        target = written_tensor(node)
-        if target is not None:
-            writer[base[target]] = node
+        writer |= dict.fromkeys(targets, node)
         _characterise(result, node)
     return result
 
@@ -102,17 +104,7 @@ def spelled(arguments: Any, names: Mapping[fx.Node, object]) -> str:
 
 def is_write(node: fx.Node) -> bool:
     """Whether a node writes into a tensor that others may read."""
-    return written_tensor(node) is not None
-
-
-def written_tensor(node: fx.Node) -> fx.Node | None:
-    """The tensor that a node writes in place."""
-    if node.op == "call_function" and node.target is operator.setitem:
-        return node.args[0] if isinstance(node.args[0], fx.Node) else None
-    if node.op == "call_method" and isinstance(node.target, str):
-        inplace = node.target.endswith("_") and not node.target.endswith("__")
-        return node.args[0] if inplace and isinstance(node.args[0], fx.Node) else None
-    return None
+    return bool(written_tensors(node))
 
 
 def starts_rope(graph: nx.DiGraph, node: fx.Node) -> bool:
@@ -127,6 +119,8 @@ def starts_rope(graph: nx.DiGraph, node: fx.Node) -> bool:
     read = node.all_input_nodes
     weights = [axes for n in read if (axes := graph.nodes[n]["weight"]) is not None]
     moving = [n for n in read if _operand(graph, node, n, "activation")]
+    if isinstance(node.target, OPERATORS):  # of a learned vector: a norm
+        return any(axes <= 1 for axes in weights)
     if node.target in MATRIX_PRODUCTS:
         return len(moving) > 1 or bool(weights)
     if node.target in SUMS_OF_PRODUCTS:
@@ -147,5 +141,5 @@ def _is_floating(node: fx.Node) -> bool:
 def _operand(graph: nx.DiGraph, node: fx.Node, operand: fx.Node, name: str) -> bool:
     """An attribute of what `node` reads as `operand`, or of what was written into it before."""
     base = graph.nodes[operand]["base"]
-    writers = [n for n in graph.predecessors(node) if written_tensor(n) and graph.nodes[n]["base"] is base]
+    writers = [n for n in graph.predecessors(node) if base in graph.nodes[n]["writes"]]
     return any(graph.nodes[n][name] for n in (operand, *writers))

@@ -87,7 +87,7 @@ _HOW = {
     "num_splits", "pack_gqa", "sm_margin", "zero_tensors", "max_seqlen_q", "max_seqlen_k", "max_q", "max_k",
     "max_seqlen_kv", "smooth_k", "smooth_v", "qk_quant_gran", "qk_quant_dtype", "pv_accum_dtype",
     "quantization_backend", "scheduler_metadata", "rotary_interleaved", "enable_gqa", "is_grad_enabled",
-    "return_softmax_lse", "ver", "function",
+    "return_softmax_lse", "ver", "function", "min_seqlen_k", "seqlen_k_per_split", "disable_scheduler_metadata",
 }  # fmt: skip
 """Arguments that choose how it is computed, or what is given beside it."""
 
@@ -217,7 +217,7 @@ def _layout(node: fx.Node, said: Any, query: Any, starts: tuple[Any, ...]) -> La
     name = str(node.target).lower()
     if "scaled_dot_product" in name:
         return "bhsd"
-    return "bshd" if "flash" in name else None
+    return "bshd" if "flash" in name or "memory_efficient" in name else None
 
 
 def _others_read(node: fx.Node) -> str:

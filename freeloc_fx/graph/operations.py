@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch.fx as fx
 import torch.nn.functional as F
 
 from . import leaf
-from .shapes import shape_of
+from .shapes import shape_of, value_of
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,6 +23,7 @@ __all__ = [
     "VIEWS",
     "is_linear",
     "lent_operand",
+    "written_tensors",
 ]
 
 VIEWS = {
@@ -97,13 +98,60 @@ def lent_operand(node: fx.Node) -> fx.Node | None:
     return node.args[1] if lends and node.args[1] is not node.args[0] else None
 
 
+def written_tensors(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The tensors that a node writes in place: x[...] = y, x.add_(y), and operators whose schema says so.
+
+    Args:
+        node: of any kind.
+    """
+    if node.op == "call_function" and node.target is operator.setitem:
+        return (node.args[0],) if isinstance(node.args[0], fx.Node) else ()
+    if node.op == "call_method" and isinstance(node.target, str):
+        inplace = node.target.endswith("_") and not node.target.endswith("__")
+        return (node.args[0],) if inplace and isinstance(node.args[0], fx.Node) else ()
+    if node.op != "call_function" or not isinstance(node.target, OPERATORS):
+        return ()
+    written = [one.name for one in schema_arguments(node) if one.alias_info is not None and one.alias_info.is_write]
+    given = operands(node)
+    return tuple(one for name in written if isinstance(one := given.get(name), fx.Node))
+
+
+def schema_arguments(node: fx.Node) -> Sequence[Any]:
+    """The arguments of an operator as its schema has them; none where it has several overloads.
+
+    Args:
+        node: calls an operator.
+    """
+    target: Any = node.target
+    overload = target if hasattr(target, "_schema") else getattr(target, "default", None)
+    return () if overload is None else overload._schema.arguments
+
+
+def operands(node: fx.Node) -> dict[str, Any]:
+    """What is given to an operator, by the names in its schema.
+
+    Args:
+        node: calls an operator.
+    """
+    return dict(zip((one.name for one in schema_arguments(node)), node.args, strict=False)) | dict(node.kwargs)
+
+
 def _may_turn(node: fx.Node) -> bool:
-    """Whether a call is an operator of somebody's own that could be RoPE: it makes one tensor of another's shape and of
-    a table. Whether it turns anything, and is linear, is measured."""
-    target, shape = node.target, shape_of(node)
-    if not isinstance(target, OPERATORS) or shape is None:
+    """Whether a call is an operator of somebody's own that could be RoPE: of one tensor or several and of a table it
+    makes as many of the same shapes, or writes those. Whether it turns anything, and is linear, is measured."""
+    if not isinstance(node.target, OPERATORS):
         return False
-    if str(target).split(".")[0] in ("aten", "prims", "prim", "freeloc_fx"):
+    if str(node.target).split(".")[0] in ("aten", "prims", "prim", "freeloc_fx"):
         return False
-    first, *others = [shape_of(read) for read in node.all_input_nodes] or [None]
-    return first == shape and any(other is not None and other != shape for other in others)
+    given: list[tuple[int, ...] | None] = [
+        shape for one in operands(node).values() if isinstance(one, fx.Node) and (shape := shape_of(one))
+    ]
+    if written := written_tensors(node):
+        made = [shape_of(one) for one in written]
+        given = made + [shape for shape in given if shape not in made]
+    else:
+        value = value_of(node)
+        several = value if isinstance(value, (tuple, list)) else (value,)
+        made = [tuple(one.shape) if isinstance(one, torch.Tensor) else None for one in several]
+    turned, others = given[: len(made)], given[len(made) :]
+    return None not in made and turned == made and any(shape not in made for shape in others)

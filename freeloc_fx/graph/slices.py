@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import networkx as nx
 import torch.fx as fx
 
-from .flow import element_count, spelled, starts_rope, written_tensor
-from .operations import VIEWS, lent_operand
+from .flow import element_count, spelled, starts_rope
+from .operations import VIEWS, lent_operand, written_tensors
 from .shapes import shape_of
 
 __all__ = ["Slice", "ancestors", "between", "linear_slice"]
@@ -41,7 +41,7 @@ class Slice:
     @property
     def written(self) -> frozenset[fx.Node]:
         """Tensors that the stretch writes in place."""
-        return frozenset(target for node in self.nodes if (target := written_tensor(node)) is not None)
+        return frozenset(target for node in self.nodes for target in written_tensors(node))
 
     def signature(self, graph: nx.DiGraph) -> tuple[object, ...]:
         """Equal for slices that do the same arithmetic on the same values from outside (so the same RoPE)."""
@@ -89,22 +89,12 @@ def _of_projection(graph: nx.DiGraph, node: fx.Node) -> bool:
     return True
 
 
-def linear_slice(graph: nx.DiGraph, end: fx.Node, reader: fx.Node | None = None) -> Slice:
-    """The longest stretch of layout changes and elementwise arithmetic that ends in `end`.
-
-    It begins at norms and projections: one, or several where streams are joined. Position tables enter from outside.
-
-    Args:
-        graph: the data flow.
-        end: the last node of the stretch.
-        reader: who reads `end`; writes into `end` before that belong to the stretch.
-    """
-    order = nx.get_node_attributes(graph, "order")
-    base = nx.get_node_attributes(graph, "base")
-    writes = [n for n in graph.predecessors(reader) if written_tensor(n) and base[n] is base[end]] if reader else []
-    whole = element_count(end)
+def _search(
+    graph: nx.DiGraph, ends: Iterable[fx.Node], whole: int | None, normed: frozenset[fx.Node]
+) -> tuple[set[fx.Node], set[fx.Node]]:
+    """The nodes of a stretch, and its sources, `normed` among them as far as the stretch reads them."""
     body, starts = set(), set()
-    stack = [*writes, end]
+    stack = list(ends)
     while stack:
         node = stack.pop()
         if node in body or node in starts or not graph.nodes[node]["activation"]:
@@ -117,11 +107,31 @@ def linear_slice(graph: nx.DiGraph, end: fx.Node, reader: fx.Node | None = None)
             and not graph.nodes[node]["touched"]
             and _of_projection(graph, node)
         )
-        if starts_rope(graph, node) or piece:
+        if node in normed or starts_rope(graph, node) or piece:
             starts.add(node)
         else:
             body.add(node)
             stack.extend(n for n in graph.predecessors(node) if n is not lent_operand(node))
+    return body, starts - {n for n in starts if normed and shape_of(n) is None}
+
+
+def linear_slice(graph: nx.DiGraph, end: fx.Node, reader: fx.Node | None = None) -> Slice:
+    """The longest stretch of layout changes and elementwise arithmetic that ends in `end`.
+
+    It begins at norms and projections: one, or several where streams are joined. Position tables enter from outside.
+
+    Args:
+        graph: the data flow.
+        end: the last node of the stretch.
+        reader: who reads `end`; writes into `end` before that belong to the stretch.
+    """
+    order = nx.get_node_attributes(graph, "order")
+    base = graph.nodes[end]["base"]
+    writes = [n for n in graph.predecessors(reader) if base in graph.nodes[n]["writes"]] if reader else []
+    body, starts = _search(graph, [*writes, end], element_count(end), frozenset())
+    # A norm that writes its result in place gives no tensor of its own: what it has written is the source.
+    if normed := frozenset(one for node in starts if shape_of(node) is None for one in written_tensors(node)):
+        body, starts = _search(graph, [*writes, end], element_count(end), normed)
     nodes = tuple(sorted(body, key=order.__getitem__))
     inside = body | starts
     lent = {p for node in nodes if (p := lent_operand(node)) is not None and p not in inside}

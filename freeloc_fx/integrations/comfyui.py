@@ -9,8 +9,8 @@ are ComfyUI's own, since the transformed model shares its modules. FreeLOC compi
 TorchCompileModel node before this one is taken out, and one behind it, which would run the untransformed model, is an
 error.
 
-Not run inside ComfyUI: tested on stand-ins of its public interface (`ModelPatcher.clone`, `get_model_object`,
-`add_wrapper_with_key`, `WrapperExecutor.class_obj`), as read from its sources.
+Tested on stand-ins of what it uses of ComfyUI (`ModelPatcher.clone`, `get_model_object`, `add_wrapper_with_key`,
+`WrapperExecutor.class_obj`). How it was tried inside the real thing, on a CPU: bench/README.md.
 """
 
 from __future__ import annotations

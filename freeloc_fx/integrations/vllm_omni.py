@@ -11,7 +11,8 @@ instead, before vLLM-Omni compiles its blocks: that measures all of this and goe
 
     pipeline.transformer = freeloc_fx.transform(pipeline.transformer, profile)
 
-Not run inside vLLM-Omni: tested by calls as its dispatcher makes them, as read from its sources.
+vLLM-Omni compiles its blocks: the graph of a block is left around this attention, so a model of its that demands full
+graphs (Ming-Image) cannot have it. How it was tried on the real thing: bench/README.md.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from freeloc_fx.planning.profile import Profile
 __all__ = ["attention"]
 
 
+@torch.compiler.disable(reason="freeloc plans each shape once, and runs an operator of its own")
 def attention(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -202,6 +202,28 @@ def host_sinks(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
     return out
 
 
+# xformers: tokens before heads, as flash_attn
+
+
+@torch.library.custom_op("manner::memory_efficient_attention_forward", mutates_args=())
+def efficient(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, b: torch.Tensor | None = None, p: float | None = 0.0,
+    scale: float | None = None,
+) -> torch.Tensor:  # fmt: skip
+    counted("efficient")
+    return dense(q, k, v, scale)
+
+
+@efficient.register_fake
+def _(q: Any, *_: Any, **__: Any) -> Any:
+    return torch.empty_like(q)
+
+
+def memory_efficient(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
+    out: torch.Tensor = torch.ops.manner.memory_efficient_attention_forward(q, k, v, None, 0.0, 0.3)
+    return out
+
+
 # flex_attention without a mask, with one that hides nothing, with one that hides something
 
 
@@ -245,7 +267,7 @@ def flex_scored(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
 
 
 MEANT: dict[str, Callable[..., torch.Tensor]] = {
-    one.__name__: one for one in (flash, flash_3, varlen, sage, sage_nhd, host, flex, flex_full)
+    one.__name__: one for one in (flash, flash_3, varlen, sage, sage_nhd, host, memory_efficient, flex, flex_full)
 }
 REFUSED: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
     "flash_window": (flash_window, r"_flash_attn_forward .*its window_size_left is 8.*set_attention_backend"),

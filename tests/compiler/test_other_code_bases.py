@@ -138,6 +138,41 @@ def _(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
 
 
+# q and k in one call, as a pair of results or in place; a norm of both in place
+
+
+@torch.library.custom_op("manner::turn_both", mutates_args=())
+def fused_turns(q: torch.Tensor, k: torch.Tensor, turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return spelled_turn(q, turns).to(q.dtype), spelled_turn(k, turns).to(k.dtype)
+
+
+@fused_turns.register_fake
+def _(q: torch.Tensor, k: torch.Tensor, turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(q), torch.empty_like(k)
+
+
+@torch.library.custom_op("manner::turn_both_", mutates_args=("q", "k"))
+def turn_in_place(turns: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> None:
+    q.copy_(spelled_turn(q, turns))
+    k.copy_(spelled_turn(k, turns))
+
+
+@torch.library.custom_op("manner::norm_both_", mutates_args=("q", "k"))
+def norm_in_place(q: torch.Tensor, k: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor) -> None:
+    q.copy_(F.rms_norm(q, q.shape[-1:], q_weight))
+    k.copy_(F.rms_norm(k, k.shape[-1:], k_weight))
+
+
+@torch.library.custom_op("manner::norm", mutates_args=())
+def fused_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(x, x.shape[-1:], weight)
+
+
+@fused_norm.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
 def halves(frames: int) -> torch.Tensor:
     turns = table(frames, *SIZE)
     return torch.cat([turns.real, turns.imag], -1).float()
@@ -150,18 +185,25 @@ def spelled_turn(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 class Attention(nn.Module):
-    """`manner`: "operator", a fused RoPE operator; "lends", q and k take v's dtype by `to`; "joined", q, k and v share
-    one tensor along the batch axis."""
+    """`manner`: "operator", a fused RoPE operator, behind a norm that is one; "both", one for q and k; "in place", one
+    that writes them, behind a norm that does, on pieces of one projection; "lends", q and k take v's dtype by `to`;
+    "joined", q, k and v share one tensor along the batch axis."""
 
     def __init__(self, manner: str) -> None:
         super().__init__()
         self.manner = manner
-        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.qkv, self.o = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.norm_q, self.norm_k = (nn.Parameter(torch.rand(DIM) + 0.5) for _ in range(2))
 
     def forward(self, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-        q, k, v = (layer(x).unflatten(-1, (HEADS, DIM)) for layer in (self.q, self.k, self.v))
+        q, k, v = (y.unflatten(-1, (HEADS, DIM)) for y in self.qkv(x).chunk(3, -1))
         if self.manner == "operator":
-            q, k = fused_turn(q, turns), fused_turn(k, turns)
+            q, k = (fused_turn(fused_norm(y, w), turns) for y, w in ((q, self.norm_q), (k, self.norm_k)))
+        elif self.manner == "both":
+            q, k = fused_turns(q, k, turns)
+        elif self.manner == "in place":
+            norm_in_place(q, k, self.norm_q, self.norm_k)
+            turn_in_place(turns, q, k)
         elif self.manner == "lends":
             q, k = spelled_turn(q, turns).to(v), spelled_turn(k, turns).to(v)
         else:
@@ -211,7 +253,9 @@ def tokens(frames: int, count: int = 1) -> dict[str, Any]:
 
 MANNERS: dict[str, tuple[Any, Any]] = {
     "list of clips": (OfLists, clips),
-    **{name: (lambda name=name: OfTokens(name), tokens) for name in ("operator", "lends", "joined")},
+    **{
+        name: (lambda name=name: OfTokens(name), tokens) for name in ("operator", "both", "in place", "lends", "joined")
+    },
 }
 
 

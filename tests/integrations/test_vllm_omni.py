@@ -97,3 +97,23 @@ def test_causal_attention_and_a_missing_length_are_refused() -> None:
         attention(q, k, v, params(9, 2, 3), is_causal=True)
     with pytest.raises(ProfileError, match="expected params with trained_frames"):
         attention(q, k, v, {"latent_shape": [9, 4, 6], "patch_size": [1, 2, 2]})
+
+
+def test_a_block_that_the_host_compiles_goes_on_around_it() -> None:
+    """Not into it: its plans are no part of a graph."""
+
+    def block(x: torch.Tensor, frames: int) -> torch.Tensor:
+        return attention(x.sin(), x, x, params(frames, 2, 3), softmax_scale=0.3) + x
+
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(block, backend=backend, dynamic=True)
+    for frames in (TRAINED, 9):
+        x = torch.randn(1, frames * 6, 2, 12)
+        torch.testing.assert_close(compiled(x, frames), block(x, frames), rtol=0, atol=0)
+    assert 2 <= len(graphs) <= 4, "before and after the attention, once or for each length"

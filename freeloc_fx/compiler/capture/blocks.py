@@ -160,6 +160,9 @@ class BlockByBlock:
 
 _CALLED = re.compile(r"Skip calling function `<function ([\w.<>]+)|call to a(?:n unsupported)? .*?`([\w.]+)`")
 
+_BUILTIN = re.compile(r"builtin operator `(\w+)`")
+"""What Dynamo says of Python's own functions that it cannot follow, such as `open`."""
+
 _RAISED = re.compile(r"raised exception (\w+\(.*\))")
 """What Dynamo adds where the code that it traces raises something."""
 
@@ -176,7 +179,8 @@ def reason(error: Exception | str) -> str:
     if raised is not None:
         return f"{first_line(error)}: {raised[1]}"
     if found is None:
-        return first_line(error)
+        builtin = _BUILTIN.search(str(error))
+        return first_line(error) + (f": {builtin[1]}" if builtin else "")
     return (
         f"{first_line(error)}: {found[1] or found[2]}. Where that is an attention of another package, "
         "set_attention_backend('native') leaves it out in diffusers, and elsewhere the switch that chose it; where "
