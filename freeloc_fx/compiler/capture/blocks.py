@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from freeloc_fx.planning.plan import Plan, check_landed, merge
 from .facts import check_captured, facts, graphs_run
 from .hooks import Leaves, inside
 from .swapped import swapped
-from .told import tell, worth_telling
+from .told import holds_lengths, tell, with_lengths, worth_telling
 
 __all__ = ["BlockByBlock", "first_line"]
 
@@ -47,7 +48,7 @@ class BlockByBlock:
         # Blocks share one code object. A backend object each keeps Dynamo from running the first block's graph, which
         # carries that layer's strategy, for all of them.
         self.blocks = [(model.get_submodule(path), backend.block(path)) for path in backend.layers]
-        self.compiled: dict[tuple[int, bool], Callable[..., Any]] = {}
+        self.compiled: dict[tuple[int, bool, bool], Callable[..., Any]] = {}
         if not self.blocks:
             raise CaptureError(
                 f"{type(model).__name__} cannot be captured as one graph and has no list of transformer blocks to "
@@ -108,24 +109,46 @@ class BlockByBlock:
             self.thread = threading.get_ident()
             for index, (block, part) in enumerate(self.blocks):
                 owner, name = call_inside_hooks(block)
-                call = self._call(index, owner, name, part)
+                call = partial(self._call, index, owner, name, part)
                 put.enter_context(swapped(owner, name, self._guarded(part.prefix, block, call, owner, name)))
             with self.leaves.in_place():
                 yield
 
-    def _call(self, index: int, owner: Any, name: str, part: Backend) -> Callable[..., Any]:
-        """A block's compiled call; one for the module as it is and one for what its outermost hook runs."""
+    def _call(self, index: int, owner: Any, name: str, part: Backend, lengths: bool) -> Callable[..., Any]:
+        """A block's compiled call; one for the module as it is and one for what its outermost hook runs.
+
+        Args:
+            index: of the block.
+            owner: what holds the call.
+            name: of the call in its owner.
+            part: the backend of the block.
+            lengths: whether it is called with `Lengths`, and for the model with tensors of them.
+        """
         whole = name == COMPILED_CALL
-        key = (index, whole)
+        key = (index, whole, lengths)
         if key not in self.compiled:
             inner = plain_call(owner) if whole else getattr(owner, name)
-            self.compiled[key] = torch.compile(inner, backend=part, fullgraph=True, dynamic=False)
+
+            def with_tensors(*args: Any, **kwargs: Any) -> Any:
+                given, named = with_lengths(args, kwargs)
+                return inner(*given, **named)
+
+            called = with_tensors if lengths else inner
+            self.compiled[key] = torch.compile(called, backend=part, fullgraph=True, dynamic=False)
         return self.compiled[key]
 
     def _guarded(
-        self, path: str, block: nn.Module, call: Callable[..., Any], owner: Any, name: str
+        self, path: str, block: nn.Module, call: Callable[[bool], Callable[..., Any]], owner: Any, name: str
     ) -> Callable[..., Any]:
-        """A compiled call whose errors are ours, for the thread that runs the model only."""
+        """A compiled call whose errors are ours, for the thread that runs the model only.
+
+        Args:
+            path: of the block.
+            block: itself.
+            call: gives the compiled call, with `Lengths` in its arguments or without.
+            owner: what holds the call.
+            name: of the call in its owner.
+        """
         plain = plain_call(owner) if name == COMPILED_CALL else getattr(owner, name)
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -136,12 +159,12 @@ class BlockByBlock:
                 args, kwargs = tell(args, kwargs)
             try:
                 try:
-                    output = call(*args, **kwargs)
+                    output = call(holds_lengths(args, kwargs))(*args, **kwargs)
                 except dynamo_errors("NO_SINGLE_GRAPH"):
                     if path in self.told or not worth_telling(args, kwargs):
                         raise
                     told, named = tell(args, kwargs)
-                    output = call(*told, **named)
+                    output = call(holds_lengths(told, named))(*told, **named)
                     self.told.add(path)
                 check_captured(path, before)
                 return output

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
-__all__ = ["Sizes", "tell", "worth_telling"]
+__all__ = ["Lengths", "Sizes", "holds_lengths", "tell", "with_lengths", "worth_telling"]
+
+
+_WHOLE = (torch.int32, torch.int64)
 
 
 class Sizes:
@@ -34,6 +38,22 @@ class Sizes:
         return len(self.rows)
 
 
+class Lengths:
+    """Tokens of each clip of a batch as numbers, in place of a tensor of them.
+
+    Args:
+        numbers: one a clip.
+        like: the tensor.
+    """
+
+    def __init__(self, numbers: list[int], like: torch.Tensor) -> None:
+        self.numbers, self.dtype, self.device = numbers, like.dtype, like.device
+
+    def tensor(self) -> torch.Tensor:
+        """A tensor of them again: made inside a compiled call, its values are known there."""
+        return torch.tensor(self.numbers, dtype=self.dtype, device=self.device)
+
+
 def worth_telling(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether any argument is a tensor of one truth value, or of frames, rows and columns.
 
@@ -47,19 +67,50 @@ def worth_telling(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 def tell(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments with values in place of such tensors.
 
-    LTX2 takes whether all samples are perturbed, Wan's own code a table of clips' sizes.
+    LTX2 takes whether all samples are perturbed, Wan's own code a table of clips' sizes, and how many tokens each clip
+    has, by which it packs keys for flash_attn. Numbers are told for such only that say what the table says: others may
+    differ from step to step.
 
     Args:
         args: of a block.
         kwargs: of a block.
     """
-    return tuple(map(_told, args)), {name: _told(value) for name, value in kwargs.items()}
+    tokens = [[math.prod(row) for row in _rows(one)] for one in (*args, *kwargs.values()) if _is_sizes(one)]
+    return tuple(_told(one, tokens) for one in args), {name: _told(one, tokens) for name, one in kwargs.items()}
 
 
-def _told(value: Any) -> Any:
+def holds_lengths(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether `with_lengths` would change anything.
+
+    Args:
+        args: of a block, as `tell` gives them.
+        kwargs: of a block, as `tell` gives them.
+    """
+    return any(isinstance(one, Lengths) for one in (*args, *kwargs.values()))
+
+
+def with_lengths(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with tensors in place of `Lengths`, for the inside of a compiled call.
+
+    Args:
+        args: of a block, as `tell` gives them.
+        kwargs: of a block, as `tell` gives them.
+    """
+    made = tuple(one.tensor() if isinstance(one, Lengths) else one for one in args)
+    return made, {name: one.tensor() if isinstance(one, Lengths) else one for name, one in kwargs.items()}
+
+
+def _told(value: Any, tokens: list[list[int]]) -> Any:
     if _is_flag(value):
         return bool(value)
-    return Sizes([[int(n) for n in row] for row in value.tolist()]) if _is_sizes(value) else value
+    if _is_sizes(value):
+        return Sizes(_rows(value))
+    counts = isinstance(value, torch.Tensor) and value.dtype in _WHOLE and value.ndim == 1
+    return Lengths(value.tolist(), value) if counts and value.tolist() in tokens else value
+
+
+def _rows(sizes: torch.Tensor) -> list[list[int]]:
+    return [[int(n) for n in row] for row in sizes.tolist()]
 
 
 def _is_flag(value: Any) -> bool:
@@ -67,5 +118,5 @@ def _is_flag(value: Any) -> bool:
 
 
 def _is_sizes(value: Any) -> bool:
-    whole = isinstance(value, torch.Tensor) and value.dtype in (torch.int32, torch.int64)
+    whole = isinstance(value, torch.Tensor) and value.dtype in _WHOLE
     return whole and value.ndim == 2 and value.shape[1] == 3
