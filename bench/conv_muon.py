@@ -1,7 +1,8 @@
 """Muon for convolutions: torch's own, on each kernel as the matrix (out channels, in channels x taps) that it is.
 
-The VAE learns several times faster with it than with AdamW: from random weights and in the same three minutes on one
-core, 24.95 dB on held-out clips after 576 steps against 19.22 dB after 595.
+It was taken for what it does in the first minutes: from random weights, in three minutes on one core and at the same
+learning rate of 2e-3, it came to 24.95 dB on held-out clips and AdamW to 19.22. A long run with AdamW was not made of
+this VAE; results/train_vae.json has one of a narrower VAE.
 """
 
 from __future__ import annotations

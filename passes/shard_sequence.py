@@ -12,25 +12,30 @@ sequence (text whose tokens are shared out) are gathered.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 import torch.fx as fx
 
 from freeloc_fx.attention.exchange import gather_along, heads_to_tokens, tokens_to_heads
-from freeloc_fx.compat import set_example_value
+from freeloc_fx.compat import set_example_value, source_name
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.graph.calls import ARGUMENTS, arguments
 from freeloc_fx.graph.capture import Capture
+from freeloc_fx.graph.flow import flow
 from freeloc_fx.graph.inserted import insert
 from freeloc_fx.graph.records import AttentionSite, sites, write
 from freeloc_fx.graph.shapes import shape_of, value_of
 from freeloc_fx.graph.sharding import Adopted
+from freeloc_fx.graph.slices import ancestors
 from freeloc_fx.method.shards import Layout, layout_of
 
 __all__ = ["shard_sequence"]
+
+
+_NAME = re.compile(r"^L\['(\w+)'\]$")
 
 
 def shard_sequence(graph: fx.Graph, capture: Capture, *, adopted: Adopted) -> int:
@@ -104,15 +109,20 @@ def _layout(node: fx.Node, site: AttentionSite, whole: AttentionSite, adopted: A
     """Where the tokens of a self-attention lie."""
     grid, tokens = whole.grid, whole.query_shape[2]
     stretches = [0, tokens, 0] if grid is None else [grid.text_first, grid.video, grid.text_last]
-    if grid is not None and grid.text and not _joined(arguments(node)["query"], site.query_shape[2]):
-        if not adopted.at_blocks:
+    if grid is not None and grid.text:
+        entering = _entering(arguments(node)["value"])
+        sizes = {size for _, size in entering}
+        text, video = ({(n, own[adopted.shards.rank]) for n in some if n and (own := adopted.shards.sizes(n))}
+                       for some in (stretches[::2], stretches[1:2]))  # fmt: skip
+        if any(name in adopted.at_blocks and size == site.query_shape[2] for name, size in entering):
+            stretches = [0, tokens, 0]  # as one, which is shared out where it enters
+        elif not all(own in sizes or n in sizes for n, own in text) or not all(own in sizes for _, own in video):
             raise _refused(
                 site,
                 adopted,
                 f"{grid.text} tokens of text and {grid.video} of video reach its block as one sequence, and nothing "
                 "says how that is shared out; expected a plan that shares out what the blocks are given",
             )
-        stretches = [0, tokens, 0]
     layout = layout_of(adopted.shards, stretches, 1, site.query_shape[2])
     if layout is None:
         shares = [adopted.shards.sizes(n)[adopted.shards.rank] for n in stretches if n]
@@ -125,19 +135,14 @@ def _layout(node: fx.Node, site: AttentionSite, whole: AttentionSite, adopted: A
     return layout
 
 
-def _joined(query: fx.Node, tokens: int) -> bool:
-    """Whether queries of so many tokens are put together of several parts, text and video, within this graph."""
-    todo, seen = [query], {query}
-    while todo:
-        node = todo.pop()
-        if node.target in (torch.cat, torch.concat):
-            parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
-            shape, first = shape_of(node) or (), shape_of(parts[0]) or ()
-            if any(whole == tokens != part for whole, part in zip(shape, first, strict=False)):
-                return True
-        todo += [one for one in node.all_input_nodes if one not in seen]
-        seen.update(node.all_input_nodes)
-    return False
+def _entering(value: fx.Node) -> list[tuple[str, int]]:
+    """Name and number of tokens of what a block is given and the values of an attention are made of.
+
+    Tables of positions turn queries and keys alone.
+    """
+    seen = ancestors(flow(value.graph), [value])
+    given = [(node, shape_of(node) or ()) for node in seen if node.op == "placeholder"]
+    return [(_NAME.sub(r"\1", source_name(node) or node.name), shape[1]) for node, shape in given if len(shape) == 3]
 
 
 def _mask_of_heads(

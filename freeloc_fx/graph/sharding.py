@@ -20,14 +20,14 @@ class Adopted:
         sites: module path -> the attentions of that module in execution order, as the unsharded view has them.
         shards: the ranks.
         group: name of their process group.
-        at_blocks: hidden states are shared out where they enter the blocks, so that a sequence of text and video which
-            enters them as one is shared out as one.
+        at_blocks: arguments of blocks, by name, that are tokens with channels and shared out where they enter: what
+            enters as one sequence of text and video is then shared out as one.
     """
 
     sites: Mapping[str, tuple[AttentionSite, ...]]
     shards: Shards
     group: str
-    at_blocks: bool = False
+    at_blocks: frozenset[str] = frozenset()
 
     def site(self, path: str, place: int) -> AttentionSite | None:
         """Give the attention of a module that is called in its place there.

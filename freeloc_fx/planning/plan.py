@@ -50,6 +50,7 @@ class PlannedSite:
         position_sensitivity: how much the layer reacts to positions outside the trained ones; None where not known.
         context_sensitivity: how much the layer reacts to more visible tokens; None where not known.
         unshared: why it cannot work on a share of its tokens; empty where it can.
+        order: spans of tokens in the order of the grid, where the model has frames among words or sound; else empty.
     """
 
     path: str
@@ -63,6 +64,7 @@ class PlannedSite:
     position_sensitivity: float | None = None
     context_sensitivity: float | None = None
     unshared: str = ""
+    order: tuple[tuple[int, int], ...] = ()
 
     @property
     def arithmetic(self) -> float:
@@ -111,7 +113,7 @@ class Plan:
             other: the other plan.
         """
         return len(self.sites) == len(other.sites) and all(
-            (a.path, a.grid, a.strategy) == (b.path, b.grid, b.strategy) and alike(a.rope, b.rope)
+            (a.path, a.grid, a.order, a.strategy) == (b.path, b.grid, b.order, b.strategy) and alike(a.rope, b.rope)
             for a, b in zip(self.sites, other.sites, strict=True)
         )
 
@@ -373,6 +375,7 @@ def _planned(site: AttentionSite, decisions: _Decisions) -> PlannedSite:
         position_sensitivity=site.sensitivity.position if site.sensitivity else None,
         context_sensitivity=site.sensitivity.context if site.sensitivity else None,
         unshared=why_unshared(site),
+        order=site.order,
     )
 
 

@@ -27,6 +27,8 @@ def why_unshared(site: AttentionSite) -> str:
         return "the number of its tokens depends on data, since padded text is left out"
     if site.mask is not None:
         return f"padding is hidden by a mask over all {site.key_shape[2]} tokens, which no rank's share takes"
+    if site.order:
+        return "its frames stand among words or sound, which ranks would have to put in order first"
     if any(site.beside):
         return f"{sum(site.beside)} of its keys are tokens that no query stands at, of which no rank has a share"
     return ""

@@ -98,3 +98,17 @@ def test_what_cannot_be_put_in_order_is_refused_as_that(how: str, off: tuple[str
     changed = transform(Packed((4, 4, 4), how=how), PROFILE, backend="eager", disable_passes=off)
     with pytest.raises(CaptureError, match="its frames stand among words or sound: expected them next to the clip"):
         run(changed, given)
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_words_that_stand_elsewhere_in_the_next_call(way: int) -> None:
+    """Shapes, frames and their times are the same; which tokens are the frames' is not."""
+    other: list[Piece] = [("word", 2, 0), ("frame", 1, 4.0), ("word", 7, 2.0), ("clip", 9, 4)]
+    model, changed_words = Packed((4, 4, 4)), [LAYOUTS["before"], other][::way]
+    changed = transform(model, PROFILE, backend="eager", attention="tiles")
+    for pieces in changed_words:
+        given, order = call(pieces)
+        found = run(changed, given)
+        with attention(in_order(literal(plans(changed)[-1], F.scaled_dot_product_attention), order)):
+            expected = run(model, given)
+        assert distance(found, expected) <= 1e-5

@@ -15,7 +15,7 @@ from ranks import RanksError, context_parallel, of_first, on_ranks
 from sharing_plans import PLANS
 from slow import slow
 from transformed import ALL, distance, run
-from words import Words, of_words, shared_words
+from words import Apart, Words, of_words, shared_apart, shared_words
 
 import freeloc_fx
 from freeloc_fx import Profile, plans, transform
@@ -160,10 +160,10 @@ def joint_within_the_trained_length(rank: int) -> tuple[float, float]:
     return distance(changed(**given)[0], expected), distance(model(**given)[0], expected)
 
 
-def one_sequence(rank: int, words: int, last: bool) -> float:
+def one_sequence(rank: int, words: int, last: bool, frames: int = 12) -> float:
     """Text and video that are shared out as one, and what becomes of it where nobody can know that."""
     torch.set_grad_enabled(False)
-    given, profile = of_words(words), Profile(trained_frames=5, layers="vrpr+tsa")
+    given, profile = of_words(words, frames), Profile(trained_frames=min(5, frames // 2), layers="vrpr+tsa")
 
     def alone() -> torch.Tensor:
         torch.manual_seed(0)
@@ -174,9 +174,26 @@ def one_sequence(rank: int, words: int, last: bool) -> float:
     hooked = context_parallel(wan(num_layers=1), ulysses_degree=2, ulysses_anything=True)
     config = next(hook.parallel_config for one in hooked.modules() for hook in sharding_hooks(one))
     away = distance(transform(shared_words(config, last), profile, **PLAIN)(**given), expected)
-    with pytest.raises(CaptureError, match=f"{words} tokens of text and 72 of video reach its block as one sequence"):
+    with pytest.raises(
+        CaptureError, match=f"{words} tokens of text and {6 * frames} of video reach its block as one sequence"
+    ):
         transform(shared_words(config, last, at_blocks=False), profile, **PLAIN)(**given)
     return away
+
+
+def joined_in_blocks(rank: int, join: str) -> float:
+    torch.set_grad_enabled(False)
+    given, profile = of_words(6), Profile(trained_frames=5, layers="vrpr+tsa")
+
+    def alone() -> torch.Tensor:
+        torch.manual_seed(0)
+        found: torch.Tensor = transform(Apart(join), profile, **PLAIN)(**given)
+        return found
+
+    expected = of_first(rank, alone)
+    hooked = context_parallel(wan(num_layers=1), ulysses_degree=2, ulysses_anything=True)
+    config = next(hook.parallel_config for one in hooked.modules() for hook in sharding_hooks(one))
+    return distance(transform(shared_apart(config, join), profile, **PLAIN)(**given), expected)
 
 
 def refusals(rank: int) -> dict[str, str]:
@@ -315,9 +332,17 @@ def test_other_models(name: str) -> None:
     assert max(on_ranks(other_models, 2, *given, False)) <= 1e-5
 
 
-@pytest.mark.parametrize(("words", "last"), [(6, False), slow(5, True), slow(1, False)])
-def test_text_and_video_that_are_shared_out_as_one_sequence(words: int, last: bool) -> None:
-    assert max(on_ranks(one_sequence, 2, words, last)) <= 1e-5
+@pytest.mark.parametrize(("words", "last", "frames"), [(6, False, 12), slow(5, True, 12), slow(1, False, 12),
+                                                       slow(8, False, 4)])  # fmt: skip
+def test_text_and_video_that_are_shared_out_as_one_sequence(words: int, last: bool, frames: int) -> None:
+    """The last one has as many tokens a rank as channels a head, where RoPE's own cat is as long as the tokens."""
+    assert max(on_ranks(one_sequence, 2, words, last, frames)) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("join", ["concatenate", "hstack", "write"])
+def test_text_and_video_that_are_shared_out_apart_are_joined_anyhow(join: str) -> None:
+    assert max(on_ranks(joined_in_blocks, 2, join)) <= 1e-5
 
 
 def test_the_rates_of_the_wrong_heads_show() -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from models import DiT
+from torch import nn
 
-__all__ = ["Words", "of_words", "shared_words"]
+__all__ = ["Apart", "Words", "of_words", "shared_apart", "shared_words"]
 
 
 class Words(DiT):
@@ -62,4 +63,57 @@ def shared_words(config: Any, last: bool, at_blocks: bool = True) -> Words:
     apply_context_parallel(
         model, config, first | tables | {"proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3)}
     )
+    return model
+
+
+class Joining(nn.Module):
+    """A block that joins its text and its clip by any of torch's functions, and parts them again."""
+
+    def __init__(self, block: nn.Module, join: str) -> None:
+        super().__init__()
+        self.block, self.join = block, join
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
+        words, still = text.shape[1], torch.ones(text.shape[1], cos.shape[1])
+        if self.join == "write":
+            whole = x.new_empty(x.shape[0], words + x.shape[1], x.shape[2])
+            whole[:, :words], whole[:, words:] = text, x
+        else:
+            whole = torch.hstack([text, x]) if self.join == "hstack" else torch.concatenate([text, x], 1)
+        whole = self.block(whole, (torch.vstack([still, cos]), torch.vstack([still * 0, sin])), None)
+        return whole[:, words:], whole[:, :words]
+
+
+class Apart(Words):
+    """Text and clip enter each block apart."""
+
+    def __init__(self, join: str) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Joining(block, join) for block in self.blocks)
+
+    def forward(self, hidden_states: torch.Tensor, text: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        cos, sin = self.tables(tuple(int(n) for n in hidden_states.shape[2:]))  # type: ignore[arg-type]
+        x, text = self.proj_in(hidden_states.flatten(2).transpose(1, 2)), self.proj_in(text)
+        for block in self.blocks:
+            x, text = block(x, text=text, cos=cos, sin=sin)
+        result: torch.Tensor = self.proj_out(x)
+        return result
+
+
+def shared_apart(config: Any, join: str) -> Apart:
+    """The model whose blocks join text and clip themselves, with both shared out where the blocks begin.
+
+    Args:
+        config: a ContextParallelConfig that is set up.
+        join: see `Joining`.
+    """
+    from diffusers.hooks.context_parallel import apply_context_parallel
+    from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+
+    torch.manual_seed(0)
+    model = Apart(join)
+    tokens, table = (ContextParallelInput(split_dim=axis, expected_dims=dims) for axis, dims in ((1, 3), (0, 2)))
+    plan: dict[str, Any] = {"blocks.0": {"x": tokens, "text": tokens}, "blocks.*": {"cos": table, "sin": table}}
+    plan["proj_out"] = ContextParallelOutput(gather_dim=1, expected_dims=3)
+    apply_context_parallel(model, config, plan)
     return model

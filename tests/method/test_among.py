@@ -94,6 +94,17 @@ def test_a_word_at_a_frames_time_is_a_word(first: bool) -> None:
     assert (grid.text_first, grid.before) == (5, (Further(2.5, 3, 2),))
 
 
+@pytest.mark.parametrize("beside", [
+    [(24.5, 1, 1), (24.5, 2, 2)], [(24.5, 2, 2), (24.5, 1, 1)], [(24.5, 1, 1), (24.5, 3, 2), (24.5, 1, 1)],
+])  # fmt: skip
+def test_words_at_the_time_of_a_frame_are_no_part_of_it(beside: list[Frame]) -> None:
+    """Where it is not of the clip's size, or has words on both sides, nothing tells which tokens it has."""
+    rotations = turned([*words(0.5, 3), *beside, *words(11.5, 3), *clip(9, 3, 2)])
+    ordered = order_of(rotations, 1e-4)
+    moved, together = (rotations, None) if ordered is None else (in_order(rotations, ordered[0]), ordered[1])
+    assert isinstance(stretch_of(moved, DIM, 1e-4, None, together), MatchFailure)
+
+
 def test_a_frame_at_the_time_of_an_uneven_clips_first_frame() -> None:
     """Uneven steps of a clip whose first one is shorter: the keyframe's time is that frame's."""
     steps = np.cumsum([0.0, *((1.0, 4.0, 4.0, 4.0, 4.0)[i % 5] for i in range(11))]) / 4

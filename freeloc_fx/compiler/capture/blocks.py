@@ -109,17 +109,20 @@ class BlockByBlock:
             self.thread = threading.get_ident()
             for index, (block, part) in enumerate(self.blocks):
                 owner, name = call_inside_hooks(block)
-                call = partial(self._call, index, owner, name, part)
+                inner = plain_call(owner) if name == COMPILED_CALL else getattr(owner, name)
+                call = partial(self._call, index, inner, name, part)
                 put.enter_context(swapped(owner, name, self._guarded(part.prefix, block, call, owner, name)))
             with self.leaves.in_place():
                 yield
 
-    def _call(self, index: int, owner: Any, name: str, part: Backend, lengths: bool) -> Callable[..., Any]:
+    def _call(
+        self, index: int, inner: Callable[..., Any], name: str, part: Backend, lengths: bool
+    ) -> Callable[..., Any]:
         """A block's compiled call; one for the module as it is and one for what its outermost hook runs.
 
         Args:
             index: of the block.
-            owner: what holds the call.
+            inner: the call as it is without us.
             name: of the call in its owner.
             part: the backend of the block.
             lengths: whether it is called with `Lengths`, and for the model with tensors of them.
@@ -127,7 +130,6 @@ class BlockByBlock:
         whole = name == COMPILED_CALL
         key = (index, whole, lengths)
         if key not in self.compiled:
-            inner = plain_call(owner) if whole else getattr(owner, name)
 
             def with_tensors(*args: Any, **kwargs: Any) -> Any:
                 given, named = with_lengths(args, kwargs)

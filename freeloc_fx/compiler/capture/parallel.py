@@ -120,17 +120,19 @@ def can_exchange(model: nn.Module, blocks: Iterable[str]) -> bool:
     return bool(found) and all(hasattr(one, PARALLEL) for one in found)
 
 
-def shared_at(model: nn.Module, blocks: Iterable[str]) -> bool:
-    """Whether hidden states are shared out over ranks where they enter a model's blocks, and not before.
+def shared_at(model: nn.Module, blocks: Iterable[str]) -> frozenset[str]:
+    """Arguments of a model's blocks, by name, that are tokens with channels and shared out where they enter.
 
     Args:
         model: whose tokens are shared out.
         blocks: module paths of its transformer blocks.
     """
     hooks = [hook for path in blocks for hook in sharding_hooks(model.get_submodule(path))]
-    given = [one for hook in hooks if isinstance(hook.metadata, dict) for one in hook.metadata.values()]
-    # Hidden states have a batch, tokens and channels; there are tables among what is given to blocks, too.
-    return any(getattr(one, "split_dim", None) == 1 and one.expected_dims == 3 for one in given)
+    given = [one for hook in hooks if isinstance(hook.metadata, dict) for one in hook.metadata.items()]
+    # Tokens have a batch and channels; there are tables among what is given to blocks, too.
+    return frozenset(
+        str(name) for name, one in given if getattr(one, "split_dim", None) == 1 and one.expected_dims == 3
+    )
 
 
 def _inside(model: nn.Module, blocks: Iterable[str]) -> list[Any]:

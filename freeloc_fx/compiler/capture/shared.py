@@ -18,7 +18,7 @@ from torch import nn
 
 from freeloc_fx.compat import plain_call
 from freeloc_fx.compiler.backend import Backend
-from freeloc_fx.compiler.positions import Position
+from freeloc_fx.compiler.positions import KEPT, Position
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.graph.capture import CallFacts
 from freeloc_fx.graph.sharding import Adopted, by_path
@@ -57,7 +57,7 @@ class SharedCalls:
 
     def __init__(self, model: nn.Module, backend: Backend) -> None:
         self.model, self.backend = model, backend
-        self._known: dict[Hashable, _Call] = {}
+        self._known: dict[tuple[Hashable, Hashable], _Call] = {}
         self._positions: dict[Hashable, tuple[int, ...]] = {}
         """Which arguments, counted from 0, say where tokens stand, in calls of one kind."""
 
@@ -85,11 +85,13 @@ class SharedCalls:
             FreelocError: as capture and planning raise it, on every rank and before anything is exchanged.
         """
         kind = (group, known, _signature(given))
-        call = self._known.get((kind, self._values(kind, given)))
+        call = self._known.pop((kind, self._values(kind, given)), None)
         if call is None:
             call, self._positions[kind] = self._planned(group, known, given)
             self.backend.plans.append(call.plan)
-            self._known[kind, self._values(kind, given)] = call
+        self._known[kind, self._values(kind, given)] = call
+        for old in [one for one in self._known if one[0] == kind][:-KEPT]:  # used least lately, the same on every rank
+            del self._known[old]
         if call.by_block is None:  # nothing is rewritten: what diffusers does, bitwise
             with gathering(group):
                 return plain_call(self.model)(*args, **kwargs)

@@ -122,6 +122,8 @@ def _spans(
                 end = a + own * len(frame)
             elif _copies(tokens[more:], frame, limit) * len(frame) == b - a - more > 0:
                 start = a + more
+            else:
+                is_frame = _at_places(tokens[:, ~alone], limit)
         for kind, one, other in ((False, a, start), (is_frame, start, end), (False, end, b)):
             if one < other:
                 found.append((kind, first + one, first + other))
@@ -137,6 +139,12 @@ def _copies(tokens: np.ndarray, frame: np.ndarray, limit: float) -> int:
             break
         count += 1
     return count
+
+
+def _at_places(tokens: np.ndarray, limit: float) -> bool:
+    """Whether no two tokens stand at one place: words beside a frame at its time, and sound, do."""
+    parts = np.round(np.concatenate([tokens.real, tokens.imag], 1) / limit)
+    return bool(len(np.unique(parts, axis=0)) == len(tokens))
 
 
 def _joined(spans: list[tuple[int, int]]) -> Order:
