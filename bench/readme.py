@@ -294,7 +294,9 @@ TABLES = (
     Table("bench/README.md", "step-memory", step_memory),
     Table("bench/README.md", "decoding", decoding),
     Table("bench/README.md", "timeline", lambda: (RESULTS / "timeline.md").read_text().strip()),
-    Table("bench/README.md", "reconstruction", lambda: (RESULTS / "reconstruction.md").read_text().partition("\n\n")[0]),
+    Table(
+        "bench/README.md", "reconstruction", lambda: (RESULTS / "reconstruction.md").read_text().partition("\n\n")[0]
+    ),
     Table("bench/README.md", "models", partial(models, "short")),
     Table("bench/README.md", "calls", partial(models, "calls")),
     Table("bench/README.md", "refused", partial(models, "refused")),

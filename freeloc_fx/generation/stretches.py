@@ -1,9 +1,9 @@
 """Stretches of a clip from VAEs other than Wan's, in order, as the VAE itself makes them.
 
 CogVideoX's decoder keeps what it needs of earlier frames, and decodes two latent frames a call; in spatial tiles each
-tile keeps its own, together more than the whole picture would, by as much as tiles overlap. HunyuanVideo's blends overlapping stretches. diffusers
-collects either before it returns; here each is given as soon as it is there. LTX's decodes a whole clip at once unless
-its `use_framewise_decoding` says otherwise: its stretches are another video.
+tile keeps its own, together more than the whole picture would, by as much as tiles overlap. HunyuanVideo's blends
+overlapping stretches. diffusers collects either before it returns; here each is given as soon as it is there. LTX's
+decodes a whole clip at once unless its `use_framewise_decoding` says otherwise: its stretches are another video.
 """
 
 from __future__ import annotations
