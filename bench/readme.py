@@ -163,6 +163,12 @@ def models(part: str) -> str:
     return (RESULTS / f"model_table_{part}.md").read_text().strip()
 
 
+def hosts() -> str:
+    """What came out in other people's code, as it was written down when it was tried."""
+    rows = [[row["host"], row["models"], row["distance"]] for row in results("hosts.json")["rows"]]
+    return lines(["host", "models", "distance from the reference at 2x"], rows)
+
+
 def held_out() -> str:
     """Scores beside the profile's and the untouched short ones of the same clips, on which no setting was chosen."""
     rows = []
@@ -300,6 +306,7 @@ TABLES = (
     Table("bench/README.md", "models", partial(models, "short")),
     Table("bench/README.md", "calls", partial(models, "calls")),
     Table("bench/README.md", "refused", partial(models, "refused")),
+    Table("bench/README.md", "hosts", hosts),
     Table("profiles/README.md", "shipped", shipped),
 )
 """Every table, in the order in which the files have them."""

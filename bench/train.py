@@ -12,7 +12,8 @@ Clips are drawn and encoded as it goes; a batch's generator is seeded by (seed, 
 run that was stopped goes on with the batch that it had not seen. A stop of any kind leaves a checkpoint at most a
 minute old in --work; the same command goes on from it. The learning rate falls at the end of each run's --minutes.
 An empty --work starts from bench/training/MODEL where there is one, which `--stage export --out bench/training/MODEL`
-writes, so that machines that come and go can take turns; else from the embedded weights.
+writes, so that machines that come and go can take turns; else from the embedded weights. Its batches are counted from
+0 again, so --seed has to be one that was not used before (1 was, for both stages there).
 """
 
 from __future__ import annotations

@@ -41,12 +41,6 @@ def adopt_plan(graph: fx.Graph, capture: Capture, *, adopted: Adopted) -> int:
                 f"{adopted.shards.rank}, where the unsharded model has {place} of them"
             )
         _check(site, known, adopted)
-        if known.order:
-            raise CaptureError(
-                f"{site.path} on rank {adopted.shards.rank}: its frames stand among words or sound (tokens "
-                f"{' then '.join(f'{first} to {stop - 1}' for first, stop in known.order)} in order); expected frames "
-                "next to the clip where tokens are shared out over ranks"
-            )
         write(node, kind=known.kind, reason=known.reason, rope=known.rope, grid=known.grid)
         found += known.kind == "video"
     return found

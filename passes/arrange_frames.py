@@ -17,12 +17,10 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from freeloc_fx.compat import STACK, set_example_value
 from freeloc_fx.graph.calls import arguments
 from freeloc_fx.graph.capture import Capture
-from freeloc_fx.graph.inserted import insert
+from freeloc_fx.graph.inserted import insert, insert_attention
 from freeloc_fx.graph.records import StandIn, move, sites, stand_in, write, write_stand_in
-from freeloc_fx.graph.shapes import value_of
 from freeloc_fx.method.rope.among import Order, back
 
 __all__ = ["arrange_frames"]
@@ -46,11 +44,8 @@ def arrange_frames(graph: fx.Graph, capture: Capture) -> int:
             continue
         there, again = _taken(site.order), _taken(back(site.order))
         q, k, v = (insert(graph, node, there, given[name], node) for name in ("query", "key", "value"))
-        with graph.inserting_before(node):
-            options = {} if given.get("scale") is None else {"scale": given["scale"]}
-            attention = graph.call_function(torch.nn.functional.scaled_dot_product_attention, (q, k, v), options)
-        attention.meta = {STACK: node.meta[STACK]} if STACK in node.meta else {}
-        set_example_value(attention, value_of(q).new_empty(()).expand(value_of(q).shape))
+        options = {} if given.get("scale") is None else {"scale": given["scale"]}
+        attention = insert_attention(graph, node, q, k, v, options)
         result = insert(graph, node.next, again, attention, node)
         node.replace_all_uses_with(result)
         move(node, attention)

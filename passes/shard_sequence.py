@@ -36,6 +36,7 @@ __all__ = ["shard_sequence"]
 
 
 _NAME = re.compile(r"^L\['(\w+)'\]$")
+"""How Dynamo spells an argument of what it has captured."""
 
 
 def shard_sequence(graph: fx.Graph, capture: Capture, *, adopted: Adopted) -> int:
@@ -112,11 +113,13 @@ def _layout(node: fx.Node, site: AttentionSite, whole: AttentionSite, adopted: A
     if grid is not None and grid.text:
         entering = _entering(arguments(node)["value"])
         sizes = {size for _, size in entering}
-        text, video = ({(n, own[adopted.shards.rank]) for n in some if n and (own := adopted.shards.sizes(n))}
-                       for some in (stretches[::2], stretches[1:2]))  # fmt: skip
+        own = [adopted.shards.sizes(n)[adopted.shards.rank] for n in stretches]
+        # Text may lie whole on every rank.
+        words = zip(stretches[::2], own[::2], strict=True)
+        apart = own[1] in sizes and all(not n or {n, share} & sizes for n, share in words)
         if any(name in adopted.at_blocks and size == site.query_shape[2] for name, size in entering):
             stretches = [0, tokens, 0]  # as one, which is shared out where it enters
-        elif not all(own in sizes or n in sizes for n, own in text) or not all(own in sizes for _, own in video):
+        elif not apart:
             raise _refused(
                 site,
                 adopted,

@@ -22,16 +22,14 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-import torch.nn.functional as F
 
-from freeloc_fx.compat import STACK, set_example_value
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.held import Held
-from freeloc_fx.graph.inserted import insert
+from freeloc_fx.graph.inserted import insert, insert_attention
 from freeloc_fx.graph.kernels import DIRECT, KernelCall, is_kernel, kernel_call
 from freeloc_fx.graph.operations import VIEWS
 from freeloc_fx.graph.records import StandIn, write_stand_in
-from freeloc_fx.graph.shapes import UNKNOWN, shape_of, value_of
+from freeloc_fx.graph.shapes import UNKNOWN, shape_of
 
 __all__ = ["unify_attention"]
 
@@ -78,10 +76,7 @@ def _spell(graph: fx.Graph, node: fx.Node, call: KernelCall, held: Held) -> bool
         q = insert(graph, node, _joined(first, columns - last), (q, k), node)
     options: dict[str, Any] = {} if call.mask is None else {"attn_mask": call.mask}
     options |= {} if call.scale is None else {"scale": call.scale}
-    with graph.inserting_before(node):
-        attention = graph.call_function(F.scaled_dot_product_attention, (q, k, v), options)
-    attention.meta = {STACK: node.meta[STACK]} if STACK in node.meta else {}
-    set_example_value(attention, value_of(q).new_empty(()).expand(value_of(q).shape))
+    attention = insert_attention(graph, node, q, k, v, options)
     after = node.next
     taken = _first(node) if call.first else node
     beside_them = bool(first or last)

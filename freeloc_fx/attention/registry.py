@@ -1,8 +1,8 @@
 """Specs by the key or the number under which graphs name them.
 
 A graph holds strings and numbers only, and a compiled one may come from a cache on disk, so what a long attention
-computes is looked up by name when it runs. A spec is known as long as a `Specs` that it was added to lives; a backend
-has one, so what a process knows is bounded by the models in it, and equal specs of several backends are one entry.
+computes is looked up by name when it runs. A spec is known as long as a `Specs` that it was added to lives; a rewritten
+graph has one, so what a process knows is bounded by the graphs in it, and equal specs of several graphs are one entry.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BY_INDEX: weakref.WeakValueDictionary[int, _Entry] = weakref.WeakValueDictionar
 
 
 class Specs:
-    """The specs of one backend. Graphs can name a spec as long as the `Specs` that it was added to lives."""
+    """The specs of one rewritten graph. Graphs can name a spec as long as the `Specs` that it was added to lives."""
 
     def __init__(self) -> None:
         self._held: dict[str, _Entry] = {}

@@ -94,7 +94,8 @@ class Backend:
 
     Attributes:
         plans: one for each captured graph and the positions that it was planned for, the newest ones.
-        passes: the passes that ran over each captured graph, as many.
+        passes: the passes that ran over each captured graph, the newest ones; of all blocks together where the model is
+            captured block by block.
         sites: gets the attentions of each graph that is captured for its plan only, where it is a list.
         adopted: what a rank of context parallelism knows of the unsharded model, and the plan that was made of it.
         listings: gets the first rewritten block of each captured graph as text, where it is a list.

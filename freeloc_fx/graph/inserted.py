@@ -1,4 +1,4 @@
-"""A small function of tensors as graph nodes."""
+"""A small function of tensors, or an attention, as graph nodes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+import torch.nn.functional as F
 
 from freeloc_fx.compat import STACK, example_value, fake_mode, set_example_value
 
 from .execute import run_nodes
+from .shapes import value_of
 
-__all__ = ["insert"]
+__all__ = ["insert", "insert_attention"]
 
 
 def insert(
@@ -54,6 +56,29 @@ def insert(
             if node not in known:
                 set_example_value(node, value)
     return copies[made]
+
+
+def insert_attention(
+    graph: fx.Graph, before: fx.Node, q: fx.Node, k: fx.Node, v: fx.Node, options: dict[str, Any]
+) -> fx.Node:
+    """Put a scaled_dot_product_attention into a graph that stands for another attention call.
+
+    Args:
+        graph: changed in place.
+        before: that call, before which it comes and in whose module it counts as made.
+        q: queries, (batch, heads, tokens, head_dim).
+        k: keys, (batch, heads, keys, head_dim).
+        v: values, as the keys.
+        options: further arguments, such as attn_mask or scale.
+
+    Returns:
+        The node of its result, of the queries' shape.
+    """
+    with graph.inserting_before(before):
+        attention = graph.call_function(F.scaled_dot_product_attention, (q, k, v), options)
+    attention.meta = {STACK: before.meta[STACK]} if STACK in before.meta else {}
+    set_example_value(attention, value_of(q).new_empty(()).expand(value_of(q).shape))
+    return attention
 
 
 def _without_values(like: torch.Tensor, shape: Sequence[int] | None) -> torch.Tensor:

@@ -99,7 +99,8 @@ def lent_operand(node: fx.Node) -> fx.Node | None:
 
 
 def written_tensors(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The tensors that a node writes in place: x[...] = y, x.add_(y), and operators whose schema says so.
+    """The tensors that a node writes in place: x[...] = y, x.add_(y), and operators whose schema says so of an
+    argument that is one tensor.
 
     Args:
         node: of any kind.
@@ -111,29 +112,21 @@ def written_tensors(node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.args[0],) if inplace and isinstance(node.args[0], fx.Node) else ()
     if node.op != "call_function" or not isinstance(node.target, OPERATORS):
         return ()
-    written = [one.name for one in schema_arguments(node) if one.alias_info is not None and one.alias_info.is_write]
-    given = operands(node)
+    written = [one.name for one in _schema_arguments(node) if one.alias_info is not None and one.alias_info.is_write]
+    given = _given_by_name(node)
     return tuple(one for name in written if isinstance(one := given.get(name), fx.Node))
 
 
-def schema_arguments(node: fx.Node) -> Sequence[Any]:
-    """The arguments of an operator as its schema has them; none where it has several overloads.
-
-    Args:
-        node: calls an operator.
-    """
+def _schema_arguments(node: fx.Node) -> Sequence[Any]:
+    """The arguments of an operator as its schema has them; none of a packet without a default overload."""
     target: Any = node.target
     overload = target if hasattr(target, "_schema") else getattr(target, "default", None)
     return () if overload is None else overload._schema.arguments
 
 
-def operands(node: fx.Node) -> dict[str, Any]:
-    """What is given to an operator, by the names in its schema.
-
-    Args:
-        node: calls an operator.
-    """
-    return dict(zip((one.name for one in schema_arguments(node)), node.args, strict=False)) | dict(node.kwargs)
+def _given_by_name(node: fx.Node) -> dict[str, Any]:
+    """What is given to an operator, by the names in its schema."""
+    return dict(zip((one.name for one in _schema_arguments(node)), node.args, strict=False)) | dict(node.kwargs)
 
 
 def _may_turn(node: fx.Node) -> bool:
@@ -144,7 +137,7 @@ def _may_turn(node: fx.Node) -> bool:
     if str(node.target).split(".")[0] in ("aten", "prims", "prim", "freeloc_fx"):
         return False
     given: list[tuple[int, ...] | None] = [
-        shape for one in operands(node).values() if isinstance(one, fx.Node) and (shape := shape_of(one))
+        shape for one in _given_by_name(node).values() if isinstance(one, fx.Node) and (shape := shape_of(one))
     ]
     if written := written_tensors(node):
         made = [shape_of(one) for one in written]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from answers import distance, run
 from diffusers_models import CASES, arguments, build
 from literal import attention, literal
-from newer_models import first_tensor
 from slow import slow
 from spelled import spelled
 
@@ -24,17 +23,6 @@ from freeloc_fx.errors import CaptureError, LengthError
 TRAINED = 5
 PROFILE = Profile(trained_frames=TRAINED, layers="vrpr+tsa")
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
-
-
-def run(model: Any, given: dict[str, Any]) -> torch.Tensor:
-    with torch.no_grad():
-        result = first_tensor(model(**given))
-    assert isinstance(result, torch.Tensor) and result.isfinite().all()
-    return result
-
-
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 SLOW = ("LTX2", "Wan I2V", "ChronoEdit", "ConsisID", "JoyImageEditPlus")

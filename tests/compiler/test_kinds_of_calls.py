@@ -10,11 +10,11 @@ import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
+from answers import distance, run
 from conditioned import Conditioned
 from diffusers_models import CASES
 from kinds import AUTOCAST, FAILS, KINDS, MAKERS, MASKED, MASKS, PAIR, autocast, calls, one_of
 from literal import attention
-from newer_models import first_tensor
 from refused_models import REFUSED
 from slow import slow
 from spelled import in_order, spelled
@@ -35,17 +35,6 @@ CELLS = [(kind, name) for kind, names in NAMES.items() for name in names]
 
 SHORT = {("references", "WanVACE"): 3, ("references", "JoyImageEdit"): 4}
 """Frames of a clip within the trained length where references are frames of it, or an even number has to be."""
-
-
-def run(model: Any, given: dict[str, Any]) -> torch.Tensor:
-    with torch.no_grad():
-        result = first_tensor(model(**given))
-    assert isinstance(result, torch.Tensor) and result.isfinite().all()
-    return result
-
-
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 def bound(kind: str, name: str) -> float:

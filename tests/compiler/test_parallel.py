@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -160,19 +161,29 @@ def joint_within_the_trained_length(rank: int) -> tuple[float, float]:
     return distance(changed(**given)[0], expected), distance(model(**given)[0], expected)
 
 
+def of_one_process(rank: int, make: Callable[[], Any], profile: Profile, given: dict[str, Any]) -> torch.Tensor:
+    """What one process makes."""
+
+    def alone() -> torch.Tensor:
+        torch.manual_seed(0)
+        found: torch.Tensor = transform(make(), profile, **PLAIN)(**given)
+        return found
+
+    result: torch.Tensor = of_first(rank, alone)
+    return result
+
+
+def two_ranks() -> Any:
+    """The ContextParallelConfig that diffusers sets up."""
+    hooked = context_parallel(wan(num_layers=1), ulysses_degree=2, ulysses_anything=True)
+    return next(hook.parallel_config for one in hooked.modules() for hook in sharding_hooks(one))
+
+
 def one_sequence(rank: int, words: int, last: bool, frames: int = 12) -> float:
     """Text and video that are shared out as one, and what becomes of it where nobody can know that."""
     torch.set_grad_enabled(False)
     given, profile = of_words(words, frames), Profile(trained_frames=min(5, frames // 2), layers="vrpr+tsa")
-
-    def alone() -> torch.Tensor:
-        torch.manual_seed(0)
-        found: torch.Tensor = transform(Words(last), profile, **PLAIN)(**given)
-        return found
-
-    expected = of_first(rank, alone)
-    hooked = context_parallel(wan(num_layers=1), ulysses_degree=2, ulysses_anything=True)
-    config = next(hook.parallel_config for one in hooked.modules() for hook in sharding_hooks(one))
+    expected, config = of_one_process(rank, lambda: Words(last), profile, given), two_ranks()
     away = distance(transform(shared_words(config, last), profile, **PLAIN)(**given), expected)
     with pytest.raises(
         CaptureError, match=f"{words} tokens of text and {6 * frames} of video reach its block as one sequence"
@@ -184,15 +195,7 @@ def one_sequence(rank: int, words: int, last: bool, frames: int = 12) -> float:
 def joined_in_blocks(rank: int, join: str) -> float:
     torch.set_grad_enabled(False)
     given, profile = of_words(6), Profile(trained_frames=5, layers="vrpr+tsa")
-
-    def alone() -> torch.Tensor:
-        torch.manual_seed(0)
-        found: torch.Tensor = transform(Apart(join), profile, **PLAIN)(**given)
-        return found
-
-    expected = of_first(rank, alone)
-    hooked = context_parallel(wan(num_layers=1), ulysses_degree=2, ulysses_anything=True)
-    config = next(hook.parallel_config for one in hooked.modules() for hook in sharding_hooks(one))
+    expected, config = of_one_process(rank, lambda: Apart(join), profile, given), two_ranks()
     return distance(transform(shared_apart(config, join), profile, **PLAIN)(**given), expected)
 
 
