@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from checkpoints import read_part
+from safetensors.torch import load_file
 from text_to_video import FRAMES, TextToVideo, make_tokenizer
 from torch import nn
 from train_dit import load_vae
 
 from freeloc_fx.files import save_figure, write_text
+from freeloc_fx.generation import tiny_wan
 
 __all__ = ["export"]
 
@@ -33,20 +35,21 @@ def export(args: argparse.Namespace) -> Path:
     if trained is None:
         raise ValueError(f"{args.work}: expected a checkpoint in {args.model}-dit or {args.model}-short")
     tokenizer = make_tokenizer()
-    vae = load_vae(args, torch.device("cpu"))[0]
+    vae, _, mean, std = load_vae(args, torch.device("cpu"))
     model = _model(args, len(tokenizer), vae.config.z_dim)
     model.load_state_dict(trained[0])
     model.half()
     out = args.out or args.work / args.model
-    (_tiny_wan if args.model == "tiny-wan" else _tiny_joint)(args, out, model, tokenizer)
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    (_tiny_wan if args.model == "tiny-wan" else _tiny_joint)(out, model, tokenizer, vae.half())
     recipe: dict[str, Any] = {
         "command": f"python bench/train.py --model {args.model}",
         "seed": args.seed,
         "torch": torch.__version__,
         "frames": FRAMES,
     }
-    vae = read_part(args.work / "vae", "average") if args.model == "tiny-wan" else None
-    for name, part in {"vae": vae, **found}.items():
+    autoencoder = read_part(args.work / "vae", "average") if args.model == "tiny-wan" else None
+    for name, part in {"vae": autoencoder, **found}.items():
         if part is not None:
             recipe[name] = {"steps": part[1].step, "curve": part[1].curve}
     path = args.work / f"train_{args.model.replace('-', '_')}.json"
@@ -71,23 +74,21 @@ def _scheduler() -> Any:
     )
 
 
-def _tiny_wan(args: argparse.Namespace, out: Path, model: nn.Module, tokenizer: Any) -> None:
+def _tiny_wan(out: Path, model: nn.Module, tokenizer: Any, vae: nn.Module) -> None:
     from diffusers import WanPipeline
 
-    vae, _, mean, std = load_vae(args, torch.device("cpu"))
-    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     pipe = WanPipeline(
         tokenizer=tokenizer,
         text_encoder=model.text_encoder,
-        vae=vae.half(),
+        vae=vae,
         scheduler=_scheduler(),
         transformer=model.transformer,
     )
     pipe.save_pretrained(out, safe_serialization=True)
 
 
-def _tiny_joint(args: argparse.Namespace, out: Path, model: nn.Module, tokenizer: Any) -> None:
-    """The pipeline's parts; the folder lacks the VAE, which is tiny-wan's."""
+def _tiny_joint(out: Path, model: nn.Module, tokenizer: Any, vae: nn.Module) -> None:
+    """The pipeline's parts; a folder without a VAE gets the embedded tiny-wan's, so that it needs none but another."""
     import diffusers
 
     index = {
@@ -103,7 +104,16 @@ def _tiny_joint(args: argparse.Namespace, out: Path, model: nn.Module, tokenizer
     model.text_encoder.save_pretrained(out / "text_encoder", safe_serialization=True)
     tokenizer.save_pretrained(out / "tokenizer")
     _scheduler().save_pretrained(out / "scheduler")
+    if not _is_embedded(vae):
+        vae.save_pretrained(out / "vae", safe_serialization=True)
     write_text(out / "model_index.json", json.dumps(index, indent=2) + "\n")
+
+
+def _is_embedded(vae: nn.Module) -> bool:
+    """Whether a float16 VAE is the one that the package ships."""
+    (path,) = (Path(tiny_wan.path()) / "vae").glob("*.safetensors")
+    shipped, own = load_file(path), vae.state_dict()
+    return shipped.keys() == own.keys() and all(torch.equal(own[name], value) for name, value in shipped.items())
 
 
 def draw_curves(recipe: dict[str, Any], path: Path) -> None:
