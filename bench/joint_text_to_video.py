@@ -8,6 +8,7 @@ import torch
 from joint_from_wan import copy_blocks
 from text_to_video import make_text_encoder
 from torch import nn
+from training_attention import use
 
 DUAL = 2  # blocks with a stream of their own for text; the others have one stream
 LAYERS = 8
@@ -59,8 +60,10 @@ class JointTextToVideo(nn.Module):
         self.text_encoder = make_text_encoder(vocab_size)
         nn.init.zeros_(self.transformer.proj_out.weight)
 
-    def prepare_training(self) -> None:
-        """Nothing: it trains as the pipeline runs it."""
+    def prepare_training(self, device: torch.device) -> None:
+        from diffusers.models.transformers import transformer_hunyuan_video
+
+        use(transformer_hunyuan_video, device)
 
     def matrices(self) -> list[nn.Parameter]:
         """What Muon takes: the matrices of the blocks but the modulations, which are read one row at a time."""

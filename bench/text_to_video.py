@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from training_attention import use
 from training_loop import is_quick_at_bfloat16
 
 from freeloc_fx.generation.tiny_wan.palette import (
@@ -142,7 +143,10 @@ class TextToVideo(nn.Module):
         nn.init.zeros_(self.transformer.proj_out.weight)
         self.compact = CompactCrossAttention()
 
-    def prepare_training(self) -> None:
+    def prepare_training(self, device: torch.device) -> None:
+        from diffusers.models.transformers import transformer_wan
+
+        use(transformer_wan, device)
         for block in self.transformer.blocks:
             block.attn2.set_processor(self.compact)
 

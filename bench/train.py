@@ -76,6 +76,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--held-out", type=int, default=12, help="clips of the validation")
     parser.add_argument("--save-every", type=float, default=40.0, help="seconds between two checkpoints")
     parser.add_argument("--report-every", type=float, default=60.0, help="seconds between two validations")
+    parser.add_argument(
+        "--workers", type=int, help="processes that draw and encode clips; default: for a GPU, 0 on CPU"
+    )
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
     gpu = device.type == "cuda"
@@ -102,6 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
             save_every=args.save_every,
             report_every=args.report_every,
             compiled=args.compile,
+            workers=args.workers,
         )
     if args.stage in ("all", "export"):
         from export_models import export

@@ -88,7 +88,7 @@ class DitStage(Stage):
         self.mean, self.std = (v.to(device).view(1, -1, 1, 1, 1) for v in (mean, std))
         self.tokenizer = make_tokenizer()
         model = _start(name, args, self.tokenizer, self.vae.config.z_dim)
-        model.prepare_training()
+        model.prepare_training(device)
         self.finish(model.to(device))
         self.optimizers = make_optimizers(model, args)
         self.run = torch.compile(model) if args.compile else model
@@ -111,8 +111,12 @@ class DitStage(Stage):
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(self.seed)).to(self.device)
         return x, noise, self._tokens(prompts)
 
+    def prepare(self, clips: torch.Tensor) -> torch.Tensor:
+        return self._latents(clips) if self.device.type == "cpu" else clips
+
     def loss(self, clips: torch.Tensor, prompts: list[str], step: int) -> torch.Tensor:
-        x = self._latents(clips).repeat_interleave(self.levels, 0)
+        x = self._latents(clips) if clips.dtype == torch.uint8 else clips
+        x = x.repeat_interleave(self.levels, 0)
         count = len(x)
         generator = torch.Generator().manual_seed((self.seed * 32 + self.key) * 1_000_003 + step)
         told = [p for p in prompts for _ in range(self.levels)]

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -38,24 +38,29 @@ class Clips(Dataset):
         frames: of a clip.
         first: number of the first batch.
         count: batches at most.
+        prepare: what becomes of a batch's clips where they are drawn; None to leave them.
     """
 
-    def __init__(self, seed: int, key: int, batch: int, frames: int, first: int = 0, count: int = 1 << 40) -> None:
+    def __init__(
+        self, seed: int, key: int, batch: int, frames: int, first: int = 0, count: int = 1 << 40,
+        prepare: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self.seed, self.key, self.batch, self.frames = seed, key, batch, frames
-        self.first, self.count = first, count
+        self.first, self.count, self.prepare = first, count, prepare
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, list[str]]:
-        """uint8 (batch, frames, height, width, 3) and the prompts."""
+        """uint8 (batch, frames, height, width, 3), or what `prepare` makes of it, and the prompts."""
         clips, prompts = [], []
         for b in range(self.batch):
             rng = np.random.default_rng((self.seed, self.key, self.first + index, b))
             scene = varied(rng) if rng.random() < VARIED else Scene.random(rng)
             clips.append((scene.render(self.frames) * 255 + 0.5).astype(np.uint8))
             prompts.append(scene.prompt)
-        return torch.from_numpy(np.stack(clips)), prompts
+        batch = torch.from_numpy(np.stack(clips))
+        return (batch if self.prepare is None else self.prepare(batch)), prompts
 
 
 class _InOrder(torch.utils.data.Sampler):
@@ -145,9 +150,13 @@ class Stage(ABC):
         self.model = model
         self.average = copy.deepcopy(model).requires_grad_(False)
 
+    def prepare(self, clips: torch.Tensor) -> torch.Tensor:
+        """What can be made of a batch's clips beside the training, in the processes that draw them."""
+        return clips
+
     @abstractmethod
     def loss(self, clips: torch.Tensor, prompts: list[str], step: int) -> torch.Tensor:
-        """Loss of a batch of `Clips`; whatever is random in it depends on the step alone."""
+        """Loss of a batch of `Clips`, prepared; whatever is random in it depends on the step alone."""
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
@@ -185,6 +194,7 @@ def train(
     save_every: float = 40.0,
     report_every: float = 60.0,
     compiled: bool = False,
+    workers: int | None = None,
 ) -> State:
     """Train a stage until its budget is used up or the process is asked to stop, from its checkpoint where it has one.
 
@@ -197,6 +207,8 @@ def train(
         save_every: seconds between two checkpoints; a step's time comes on top.
         report_every: seconds between two validations at least; they take a twentieth of the time at most.
         compiled: whether the stage compiles what it runs, which is only reported.
+        workers: processes that draw and prepare clips beside the training; 0 for none, None for as many as a GPU needs
+            and none on CPU.
 
     Returns:
         The state of the last checkpoint.
@@ -206,8 +218,9 @@ def train(
     """
     state = checkpoint.load() or State()
     begin = state.step
-    workers = 0 if device.type == "cpu" else max(1, min(14, (os.cpu_count() or 2) - 1))
-    clips = Clips(seed, stage.key, stage.batch, stage.frames, first=state.step)
+    if workers is None:
+        workers = 0 if device.type == "cpu" else max(1, min(14, (os.cpu_count() or 2) - 1))
+    clips = Clips(seed, stage.key, stage.batch, stage.frames, first=state.step, prepare=stage.prepare)
     loader = iter(DataLoader(clips, batch_size=None, sampler=_InOrder(), num_workers=workers, collate_fn=_same,
                              pin_memory=device.type == "cuda", prefetch_factor=2 if workers else None))  # fmt: skip
     print(f"{stage.name}: from step {state.step} on {device}, {'compiled' if compiled else 'not compiled'}", flush=True)
