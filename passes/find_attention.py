@@ -27,7 +27,8 @@ def _advice(node: fx.Node, held: Held) -> str:
     name, call = kernel_name(node), kernel_call(node, held.value)
     if isinstance(call, KernelCall):
         unknown = "its sizes, or where its samples begin, are not known or not those of one"
-        call = "its softmax counts a learned logit of each head" if call.sink is not None else unknown
+        shape = None if call.sink is None else shape_of(call.sink)
+        call = unknown if call.sink is None else f"its softmax counts learned logits {shape}, expected one a head"
     return f"{name}{_ITS_OWN} ({call}); {_BUILT_IN if 'flex' in name else _CHOSEN}"
 
 

@@ -10,6 +10,10 @@
     after:   scaled_dot_product_attention(cat([text, q]), cat([text, k]), cat([more, v]))   a joint attention, whose
                                                                                             text rows are dropped
 
+    before:  flash_attn_varlen_func(q, k, v, sinks=s)                                       a learned logit of each head
+    after:   scaled_dot_product_attention(cat([q, 0]), cat([k, 0]), cat([v, 0]))            a key whose value is 0; its
+                                                                                            score is of `carry_sinks`
+
 The call stays in the graph, read by nobody, until `restore_attention`: what no strategy replaces runs as the model has
 it. Keys that are learned (attention sinks) are keys like text's, and are counted for the passes that measure RoPE.
 """
@@ -64,6 +68,7 @@ def _spell(graph: fx.Graph, node: fx.Node, call: KernelCall, held: Held) -> bool
     beside = (0, 0, (0, 0)) if rows == columns else _beside(call, rows, columns, held)
     fits = groups and heads % groups == 0 and value == (batch, groups, columns, dim)
     fits = fits and laid.shapes[1][::3] == (batch, dim)
+    fits = fits and (call.sink is None or (call.mask is None and shape_of(call.sink) == (heads,)))
     plain = node.target in DIRECT and heads == groups and rows == columns
     if plain or not fits or (beside is None and node.target in DIRECT) or not _reaches(call.mask, columns, rows):
         return False
@@ -72,8 +77,11 @@ def _spell(graph: fx.Graph, node: fx.Node, call: KernelCall, held: Held) -> bool
     if heads != groups:
         k, v = (insert(graph, node, _repeated(heads // groups), x, node) for x in (k, v))
     first, last, sinks = beside or (0, 0, (0, 0))
+    if call.sink is not None:
+        last, sinks = last + 1, (sinks[0], sinks[1] + 1)
+        k, v = (insert(graph, node, _with_a_zero, x, node) for x in (k, v))
     if first or last:
-        q = insert(graph, node, _joined(first, columns - last), (q, k), node)
+        q = insert(graph, node, _joined(first, first + rows), (q, k), node)
     options: dict[str, Any] = {} if call.mask is None else {"attn_mask": call.mask}
     options |= {} if call.scale is None else {"scale": call.scale}
     attention = insert_attention(graph, node, q, k, v, options)
@@ -87,7 +95,7 @@ def _spell(graph: fx.Graph, node: fx.Node, call: KernelCall, held: Held) -> bool
     result = insert(graph, after, own, attention, node)
     taken.replace_all_uses_with(result)
     reads = tuple(x for x in (q, k, v, call.mask) if x is not None)
-    write_stand_in(attention, StandIn(node, taken, result, reads, (first, last), sinks))
+    write_stand_in(attention, StandIn(node, taken, result, reads, (first, last), sinks, call.sink))
     return True
 
 
@@ -114,8 +122,6 @@ class _Laid:
 def _laid_out(call: KernelCall, held: Held) -> _Laid | None:
     """The way from a call's layout and back; None where sizes are not known, or samples are of unlike length."""
     given = [shape_of(x) or () for x in (call.query, call.key, call.value)]
-    if call.sink is not None:
-        return None
     if call.lengths is not None:
         starts = [held.value(one) for one in call.lengths]
         counts = [_samples(one) for one in (*starts, starts[1])]
@@ -156,6 +162,10 @@ def _counted(shape: Shape, starts: Any) -> Shape:
 
 def _repeated(times: int) -> Callable[[Any], Any]:
     return lambda x: x.repeat_interleave(times, 1)
+
+
+def _with_a_zero(x: Any) -> Any:
+    return torch.cat([x, torch.zeros_like(x[:, :, :1])], 2)
 
 
 def _joined(first: int, stop: int) -> Callable[[Any, Any], Any]:

@@ -23,7 +23,7 @@ import torch
 from freeloc_fx.attention import op
 from freeloc_fx.attention.flex.options import FlexOptions
 from freeloc_fx.attention.registry import Specs
-from freeloc_fx.errors import TimelineError, VerificationError
+from freeloc_fx.errors import CaptureError, TimelineError, VerificationError
 from freeloc_fx.graph.capture import Pass
 from freeloc_fx.graph.records import sites, stand_in
 from freeloc_fx.graph.sharding import Adopted
@@ -32,6 +32,7 @@ from freeloc_fx.method.timeline import TextForm
 from freeloc_fx.passes.adopt_plan import adopt_plan
 from freeloc_fx.passes.annotate_sensitivity import annotate_sensitivity
 from freeloc_fx.passes.arrange_frames import arrange_frames
+from freeloc_fx.passes.carry_sinks import carry_sinks, sinks_to_carry
 from freeloc_fx.passes.cut_blocks import cut_blocks
 from freeloc_fx.passes.find_attention import find_attention
 from freeloc_fx.passes.find_key_mask import find_key_mask
@@ -73,6 +74,7 @@ PASSES = (
     infer_token_grid,
     annotate_sensitivity,
     pair_texts,
+    carry_sinks,
     reencode_rotary,
     tiered_sparse_attention,
     rewrite_attention,
@@ -84,8 +86,9 @@ PASSES = (
 )
 """Every pass, in the order in which they run. `reencode_rotary` and `tiered_sparse_attention` run where attention is
 "flex", `rewrite_attention` where it is not, `split_text_from_image`, `pair_texts` and `schedule_text` where a call has
-texts over time, and `observe_attention` in place of all that rewrites. `adopt_plan` and `shard_sequence` run on ranks
-of context parallelism, in place of the inference of RoPE and grid."""
+texts over time, `carry_sinks` where a softmax counts learned logits, and `observe_attention` in place of all that
+rewrites. `adopt_plan` and `shard_sequence` run on ranks of context parallelism, in place of the inference of RoPE and
+grid."""
 
 
 def check_names(names: Collection[str]) -> frozenset[str]:
@@ -209,6 +212,23 @@ def pairing_passes(plan: Plan, how: Rewriting) -> list[Pass]:
     return [] if how.text is None else [partial(pair_texts, form=how.text, plan=plan)]
 
 
+def carrying_passes(runner: Runner, plan: Plan, observed: bool = False) -> list[Pass]:
+    """Passes that let learned logits count in what is rewritten, or watched; none where there are none.
+
+    Args:
+        runner: of the analysed graph.
+        plan: a strategy for each site.
+        observed: whether the sites are watched.
+
+    Raises:
+        CaptureError: there are, and the pass is switched off.
+    """
+    found = sinks_to_carry(runner.graph, plan, observed)
+    if found and name_of(carry_sinks) in runner.disabled:
+        raise CaptureError(f"{found[0][1].path}: carry_sinks is switched off, so its learned logits would not count")
+    return [partial(carry_sinks, plan=plan, observed=observed)] if found else []
+
+
 def scheduling_passes(how: Rewriting, device: torch.device) -> list[Pass]:
     """Passes that let each frame see its own text; none in calls with one text for all."""
     if how.text is None:
@@ -295,13 +315,14 @@ def rewrite(runner: Runner, plan: Plan, how: Rewriting, root: torch.nn.Module) -
         The number of sites replaced.
 
     Raises:
+        CaptureError: learned logits would not count.
         TimelineError: the texts of a call with texts over time cannot be told apart.
         VerificationError: fewer sites were replaced than the plan names.
     """
     texts = [*pairing_passes(plan, how), *scheduling_passes(how, runner.capture.device)]
     if left_out := [name for name in map(name_of, texts) if name in runner.disabled]:
         raise TimelineError(f"timeline: {left_out[0]} is switched off, so every frame would see every text")
-    runner.run(pairing_passes(plan, how))
+    runner.run([*pairing_passes(plan, how), *carrying_passes(runner, plan)])
     count = 0
     replacing = replacing_passes(plan, how, runner.capture.device, root)
     for one in replacing:
@@ -341,7 +362,11 @@ def observe(runner: Runner, plan: Plan, recorder: str) -> int:
 
     Returns:
         The number of sites.
+
+    Raises:
+        CaptureError: learned logits would not count.
     """
+    runner.run(carrying_passes(runner, plan, observed=True))
     count = runner.run(observing_passes(plan, recorder))
     restore(runner)
     return count

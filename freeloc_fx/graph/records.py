@@ -139,6 +139,8 @@ class StandIn:
         operands: what the attention reads, as long as nobody changed that.
         beside: how many of its first, and of its last, tokens are keys that no query stands at.
         sinks: how many of the first, and of the last, of those are learned.
+        logits: a learned logit of each head, (heads,), that the call's softmax counts: the score of the last token,
+            whose value is 0; None for none.
     """
 
     call: fx.Node
@@ -147,6 +149,7 @@ class StandIn:
     operands: tuple[fx.Node, ...]
     beside: tuple[int, int] = (0, 0)
     sinks: tuple[int, int] = (0, 0)
+    logits: fx.Node | None = None
 
     def moved(self, nodes: Mapping[fx.Node, fx.Node]) -> StandIn:
         """The same of another graph.
@@ -154,9 +157,13 @@ class StandIn:
         Args:
             nodes: node of this graph -> node of the other.
         """
-        operands = tuple(nodes[node] for node in self.operands)
         return replace(
-            self, call=nodes[self.call], value=nodes[self.value], result=nodes[self.result], operands=operands
+            self,
+            call=nodes[self.call],
+            value=nodes[self.value],
+            result=nodes[self.result],
+            operands=tuple(nodes[node] for node in self.operands),
+            logits=None if self.logits is None else nodes[self.logits],
         )
 
 

@@ -20,9 +20,15 @@ CALLS: dict[str, int] = {}
 NATIVE = F.scaled_dot_product_attention
 
 
-def dense(q: Any, k: Any, v: Any, scale: float | None) -> torch.Tensor:
+def dense(q: Any, k: Any, v: Any, scale: float | None, logits: torch.Tensor | None = None) -> torch.Tensor:
     """q, k, v (batch, tokens, heads, dim) with fewer heads of keys; what a kernel computes, counted."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if logits is not None:
+        scores = torch.zeros(1, q.shape[1], 1, k.shape[2] + 1)
+        scores[0, :, 0, -1] = logits
+        k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=scores.to(q.dtype), scale=scale, enable_gqa=True)
+        return out.transpose(1, 2).contiguous()
     return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=True).transpose(1, 2).contiguous()
 
 
@@ -181,7 +187,7 @@ def host_operator(
     sinks: torch.Tensor | None = None, ver: int = 4,
 ) -> torch.Tensor:  # fmt: skip
     counted("host")
-    return dense(q, k, v, softmax_scale)
+    return dense(q, k, v, softmax_scale, sinks)
 
 
 @host_operator.register_fake
@@ -194,11 +200,6 @@ def host(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
     out: torch.Tensor = torch.ops.manner.flash_attn_varlen_func_op(
         q, k, v, max_seqlen_q=tokens, max_seqlen_k=tokens, softmax_scale=0.3, window_size=[-1, -1]
     )
-    return out
-
-
-def host_sinks(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
-    out: torch.Tensor = torch.ops.manner.flash_attn_varlen_func_op(q, k, v, sinks=own.sink_k[0, 0, :, 0])
     return out
 
 
@@ -273,7 +274,6 @@ REFUSED: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
     "flash_window": (flash_window, r"_flash_attn_forward .*its window_size_left is 8.*set_attention_backend"),
     "flash_lse": (flash_lse, "_flash_attn_forward .*more than its first result is read"),
     "varlen_of_the_call": (varlen_of_the_call, "_flash_attn_varlen_forward .*where its samples begin"),
-    "host_sinks": (host_sinks, "flash_attn_varlen_func_op .*a learned logit of each head"),
     "flex_near": (flex_near, "flex_attention .*mask function"),
     "flex_scored": (flex_scored, "flex_attention .*score function"),
 }

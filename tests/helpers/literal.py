@@ -57,7 +57,8 @@ def literal(plan: Plan, original: Callable[..., torch.Tensor]) -> Callable[..., 
                 scores[:, :, rows, columns] = block
         scores = scores * (options.get("scale") or 1 / math.sqrt(query.shape[-1]))
         if attn_mask is not None:
-            scores = scores.masked_fill(~attn_mask, -math.inf)
+            hidden = attn_mask.dtype == torch.bool
+            scores = scores.masked_fill(~attn_mask, -math.inf) if hidden else scores + attn_mask
         return (scores.softmax(-1).nan_to_num() @ v).to(query.dtype)
 
     return attend

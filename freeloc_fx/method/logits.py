@@ -1,0 +1,75 @@
+"""A learned logit of each head as a key more, of value 0, whose score is a product of a few channels of q and of k.
+
+softmax over [scale q k, s], the last column dropped, times v
+= softmax over scale [q, 1] [k, 0; 0, s / scale], times [v; 0]
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["MORE", "factor", "with_logits", "with_ones", "with_zeros"]
+
+
+MORE = 8
+"""Channels that a head gets, a multiple that kernels like."""
+
+
+_PARTS = 3
+"""Of which so many hold a logit: bfloat16 numbers whose sum is a float32."""
+
+
+def factor(head_dim: int, scale: float | None) -> float:
+    """What products of q and k are multiplied by, with `MORE` channels as without.
+
+    Args:
+        head_dim: channels of a head without them.
+        scale: as the model calls its attention; None for 1 / sqrt(head_dim).
+    """
+    return head_dim**-0.5 if scale is None else scale
+
+
+def with_ones(q: torch.Tensor) -> torch.Tensor:
+    """Give queries channels of ones.
+
+    Args:
+        q: (batch, heads, tokens, head_dim).
+
+    Returns:
+        (batch, heads, tokens, head_dim + MORE).
+    """
+    return torch.cat([q, torch.ones_like(q[..., :1]).expand(-1, -1, -1, MORE)], 3)
+
+
+def with_zeros(v: torch.Tensor) -> torch.Tensor:
+    """Give values channels of zeros, so that they are as wide as q and k.
+
+    Args:
+        v: (batch, heads, tokens, head_dim).
+
+    Returns:
+        (batch, heads, tokens, head_dim + MORE).
+    """
+    return torch.cat([v, torch.zeros_like(v[..., :1]).expand(-1, -1, -1, MORE)], 3)
+
+
+def with_logits(k: torch.Tensor, logits: torch.Tensor, scale: float) -> torch.Tensor:
+    """Give the last key its score for every query.
+
+    Args:
+        k: keys, (batch, heads, tokens, head_dim), of which the last is 0.
+        logits: (heads,), the last key's scores.
+        scale: that products of q and k are multiplied by, not 0.
+
+    Returns:
+        (batch, heads, tokens, head_dim + MORE), for queries of `with_ones`.
+    """
+    left = logits.float() / scale
+    parts = []
+    for _ in range(_PARTS):
+        parts.append(left.to(torch.bfloat16).float())
+        left = left - parts[-1]
+    channels = torch.stack([*parts, *[torch.zeros_like(left)] * (MORE - _PARTS)], 1).to(k)
+    own = torch.zeros_like(k[:, :, -1:, :1]) + channels[None, :, None]
+    others = torch.zeros_like(k[:, :, :-1, :1]).expand(-1, -1, -1, MORE)
+    return torch.cat([torch.cat([k[:, :, :-1], others], 3), torch.cat([k[:, :, -1:], own], 3)], 2)
