@@ -18,13 +18,15 @@ from torch import nn
 
 from freeloc_fx.attention.running import running, within
 from freeloc_fx.compat import COMPILED_CALL, own_hooks
-from freeloc_fx.compiler.capture.conventions import call_arguments
+from freeloc_fx.compiler.capture.conventions import call_arguments, forward_signature
 from freeloc_fx.compiler.capture.loop import running_timesteps
 from freeloc_fx.compiler.capture.shallow import shallow_copy
 from freeloc_fx.compiler.capture.steps import StepCounter
 from freeloc_fx.errors import LengthError
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.profile import Profile
+
+from .window_arguments import WholeClip
 
 __all__ = ["context_windows", "fusion_weights", "window_frames", "windowed_model"]
 
@@ -126,11 +128,13 @@ def context_windows(
     be transformed or compiled, since every window has one shape.
 
     Args:
-        model: a video transformer whose forward takes `hidden_states` (batch, channels, latent frames, height, width)
-            and returns one prediction of as many latent frames. Every other argument reaches each window unchanged, so
-            arguments that hold values per latent frame do not fit.
-        window: latent frames of a window; default the trained length of the shipped profile for this model.
-        stride: latent frames from one window to the next, 1 to window; default half a window.
+        model: a video transformer whose forward takes `hidden_states` (batch, channels, latent frames, height, width),
+            or these axes in the order of the model's own pipeline, and returns one prediction of as many latent frames.
+            Further tensors of the clip's size (VACE's control), timesteps of each token or frame and rotary tables are
+            cut likewise; every other argument reaches each window unchanged.
+        window: latent frames of a window, or positions in time where a model's `patch_size_t` makes one of several;
+            default the trained length of the shipped profile for this model.
+        stride: from one window to the next, 1 to window; default half a window.
         fusion: see `fusion_weights`.
         schedule: see `window_frames`. "staggered" counts a step when `timestep` changes, so that conditional and
             unconditional calls of one step share their windows, and begins again when it rises.
@@ -190,39 +194,45 @@ class _Windowed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         states = args[0] if args else kwargs.get("hidden_states")
-        if not isinstance(states, torch.Tensor) or states.ndim != 5:
-            found = tuple(states.shape) if isinstance(states, torch.Tensor) else type(states).__name__
-            raise TypeError(f"hidden_states: expected (batch, channels, frames, height, width), found {found}")
-        frames = states.shape[2]
+        clip = WholeClip.of(self.model, states)
+        frames = clip.positions
         if frames <= self.window:
             return self.model(*args, **kwargs)
         step = self._step(args, kwargs) if self.schedule == "staggered" else 0
         windows = window_frames(frames, self.window, self.stride, self.schedule, step)
         overlap = 0 if self.schedule == "batched" else self.window - self.stride
-        total = counted = output = None
+        total = counted = output = prediction = None
         told = running()
         if told.texts is not None:
             told.texts.over(frames)  # raises for a timeline of another clip, before any window runs
         for number, window in enumerate(windows):
-            index = torch.tensor(window, device=states.device)
-            part = states.index_select(2, index)
-            with within(replace(told, texts=None if told.texts is None else told.texts.window(window))):
-                output = (
-                    self.model(part, *args[1:], **kwargs) if args else self.model(**{**kwargs, "hidden_states": part})
-                )
-            prediction = _prediction(output, self.window)
+            index = torch.tensor(clip.latent_frames(window), device=states.device)
+            part, rest = clip.part(states, window), clip.cut(kwargs, window)
+            texts = None if told.texts is None else told.texts.window(clip.latent_frames(window))
+            with within(replace(told, texts=texts)):
+                if args:
+                    output = self.model(part, *clip.cut(self._named(args), window).values(), **rest)
+                else:
+                    output = self.model(**{**rest, "hidden_states": part})
+            prediction = _prediction(output, len(index), clip.axis)
             ends = (False, False) if self.schedule == "looped" else (number == 0, number == len(windows) - 1)
             weights = fusion_weights(self.window, overlap, self.fusion, *ends)
-            weights = weights.to(prediction.device)[:, None, None]
+            weights = weights.repeat_interleave(clip.step).to(prediction.device)
+            weights = weights.view(-1, *[1] * (4 - clip.axis))
             if total is None or counted is None:
                 work = torch.promote_types(prediction.dtype, torch.float32)
-                shape = (*prediction.shape[:2], frames, *prediction.shape[3:])
+                shape = (*prediction.shape[: clip.axis], clip.frames, *prediction.shape[clip.axis + 1 :])
                 total = torch.zeros(shape, dtype=work, device=prediction.device)
-                counted = torch.zeros(frames, 1, 1, dtype=work, device=prediction.device)
-            total.index_add_(2, index, prediction.to(total.dtype) * weights)
+                counted = torch.zeros(clip.frames, *weights.shape[1:], dtype=work, device=prediction.device)
+            total.index_add_(clip.axis, index, prediction.to(total.dtype) * weights)
             counted.index_add_(0, index, weights.to(counted.dtype))
-        assert total is not None and counted is not None
-        return _like(output, (total / counted).to(_prediction(output, self.window).dtype))
+        assert total is not None and counted is not None and prediction is not None
+        return _like(output, (total / counted).to(prediction.dtype))
+
+    def _named(self, args: tuple[Any, ...]) -> dict[str, Any]:
+        """The positional arguments after the first by name, and by a number where the signature does not tell."""
+        names = [*forward_signature(self.model).parameters, *map(str, range(len(args)))]
+        return dict(zip(names[1 : len(args)], args[1:], strict=True))
 
     def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """The denoising step of a call, told by its timestep."""
@@ -234,7 +244,7 @@ class _Windowed:
         return self.counter.see({"timestep": torch.as_tensor(timestep)}, running_timesteps(self.model))
 
 
-def _prediction(output: Any, frames: int) -> torch.Tensor:
+def _prediction(output: Any, frames: int, axis: int) -> torch.Tensor:
     """The prediction in a model's output: a tensor, a tuple of one, or a mapping of one (diffusers' outputs)."""
     found = output
     if isinstance(output, (tuple, dict)):
@@ -242,9 +252,9 @@ def _prediction(output: Any, frames: int) -> torch.Tensor:
         if len(values) != 1:
             raise TypeError(f"output: expected one prediction, found a {type(output).__name__} of {len(values)} values")
         found = values[0]
-    if not isinstance(found, torch.Tensor) or found.ndim != 5 or found.shape[2] != frames:
+    if not isinstance(found, torch.Tensor) or found.ndim != 5 or found.shape[axis] != frames:
         what = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-        raise TypeError(f"output: expected a prediction (batch, channels, {frames}, height, width), found {what}")
+        raise TypeError(f"output: expected a prediction of five axes, {frames} long on axis {axis}, found {what}")
     return found
 
 

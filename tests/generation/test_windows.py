@@ -211,7 +211,7 @@ def test_refused() -> None:
             return hidden_states[:, :, ::2]
 
     with pytest.raises(
-        TypeError, match=r"output: expected a prediction \(batch, channels, 4, .*found \(1, 3, 2, 2, 2\)"
+        TypeError, match=r"output: expected a prediction of five axes, 4 long on axis 2, found \(1, 3, 2, 2, 2\)"
     ):
         context_windows(Halved(), 4)(torch.zeros(1, 3, 8, 2, 2))
 

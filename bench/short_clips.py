@@ -1,0 +1,132 @@
+"""Are the models' own short clips right? No correction for length can be better than they are.
+
+    python bench/short_clips.py --seed 20261129 --clips 8                          # embedded, and bench/training
+    python bench/short_clips.py --seed 7 --folder train/tiny-wan-pipeline --sheet sheet.png
+
+Clips of the trained length, of prompts that tell everything, seeds counted from --seed. Rows: the real clips, what each
+VAE makes of them, what each model makes of their prompts. Columns: how often a thing is there twice or missing (share
+of the frames in which it is to be seen), pops per 100 frames, constancy, composite. --sheet draws eight frames of each
+clip of the last model below those of the real one. Writes results/short_clips.json and short_clips.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from clips import prompt_of, real_clip, reconstruct
+from common import lines, save, save_table
+from tiny_wan_vae import earlier
+
+from freeloc_fx.evaluation.metrics.ground_truth import score
+from freeloc_fx.evaluation.metrics.identity import identities
+from freeloc_fx.evaluation.metrics.tracking import analyse
+from freeloc_fx.files import write_bytes
+from freeloc_fx.generation import tiny_wan
+from freeloc_fx.generation.loading import load_pipeline
+from freeloc_fx.generation.pipelines import generate
+
+FRAMES = 81
+SIDE = 64
+SHOWN = 8
+
+Make = Callable[[int], np.ndarray]
+
+
+def measure(video: np.ndarray, prompt: str) -> dict[str, float]:
+    """Figures of one clip."""
+    found = identities(analyse(video, prompt))[0]
+    counts = np.concatenate([thing.count[~np.isnan(thing.count)] for thing in found])
+    whole = score(video, prompt)
+    return {
+        "twice": float((counts >= 2).mean()) if len(counts) else 0.0,
+        "missing": float((counts == 0).mean()) if len(counts) else 0.0,
+        "pops": whole.pops,
+        "constancy": whole.constancy,
+        "identity": whole.identity,
+        "motion": whole.motion,
+        "composite": whole.composite,
+    }
+
+
+def sources(folders: dict[str, Path], steps: int, guidance: float) -> Iterator[tuple[str, Make]]:
+    """What makes clips of a seed, by its name."""
+    yield "real", lambda seed: real_clip(seed, FRAMES)
+    for name, folder in folders.items():
+        pipe = load_pipeline(str(folder))
+        yield f"{name}, VAE alone", lambda seed, pipe=pipe: reconstruct(pipe, real_clip(seed, FRAMES))
+        yield (
+            name,
+            lambda seed, pipe=pipe: (
+                generate(
+                    pipe,
+                    prompt_of(seed),
+                    frames=FRAMES,
+                    height=SIDE,
+                    width=SIDE,
+                    steps=steps,
+                    guidance=guidance,
+                    seed=seed,
+                ).frames
+            ),
+        )
+
+
+def sheet(path: Path, clips: list[np.ndarray], made: list[np.ndarray]) -> None:
+    """Frames of each real clip and of the model's, twice as large, a row each."""
+    import io
+
+    from PIL import Image
+
+    at = np.linspace(0, FRAMES - 1, SHOWN).round().astype(int)
+    rows = [np.concatenate([*clip[at]], 1) for pair in zip(clips, made, strict=True) for clip in pair]
+    pixels = (np.clip(np.concatenate(rows), 0, 1) * 255 + 0.5).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    write_bytes(path, stream.getvalue())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--folder", type=Path, help="of one pipeline, in place of the two; no results are written")
+    parser.add_argument("--sheet", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds = range(given.seed, given.seed + given.clips)
+    folders = {"embedded": Path(tiny_wan.path()), "in training": earlier("tiny-wan")}
+    if folders["in training"] == folders["embedded"]:
+        del folders["in training"]
+    if given.folder is not None:
+        folders = {given.folder.name: given.folder}
+    found: dict[str, list[dict[str, float]]] = {}
+    videos: dict[str, list[np.ndarray]] = {}
+    for name, make in sources(folders, given.steps, given.guidance):
+        videos[name] = [make(seed) for seed in seeds]
+        found[name] = [measure(video, prompt_of(seed)) for video, seed in zip(videos[name], seeds, strict=True)]
+        means = {key: statistics.fmean(clip[key] for clip in found[name]) for key in found[name][0]}
+        print(name, " ".join(f"{key} {value:.3f}" for key, value in means.items()), flush=True)
+    if given.sheet is not None:
+        sheet(given.sheet, videos["real"], videos[name])
+    if given.folder is not None:
+        return
+    head = ("clips of 81 frames", "a thing twice", "missing", "pops per 100 frames", "constancy", "motion", "composite")
+    table = []
+    for name, clips in found.items():
+        mean = {key: statistics.fmean(clip[key] for clip in clips) for key in clips[0]}
+        shares = [f"{mean[key]:.0%}" for key in ("twice", "missing")]
+        table.append([name, *shares, *(f"{mean[key]:.2f}" for key in ("pops", "constancy", "motion", "composite"))])
+    save_table("short_clips", lines(head, table))
+    options = {"seed": given.seed, "steps": given.steps, "guidance": given.guidance}
+    save("short_clips", {**options, "clips": found})
+
+
+if __name__ == "__main__":
+    main()
