@@ -11,8 +11,9 @@ from freeloc_fx.errors import TransformError
 
 __all__ = ["TRANSFORMERS", "check_pipeline", "first_transformer", "transformers_of"]
 
-TRANSFORMERS = ("transformer", "transformer_2")
-"""Their names in diffusers, in the order in which a generation runs them. Wan 2.2 has both, its 5B model the first."""
+TRANSFORMERS = ("transformer", "transformer_2", "transformer_ref")
+"""Their names in diffusers, in the order in which a generation runs them. Wan 2.2 has the first two, its 5B model the
+first; MiniMax-H3 runs the last in place of the first where a request has references."""
 
 
 def transformers_of(pipe: Any) -> dict[str, Any]:

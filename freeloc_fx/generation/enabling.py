@@ -42,12 +42,12 @@ def enable(
 ) -> Profile | None:
     """Make a pipeline generate video longer than its model was trained on, in place and without training.
 
-    Every transformer of the pipeline (`transformer`, and `transformer_2` where there is one, as in Wan 2.2) is replaced
-    by what `transform` makes of it. Nothing is captured or compiled until the first call. The same call again changes
-    nothing and compiles nothing again; with another profile, strategy or setting, what was there before is taken off
-    first. If anything fails, the pipeline is as it was. After a call of the pipeline that never called a transformed
-    model, a warning names the model; for that the pipeline becomes an instance of a subclass of its class until
-    `disable`.
+    Every transformer of the pipeline (`transformer`, and where there are such `transformer_2`, as in Wan 2.2, and
+    `transformer_ref`, as in MiniMax-H3) is replaced by what `transform` makes of it. Nothing is captured or compiled
+    until the first call. The same call again changes nothing and compiles nothing again; with another profile, strategy
+    or setting, what was there before is taken off first. If anything fails, the pipeline is as it was. After a call of
+    the pipeline that never called a transformed model, a warning names the model; for that the pipeline becomes an
+    instance of a subclass of its class until `disable`.
 
     Args:
         pipe: a diffusers pipeline.
