@@ -95,7 +95,8 @@ def attention(
 
     Args:
         query, key, value: (batch, tokens, heads, head_dim).
-        attn_mask: None, or what is added to the scores (or which keys are seen), (batch, 1, 1, keys).
+        attn_mask: None, or what is added to the scores (or which keys are seen), (batch, 1, 1, keys); a mask of another
+            shape leaves the attention to torch.
 
     Returns:
         (batch, tokens, heads, head_dim).
@@ -103,7 +104,8 @@ def attention(
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     if torch.is_autocast_enabled("cpu"):
         q, k, v = (t.to(torch.get_autocast_dtype("cpu")) for t in (q, k, v))
-    if q.dtype != torch.bfloat16:
+    per_key = attn_mask is None or attn_mask.shape == (len(q), 1, 1, k.shape[2])
+    if q.dtype != torch.bfloat16 or not per_key:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask).transpose(1, 2)
     bias = torch.zeros(len(q), k.shape[2], device=q.device)
     if attn_mask is not None:

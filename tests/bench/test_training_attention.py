@@ -16,7 +16,7 @@ def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("keys", [training_attention.FEW - 20, training_attention.FEW + 21])
-@pytest.mark.parametrize("kind", ["none", "added", "seen"])
+@pytest.mark.parametrize("kind", ["none", "added", "seen", "pairs"])
 def test_values_and_gradients_are_those_of_dense_attention(keys: int, kind: str) -> None:
     generator = torch.Generator().manual_seed(keys)
     shapes = ((2, 70, 3, 16), (2, keys, 3, 16), (2, keys, 3, 16))
@@ -24,7 +24,7 @@ def test_values_and_gradients_are_those_of_dense_attention(keys: int, kind: str)
     grad = torch.randn(shapes[0], generator=generator)
     mask = None
     if kind != "none":
-        mask = torch.rand(2, 1, 1, keys, generator=generator) < 0.7
+        mask = torch.rand(2, 1, 70 if kind == "pairs" else 1, keys, generator=generator) < 0.7
     if kind == "added":
         mask = torch.where(mask, torch.rand(mask.shape, generator=generator), float("-inf"))
     wanted = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in inputs), attn_mask=mask).transpose(1, 2)
