@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -28,6 +29,8 @@ def let_imports_through() -> None:
     if _LET_THROUGH:
         return
     _LET_THROUGH.append(True)
+    constant: Any = torch.compiler.assume_constant_result  # says so on the function itself
+    constant(_place_of)
     with contextlib.suppress(ValueError):  # what torch says of functions that it, or somebody before, has let through
         torch.compiler.substitute_in_graph(importlib.import_module)(_traced)
 
@@ -41,7 +44,6 @@ def _traced(name: str, package: str | None = None) -> ModuleType:
     return module
 
 
-@torch.compiler.assume_constant_result
 def _place_of(name: str, package: str | None) -> tuple[str, str]:
     """Import a module; give the attribute that holds it, and why there is none."""
     try:
