@@ -13,6 +13,7 @@ import torch.fx as fx
 from freeloc_fx.graph.calls import arguments, erase_unused
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.kernels import DIRECT
+from freeloc_fx.graph.operations import VIEWS
 from freeloc_fx.graph.records import StandIn, stand_in
 
 __all__ = ["restore_attention"]
@@ -51,6 +52,15 @@ def _reads(node: fx.Node) -> tuple[fx.Node, ...]:
 def _drop(graph: fx.Graph, made: StandIn) -> None:
     """Take out a call that something else was put in place of, and what only it read."""
     for user in list(made.call.users):
-        if not user.users:
-            graph.erase_node(user)
+        if user in made.call.users:
+            _erase_unread(graph, user)
     erase_unused(graph, made.call)
+
+
+def _erase_unread(graph: fx.Graph, node: fx.Node) -> None:
+    """Take out another result of the call that goes nowhere, with the shapes that it was given on the way."""
+    for user in list(node.users):
+        if user in node.users and user.target in VIEWS:
+            _erase_unread(graph, user)
+    if not node.users:
+        graph.erase_node(node)

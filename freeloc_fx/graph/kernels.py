@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from .calls import arguments
 from .flex_calls import FLEX, dense_flex
-from .operations import OPERATORS
+from .operations import OPERATORS, VIEWS
 from .shapes import value_of
 
 __all__ = ["DIRECT", "KernelCall", "is_kernel", "kernel_call", "kernel_name"]
@@ -224,6 +224,11 @@ def _others_read(node: fx.Node) -> str:
     """Why a call with several results is not just its first; empty where no other is read."""
     for user in node.users:
         first = kernel_name(user) == "getitem" and user.args[1] == 0
-        if not first and user.users:
+        if not first and _is_read(user):
             return "more than its first result is read (the log-sum-exp of a part of the keys)"
     return ""
+
+
+def _is_read(node: fx.Node) -> bool:
+    """Whether a result, or what only another shape was given to, goes anywhere."""
+    return any(user.target not in VIEWS or _is_read(user) for user in node.users)

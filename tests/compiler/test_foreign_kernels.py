@@ -118,6 +118,14 @@ def flash_lse(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
     return result
 
 
+def flash_lse_dropped(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
+    """In the manner of hosts whose functions always give both, in a shape of their own."""
+    out, lse = FlashFunction.apply(q, k, v, DIM**-0.5, (-1, -1), True)
+    lse.transpose(1, 2).unsqueeze(-1)
+    result: torch.Tensor = out
+    return result
+
+
 def flash_3(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
     out: torch.Tensor = torch.ops.manner_flash_3._flash_attn_forward(q, k, v, 0.3, False)[0]
     return out
@@ -268,7 +276,8 @@ def flex_scored(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
 
 
 MEANT: dict[str, Callable[..., torch.Tensor]] = {
-    one.__name__: one for one in (flash, flash_3, varlen, sage, sage_nhd, host, memory_efficient, flex, flex_full)
+    one.__name__: one
+    for one in (flash, flash_lse_dropped, flash_3, varlen, sage, sage_nhd, host, memory_efficient, flex, flex_full)
 }
 REFUSED: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
     "flash_window": (flash_window, r"_flash_attn_forward .*its window_size_left is 8.*set_attention_backend"),

@@ -19,7 +19,9 @@ from freeloc_fx.method.grid import Further
 PROFILE = Profile(trained_frames=4, layers="vrpr+tsa")
 
 Piece = tuple[str, int, float]
-"""What it is, how many of it, when it begins; a frame is 3x2 tokens, a small one 1x4."""
+"""What it is, how many of it, when it begins; a frame is 3x2 tokens, a small one 1x4, a tall one 4x2."""
+
+SIZES = {"word": (1, 1), "small": (1, 4), "tall": (4, 2), "frame": (3, 2), "clip": (3, 2)}
 
 LAYOUTS: dict[str, list[Piece]] = {
     "before": [("word", 4, 0), ("frame", 1, 4.0), ("word", 5, 4.0), ("clip", 9, 4)],
@@ -28,6 +30,10 @@ LAYOUTS: dict[str, list[Piece]] = {
         ("word", 4, 0), ("small", 1, 9.5), ("word", 3, 4), ("clip", 9, 7),
         ("word", 2, 20), ("frame", 1, 3), ("word", 2, 1),
     ],
+    "of the clip's width and another height": [
+        ("word", 4, 0), ("tall", 1, 9.5), ("word", 3, 4), ("clip", 9, 7), ("word", 2, 12.25), ("tall", 1, 12.25),
+    ],
+    "words at its time, next to the clip": [("word", 3, 0), ("word", 1, 9.5), ("tall", 1, 9.5), ("clip", 9, 7)],
     "a short clip of its own just before": [("word", 4, 0), ("frame", 3, 4), ("word", 5, 7), ("clip", 9, 7)],
 }  # fmt: skip
 
@@ -40,7 +46,7 @@ def call(pieces: list[Piece], clip: int | None = None) -> tuple[dict[str, Any], 
         count = clip or count if what == "clip" else count
         first = len(rows)
         for index in range(count):
-            height, width = {"word": (1, 1), "small": (1, 4)}.get(what, (3, 2))
+            height, width = SIZES[what]
             rows += [(start + index, float(y), float(x)) for y in range(height) for x in range(width)]
         spans.append((what, first, len(rows)))
     place = [what for what, _, _ in spans].index("clip")
@@ -64,7 +70,9 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("name", "lowering"), [
     ("before", "tiles"), ("on both sides", "reference"), ("after", "flex"), slow("on both sides", "tiles"),
-    slow("before", "calls"), slow("a short clip of its own just before", "tiles"), slow("before", "flex"),
+    ("of the clip's width and another height", "tiles"), ("words at its time, next to the clip", "reference"),
+    slow("of the clip's width and another height", "flex"), slow("before", "calls"), slow("before", "flex"),
+    slow("a short clip of its own just before", "tiles"),
 ])  # fmt: skip
 def test_frames_among_words(name: str, lowering: str) -> None:
     """They count as frames at their own times, no pair is lost, and within the trained length nothing changes."""
@@ -77,7 +85,7 @@ def test_frames_among_words(name: str, lowering: str) -> None:
     sides = []
     for some in (LAYOUTS[name][:clip], LAYOUTS[name][clip + 1 :]):
         sides.append([
-            Further(when - start + index, *((1, 4) if what == "small" else (3, 2)))
+            Further(when - start + index, *SIZES[what])
             for what, count, when in some if what != "word" for index in range(count)
         ])  # fmt: skip
     assert (list(made.grid.before), list(made.grid.after)) == tuple(sides)

@@ -94,15 +94,30 @@ def test_a_word_at_a_frames_time_is_a_word(first: bool) -> None:
     assert (grid.text_first, grid.before) == (5, (Further(2.5, 3, 2),))
 
 
-@pytest.mark.parametrize("beside", [
-    [(24.5, 1, 1), (24.5, 2, 2)], [(24.5, 2, 2), (24.5, 1, 1)], [(24.5, 1, 1), (24.5, 3, 2), (24.5, 1, 1)],
-])  # fmt: skip
-def test_words_at_the_time_of_a_frame_are_no_part_of_it(beside: list[Frame]) -> None:
-    """Where it is not of the clip's size, or has words on both sides, nothing tells which tokens it has."""
-    rotations = turned([*words(0.5, 3), *beside, *words(11.5, 3), *clip(9, 3, 2)])
-    ordered = order_of(rotations, 1e-4)
-    moved, together = (rotations, None) if ordered is None else (in_order(rotations, ordered[0]), ordered[1])
-    assert isinstance(stretch_of(moved, DIM, 1e-4, None, together), MatchFailure)
+@pytest.mark.parametrize("size", [(4, 2), (5, 2), (3, 2), (3, 3), (6, 4)])
+@pytest.mark.parametrize("around", [(0, 0), (1, 0), (0, 1), (1, 1), (3, 2)])
+def test_words_at_the_time_of_a_frame_are_no_part_of_it(size: tuple[int, int], around: tuple[int, int]) -> None:
+    """Also of frames of the clip's width and another height, which begin as the clip's do."""
+    beside = [*[(24.5, 1, 1)] * around[0], (24.5, *size), *[(24.5, 1, 1)] * around[1]]
+    for late in (False, True):
+        sides: list[list[Frame]] = [[*words(0.5, 3), *beside, *words(11.5, 3)], words(1.5, 2)]
+        _, grid = found([*sides[late], *clip(9, 3, 2), *sides[not late]])
+        frames = (grid.before, grid.after)
+        assert frames[late] == (Further(24.5, *size),) and frames[not late] == ()
+        assert (grid.text_first, grid.text_last)[late] == 6 + sum(around)
+
+
+@pytest.mark.parametrize("around", [(0, 0), (1, 0), (0, 1)])
+@pytest.mark.parametrize("size", [(2, 2), (1, 2)])
+def test_the_first_rows_of_a_clips_frame_may_be_a_part_of_one(size: tuple[int, int], around: tuple[int, int]) -> None:
+    beside = [*[(24.5, 1, 1)] * around[0], (24.5, *size), *[(24.5, 1, 1)] * around[1]]
+    for frames in ([*words(0.5, 3), *beside, *words(11.5, 3), *clip(9, 3, 2)], [*beside, *clip(9, 3, 2)]):
+        rotations = turned(frames)
+        ordered = order_of(rotations, 1e-4)
+        moved, together = (rotations, None) if ordered is None else (in_order(rotations, ordered[0]), ordered[1])
+        refused = stretch_of(moved, DIM, 1e-4, None, together)
+        assert isinstance(refused, MatchFailure)
+        assert "fewer rows of the clip's width count as a part of a frame" in refused.reason
 
 
 def test_a_frame_at_the_time_of_an_uneven_clips_first_frame() -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -192,22 +193,33 @@ _RAISED = re.compile(r"raised exception (\w+\(.*\))")
 """What Dynamo adds where the code that it traces raises something."""
 
 
+_OPERATOR = re.compile(r"unsupported operator: ([\w.]+)")
+"""What Dynamo says of an operator that has no fake kernel."""
+
+_PLACE = re.compile(r'^\s*File "([^"]+)", line (\d+), in (\S+)$', re.MULTILINE)
+"""One call of the code that Dynamo was following."""
+
+
 def reason(error: Exception | str) -> str:
-    """What an error of Dynamo's says, with what the traced code raised, or the function that could not be looked into
-    and what lifts that.
+    """What an error of Dynamo's says, with what the traced code raised, or the function or operator that could not be
+    looked into and what lifts that; and the place.
 
     Args:
         error: whose first line says what happened in general.
     """
+    said = first_line(error)
+    _, _, followed = str(error).partition("from user code:")
+    calls = _PLACE.findall(followed)
+    place = "" if not calls else f", at {PurePath(calls[-1][0]).name}:{calls[-1][1]} ({calls[-1][2]})"
+    for pattern, before in ((_RAISED, ": "), (_OPERATOR, ": operator ")):
+        if (match := pattern.search(str(error))) is not None:
+            return f"{said}{before}{match[1]}{place}"
     found = _CALLED.search(str(error))
-    raised = _RAISED.search(str(error))
-    if raised is not None:
-        return f"{first_line(error)}: {raised[1]}"
     if found is None:
         builtin = _BUILTIN.search(str(error))
-        return first_line(error) + (f": {builtin[1]}" if builtin else "")
+        return said + (f": {builtin[1]}" if builtin else "") + place
     return (
-        f"{first_line(error)}: {found[1] or found[2]}. Where that is an attention of another package, "
+        f"{said}: {found[1] or found[2]}{place}. Where that is an attention of another package, "
         "set_attention_backend('native') leaves it out in diffusers, and elsewhere the switch that chose it; where "
         "somebody's torch.compiler.disable stands around it, without that"
     )

@@ -13,6 +13,7 @@ from freeloc_fx.compiler.backend import Backend, PlanReady
 from freeloc_fx.errors import FreelocError, StampError
 
 from .blocks import first_line
+from .imports import let_imports_through
 from .kernels import let_kernels_through
 from .trace_once import Marks
 
@@ -35,6 +36,7 @@ def capture_settings(backend: Backend) -> Iterator[None]:
     Args:
         backend: of the model; it knows how many blocks there are.
     """
+    let_imports_through()
     let_kernels_through()
     limit = RECOMPILE_LIMIT * (1 + len(backend.layers))
     settings = dynamo_settings(

@@ -14,6 +14,8 @@ import numpy as np
 
 from .beside import longest
 from .measure import STILL, Rotations
+from .pictures import Rasters
+from .temporal import grid_of
 
 __all__ = ["Order", "back", "in_order", "order_of", "places_of"]
 
@@ -26,8 +28,8 @@ def order_of(
 ) -> tuple[Order, tuple[int, int]] | None:
     """Find the order in which all words and sound stand before or after all frames.
 
-    Where a model turns some channels in time alone, tokens of one time that stand in a row are a frame; those of a
-    frame of the clip's size are told from a word before or after them that is at the frame's time.
+    Where a model turns some channels in time alone, tokens of one time that stand in a row are frames, and words that
+    are at a frame's time; `pictures` says how they are told apart. Where nothing tells, they count as words.
 
     Args:
         rotations: what RoPE does at each token.
@@ -48,7 +50,9 @@ def order_of(
     alone = (np.abs(frame - frame[0]).max(0) <= limit) & (np.abs(whole[first + n] - frame[0]) > limit)
     if not alone.any() or n == 1:
         return None
-    early, late = (_spans(whole, alone, frame, span, limit) for span in ((0, first), (stop, len(whole))))
+    own = grid_of(frame, n, limit, 0, 0)
+    rasters = Rasters(frame[:, ~alone], (own.height, own.width), limit)
+    early, late = (_spans(whole, alone, rasters, span, limit) for span in ((0, first), (stop, len(whole))))
     words = [[one[1:] for one in some if not one[0]] for some in (early, late)]
     frames = [[one[1:] for one in some if one[0]] for some in (early, late)]
     order = _joined([*words[0], *frames[0], (first, stop), *frames[1], *words[1]])
@@ -103,7 +107,7 @@ def _others(others: object, places: np.ndarray) -> np.ndarray:
 
 
 def _spans(
-    whole: np.ndarray, alone: np.ndarray, frame: np.ndarray, span: tuple[int, int], limit: float
+    whole: np.ndarray, alone: np.ndarray, rasters: Rasters, span: tuple[int, int], limit: float
 ) -> list[tuple[bool, int, int]]:
     """Frames (True) and words of a stretch beside the clip, each with its tokens."""
     first, stop = span
@@ -114,37 +118,12 @@ def _spans(
     found: list[tuple[bool, int, int]] = []
     for a, b in zip([0, *cuts.tolist()], [*cuts.tolist(), stop - first], strict=True):
         tokens = whole[first + a : first + b]
-        is_frame = len(tokens) > 1 and bool((np.abs(tokens - 1) > STILL).any())
-        start, end = a, b
-        if is_frame:
-            more = (b - a) % len(frame)
-            if (own := _copies(tokens, frame, limit)) > 0:
-                end = a + own * len(frame)
-            elif _copies(tokens[more:], frame, limit) * len(frame) == b - a - more > 0:
-                start = a + more
-            else:
-                is_frame = _at_places(tokens[:, ~alone], limit)
-        for kind, one, other in ((False, a, start), (is_frame, start, end), (False, end, b)):
-            if one < other:
-                found.append((kind, first + one, first + other))
+        parts = rasters.parts(tokens[:, ~alone]) if b - a > 1 else None
+        if parts is None or not (np.abs(tokens - 1) > STILL).any():
+            found.append((False, first + a, first + b))
+        else:
+            found += [(part.height > 0, first + a + part.first, first + a + part.stop) for part in parts]
     return found
-
-
-def _copies(tokens: np.ndarray, frame: np.ndarray, limit: float) -> int:
-    """How many frames of the clip's size tokens begin with."""
-    n, count = len(frame), 0
-    while (count + 1) * n <= len(tokens):
-        turn = tokens[count * n : (count + 1) * n] * frame.conj()
-        if np.abs(turn - turn[0]).max() > limit:
-            break
-        count += 1
-    return count
-
-
-def _at_places(tokens: np.ndarray, limit: float) -> bool:
-    """Whether no two tokens stand at one place: words beside a frame at its time, and sound, do."""
-    parts = np.round(np.concatenate([tokens.real, tokens.imag], 1) / limit)
-    return bool(len(np.unique(parts, axis=0)) == len(tokens))
 
 
 def _joined(spans: list[tuple[int, int]]) -> Order:

@@ -20,6 +20,7 @@ from freeloc_fx.errors import MatchFailure
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 
 from .measure import STILL, Rotations
+from .pictures import Rasters
 from .temporal import grid_of, layout_of
 
 __all__ = ["NO_CLIP", "Piece", "Stretch", "holds_frames", "is_known", "longest", "stretch_of"]
@@ -223,7 +224,9 @@ def _outwards(rotations: Rotations, layout: RopeLayout, grid: TokenGrid, limit: 
                 f"tokens {first + moved[0]} to {first + moved[-1]} are turned, but are no whole frames beside the "
                 f"clip's {grid.frames} frames of {grid.height}x{grid.width} (tokens {grid.text_first} to "
                 f"{grid.text_first + grid.frames * n - 1}), nor words or sound before or after all frames: expected "
-                "keyframes or references, each turned in time as a whole, or tokens that are turned in time alone"
+                "keyframes or references, each turned in time as a whole, or tokens that are turned in time alone; "
+                "fewer rows of the clip's width count as a part of a frame, and so do tokens of one time that can be "
+                "read as pictures and words in more than one way"
             )
         turned += len(moved)
     return Stretch(grid, tuple(before), tuple(after), at, len(whole) - end, turned)
@@ -246,25 +249,21 @@ class _Reader:
 
     def ending(self, end: int) -> Piece | None:
         """The frame whose last token is the one before `end`."""
-        if self._alike(end - self.grid.tokens):
-            return Piece(end - self.grid.tokens, self.grid.tokens, self.grid.height, self.grid.width)
         if not self.alone:
-            return None
+            return self._own(end - self.grid.tokens)
         time = self.whole[:end, self.temporal]
         other = np.flatnonzero(np.abs(time - time[-1]).max(1) > self.limit)
         first = int(other[-1]) + 1 if len(other) else 0
-        return self._of_another_size(first, end)
+        return self._read(first, end, -1)
 
     def starting(self, first: int) -> Piece | None:
         """The frame whose first token is at `first`."""
-        if self._alike(first):
-            return Piece(first, self.grid.tokens, self.grid.height, self.grid.width)
         if not self.alone:
-            return None
+            return self._own(first)
         time = self.whole[first:, self.temporal]
         other = np.flatnonzero(np.abs(time - time[0]).max(1) > self.limit)
         end = first + (int(other[0]) if len(other) else len(time))
-        return self._of_another_size(first, end)
+        return self._read(first, end, 0)
 
     def words(self, first: int, last: int) -> bool:
         """Whether tokens [first, last) are turned in time alone, but for two further places, as of stereo sound.
@@ -290,18 +289,24 @@ class _Reader:
         # A frame of one token is told from text by where it stands.
         return bool(alike) and (n > 1 or bool((np.abs(self.whole[first] - 1) > STILL).any()))
 
-    def _of_another_size(self, first: int, end: int) -> Piece | None:
-        """Tokens [first, end), all turned alike in time, as a frame; None where they are text or a part of a frame."""
-        tokens, still = self.whole[first:end], ~self.temporal
-        moved = np.flatnonzero((np.abs(tokens - 1) > STILL).any(1))
-        unturned = np.abs(tokens[0][self.temporal] - 1).max() <= self.limit
-        if not len(moved) or len(tokens) < 2 or (unturned and (moved[0] > 1 or moved[-1] < len(tokens) - 1)):
+    def _own(self, first: int) -> Piece | None:
+        """A frame of the clip's size that begins at a token."""
+        grid = self.grid
+        return Piece(first, grid.tokens, grid.height, grid.width) if self._alike(first) else None
+
+    def _read(self, first: int, end: int, which: int) -> Piece | None:
+        """The first (0) or last (-1) frame of tokens [first, end), all turned alike in time; None where that is text, a
+        part of a frame, or nothing tells."""
+        grid, still = self.grid, ~self.temporal
+        space, frame = self.whole[first:end][:, still], self.frame[:, still]
+        if grid.tokens == 1:  # a frame of one token is told from text by where it stands
+            return self._own(first if which == 0 else end - 1) if end - first == 1 else None
+        parts = Rasters(frame, (grid.height, grid.width), self.limit).parts(space)
+        part = None if parts is None else parts[which]
+        if part is None or not part.height:
             return None
-        if np.abs(tokens[:, still] - tokens[0, still]).max(initial=0.0) <= self.limit:
-            return None  # nothing tells rows and columns: not a picture
-        space, n = self.frame[:, still], min(len(tokens), self.grid.tokens)
-        parts = (tokens[:n, still] - space[:n], tokens[-n:, still] - space[-n:])
-        if n < self.grid.tokens and any(np.abs(part).max() <= self.limit for part in parts):
+        n = part.stop - part.first
+        own = space[part.first : part.stop]
+        if n < grid.tokens and any(np.abs(own - some).max() <= self.limit for some in (frame[:n], frame[-n:])):
             return None
-        shape = grid_of(tokens, len(tokens), self.limit, 0, 0)
-        return Piece(first, len(tokens), shape.height, shape.width)
+        return Piece(first + part.first, n, part.height, part.width)
