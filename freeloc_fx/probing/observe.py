@@ -46,7 +46,9 @@ class Intervention:
 
 @dataclass
 class Recorder:
-    """Collects observations of one generation, then of another (`begin`). Beyond the trained length "entropies" is taken at VRPR's positions.
+    """Collects observations of one generation, then of another (`begin`).
+
+    Beyond the trained length "entropies" is taken at VRPR's positions.
 
     Args:
         name: under which graphs find it.
