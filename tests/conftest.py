@@ -30,14 +30,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the parallelism
 def _settle() -> None:
     """Take what lives now out of the garbage collector's sight, which would go through all of it again and again.
 
-    A process of the tests holds millions of objects: modules, items, what Dynamo remembers of each capture. Going
-    through them is a quarter of the time of a capture.
+    A process of the tests holds millions of objects: modules, items, what Dynamo remembers of each capture.
     """
     gc.collect()
     gc.freeze()
 
 
 def pytest_collection_finish() -> None:
+    gc.set_threshold(50_000, 20, 10)  # a capture makes some hundred thousand objects, few of them in cycles
     _settle()
 
 
