@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -24,6 +25,26 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the parallelism
     torch.set_num_threads(1)
+
+
+def _settle() -> None:
+    """Take what lives now out of the garbage collector's sight, which would go through all of it again and again.
+
+    A process of the tests holds millions of objects: modules, items, what Dynamo remembers of each capture.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    gc.set_threshold(50_000, 20, 10)  # a capture makes some hundred thousand objects, few of them in cycles
+    _settle()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settled() -> Iterator[None]:
+    yield
+    _settle()
 
 
 @pytest.fixture(autouse=True)

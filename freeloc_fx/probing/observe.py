@@ -46,7 +46,9 @@ class Intervention:
 
 @dataclass
 class Recorder:
-    """Collects observations of one generation. Beyond the trained length "entropies" is taken at VRPR's positions.
+    """Collects observations of one generation, then of another (`begin`).
+
+    Beyond the trained length "entropies" is taken at VRPR's positions.
 
     Args:
         name: under which graphs find it.
@@ -71,6 +73,17 @@ class Recorder:
     rows: dict[int, list[Mapping[str, np.ndarray]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        open_recorder(self)
+
+    def begin(self, intervention: Intervention | None, trained: int | None) -> None:
+        """Forget what was seen, not the sites of graphs that were captured, and let graphs find it again.
+
+        Args:
+            intervention: of the generation to come, see the class.
+            trained: as of the class.
+        """
+        self.intervention, self.trained = intervention, trained
+        self.calls, self.rows = {}, {}
         open_recorder(self)
 
     def close(self) -> None:

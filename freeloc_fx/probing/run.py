@@ -211,6 +211,18 @@ class _Run:
         self, model: nn.Module, generate: Generate, settings: ProbeSettings | None, every: int, reward: Reward | None
     ) -> None:
         self.model, self.generate, self.settings, self.every, self.reward = model, generate, settings, every, reward
+        self._watched: dict[tuple[int, int], tuple[Recorder, nn.Module]] = {}
+
+    def _watching(self, unit: Unit) -> tuple[Recorder, nn.Module]:
+        """The recorder of a generation and the model it watches.
+
+        What is done to a layer is no part of a graph, so generations of one length and seed share what was captured.
+        """
+        key = unit.frames, unit.seed
+        if key not in self._watched:
+            recorder = Recorder(uuid.uuid4().hex, self.settings, unit.seed, self.every)
+            self._watched[key] = recorder, _watched(self.model, recorder)
+        return self._watched[key]
 
     def unit(self, unit: Unit, trained: int | None) -> dict[str, Any]:
         """Make one generation and say what each layer showed: means, standard errors and row counts.
@@ -226,10 +238,10 @@ class _Run:
             CaptureError: the observed model was not called.
         """
         seed = unit.seed
-        recorder = Recorder(uuid.uuid4().hex, self.settings, seed, self.every, unit.intervention, trained)
+        recorder, model = self._watching(unit)
+        recorder.begin(unit.intervention, trained)
         try:
-            with observing(self.model, recorder) as model:
-                video = self.generate(model, unit.frames, seed)
+            video = self.generate(model, unit.frames, seed)
             seen = recorder.stacked()
         finally:
             recorder.close()
@@ -274,10 +286,14 @@ def observing(model: nn.Module, recorder: Recorder) -> Any:
     Yields:
         The watched model.
     """
+    yield _watched(model, recorder)
+
+
+def _watched(model: nn.Module, recorder: Recorder) -> nn.Module:
     everything = Profile(trained_frames=2, layers="direct", name="observed")
     watched = shallow_copy(model)
     backend = Backend(everything, layer_table(model), None, recorder=recorder, model=watched)
-    yield attach(watched, model, backend)
+    return attach(watched, model, backend)
 
 
 def _of_pipeline(

@@ -28,7 +28,7 @@ def both(folder: Path, frames: int, share: list[str], limit: float) -> None:
 
 
 def test_two_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
-    both(tmp_path, 101, ["--parallel", "ulysses"], 100)
+    both(tmp_path, 85, ["--parallel", "ulysses"], 100)
 
 
 @pytest.mark.slow

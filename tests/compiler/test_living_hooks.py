@@ -3,6 +3,7 @@ refusal that names the hook."""
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,16 @@ def changed_of(model: Any, **options: Any) -> Any:
     return transform(model, PROFILE, **({"backend": "eager", "attention": "reference"} | options))
 
 
+@functools.cache
+def unhooked(name: str) -> tuple[dict[str, Any], torch.Tensor]:
+    """A long call of a class, and what its transformed model makes of it without any hook."""
+    model = build(name)
+    given = arguments(name, model, 10)
+    expected = run(changed_of(model), given)
+    torch._dynamo.reset()
+    return given, expected
+
+
 def by_block(model: Any) -> None:
     from diffusers.hooks import apply_group_offloading
 
@@ -63,10 +74,9 @@ def module_by_module(model: Any) -> None:
 @pytest.mark.parametrize("offload", [by_block, slow(by_leaf), slow(whole), module_by_module])
 def test_offloading(name: str, offload: Callable[[Any], None]) -> None:
     """After the transform and before it; long clips and, bitwise, short ones."""
-    model = build(name)
-    given, short = arguments(name, model, 10), arguments(name, model, 5)
-    expected, plain = run(changed_of(model), given), run(model, short)
-    torch._dynamo.reset()
+    model, (given, expected) = build(name), unhooked(name)
+    short = arguments(name, model, 5)
+    plain = run(model, short)
     changed = changed_of(build(name))
     offload(changed)
     assert distance(run(changed, given), expected) <= 1e-6
@@ -115,10 +125,7 @@ def test_a_plan_of_an_offloaded_model() -> None:
 
 def test_weights_are_in_place_when_they_are_used() -> None:
     """Offloaded weights are on meta between calls, so a call that skipped its hook could not compute at all."""
-    model = build("Wan")
-    given = arguments("Wan", model, 10)
-    expected = run(changed_of(model), given)
-    torch._dynamo.reset()
+    model, (given, expected) = build("Wan"), unhooked("Wan")
     changed = changed_of(model)
     module_by_module(changed)
     assert changed.blocks[0].attn1.to_q.weight.is_meta
@@ -232,10 +239,9 @@ def test_first_block_cache(name: str, order: str) -> None:
     """The first step computes everything; a step like it reuses the other blocks' residual, one unlike it does not."""
     from diffusers import FirstBlockCacheConfig
 
-    model = build(name)
-    given = arguments(name, model, 10)
+    given, expected = unhooked(name)
     other = given | {"hidden_states": -2 * given["hidden_states"]}
-    expected, expected_other = run(changed_of(model), given), run(changed_of(model), other)
+    expected_other = run(changed_of(build(name)), other)
     torch._dynamo.reset()
     changed = build(name)
     if order == "before":
@@ -260,10 +266,7 @@ def test_first_block_cache(name: str, order: str) -> None:
 def test_a_plan_leaves_no_trace_in_a_cache() -> None:
     from diffusers import FirstBlockCacheConfig
 
-    model = build("Wan")
-    given = arguments("Wan", model, 10)
-    expected = run(changed_of(model), given)
-    torch._dynamo.reset()
+    model, (given, expected) = build("Wan"), unhooked("Wan")
     model.enable_cache(FirstBlockCacheConfig(threshold=0.05))
     assert len(freeloc_fx.plan(model, PROFILE, frames=10, height=4, width=6).sites) == 2
     changed = changed_of(model)

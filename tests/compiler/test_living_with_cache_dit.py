@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models import wan, wan_inputs
+from slow import slow
 
 from freeloc_fx import Profile, plans, transform
 
@@ -49,8 +50,10 @@ def expected() -> list[torch.Tensor]:
     return sampled(transform(wan(num_layers=4), PROFILE, backend="eager"))
 
 
-@pytest.mark.parametrize("first", ["cache", "transform"])
-@pytest.mark.parametrize("threshold", [0.0, 0.3])
+# Each order and each threshold once; with every pair of them where time allows.
+@pytest.mark.parametrize(
+    ("first", "threshold"), [("cache", 0.3), ("transform", 0.0), slow("cache", 0.0), slow("transform", 0.3)]
+)
 def test_dbcache(first: str, threshold: float, expected: list[torch.Tensor]) -> None:
     model = wan(num_layers=4)
     if first == "cache":

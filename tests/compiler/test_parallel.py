@@ -30,10 +30,12 @@ from freeloc_fx.method.grid import RopeLayout
 from freeloc_fx.method.shards import Layout, Shards, diffusers_takes
 
 PLAIN: dict[str, Any] = {"backend": "eager", "attention": "tiles"}
-MODIFY = ("temp", "squeeze", "hold")
-NAMES = [*(f"vrpr+{name}" if name in MODIFY else name for name in PARTS)]
-EVERY = Profile(trained_frames=5, layers=dict(enumerate(NAMES)))
-"""A strategy a layer, each part at least once."""
+LAYERS = (
+    *(["direct"], ["vrpr", "tsa", "temp"], ["clip", "window", "squeeze"], ["group", "anchors", "hold"]),
+    *(["pi", "ultravico"], ["ntk"], ["riflex"], ["yarn"], ["freelong"], ["freelong++"], ["longdiff"]),
+)
+EVERY = Profile(trained_frames=5, layers={layer: "+".join(parts) for layer, parts in enumerate(LAYERS)})
+"""Each part in one layer; those that set different things share one, since each layer takes its time."""
 
 
 def shared_wan(ranks: int, before: bool, profile: Profile, options: dict[str, Any], **config: Any) -> Any:
@@ -294,6 +296,7 @@ def test_tokens_go_to_heads_and_back(ranks: int) -> None:
 
 
 def test_every_strategy_gives_what_one_process_gives() -> None:
+    assert sorted(part for parts in LAYERS for part in parts) == sorted(PARTS)
     for found in on_ranks(wan_of_every_strategy, 2):
         assert found["away"] <= 1e-5
         assert found["rewritten"] == [len(EVERY.layers) - 1]  # type: ignore[arg-type]
@@ -328,11 +331,8 @@ def test_heads_that_diffusers_would_leave_a_rank_without(ranks: int, heads: int,
 @pytest.mark.parametrize("name", ["LTX", slow("LTX anything"), "text shared", slow("text whole")])
 def test_other_models(name: str) -> None:
     case = "LTX" if name.startswith("LTX") else "CogVideoX"
-    options = {"ulysses_anything": True} if name == "LTX anything" else {}
-    given = (case, "" if case == "LTX" else name, options)
-    if name == "text shared":
-        options["ulysses_anything"] = True
-    assert max(on_ranks(other_models, 2, *given, False)) <= 1e-5
+    options = {"ulysses_anything": True} if name in ("LTX anything", "text shared") else {}
+    assert max(on_ranks(other_models, 2, case, "" if case == "LTX" else name, options, False)) <= 1e-5
 
 
 @pytest.mark.parametrize(("words", "last", "frames"), [(6, False, 12), slow(5, True, 12), slow(1, False, 12),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from slow import slow
 
 import freeloc_fx
 from freeloc_fx import Profile
@@ -124,7 +125,7 @@ def test_a_failed_call_says_nothing_of_this(pipe: Any, said: Any) -> None:
     assert said() == []
 
 
-@pytest.mark.parametrize("frames", [161, 201])
+@pytest.mark.parametrize("frames", [161, slow(201)])
 def test_the_unit_of_a_trained_length_is_told_by_one_room(pipe: Any, said: Any, frames: int) -> None:
     """By the pipeline where there is one, else by the model."""
     freeloc_fx.enable(pipe, IN_VIDEO_FRAMES, backend="eager")

@@ -1,5 +1,7 @@
 """What the server of `ranks` imports once for all ranks that it forks."""
 
+import gc
+
 import diffusers
 import diffusers_models
 import pytest
@@ -35,3 +37,7 @@ FORKED_WITH = (
 torch.set_num_threads(1)
 run(freeloc_fx.transform(wan(), ALL, backend="eager", attention="tiles"))
 torch._dynamo.reset()
+# Ranks need not look through all that for garbage, nor copy its pages as they would.
+gc.set_threshold(50_000, 20, 10)
+gc.collect()
+gc.freeze()

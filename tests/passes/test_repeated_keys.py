@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import captured, wan, wan_inputs
+from slow import slow
 from torch import nn
 from torch.testing import assert_close
 
@@ -122,7 +123,7 @@ def test_where_it_acts() -> None:
     assert targets(ALL, attention="reference") == []
 
 
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", slow("inductor")])  # the last gets what the second gets
 def test_the_model_computes_what_it_did(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     real = repeated.repeats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import Any
 
@@ -23,6 +24,7 @@ RANKS = 2
 SENDING = "all_to_all_single.default"
 
 
+@functools.cache
 def seen(frames: int, **config: Any) -> Adopted:
     """The unsharded view of a Wan, by two ranks of which this is the first."""
     model = wan(**config)

@@ -235,8 +235,17 @@ def test_observing_does_not_change_the_generation(model: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["observe", "full"])
-def test_a_probe_gives_a_profile_that_transforms(model: Any, mode: str, tmp_path: Path) -> None:
-    profile = run(model, mode=mode, seeds=(0, 1) if mode == "observe" else (0,))
+def test_a_probe_gives_a_profile_that_transforms(
+    model: Any, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured: list[int] = []
+    expect = Recorder.expect
+    monkeypatch.setattr(Recorder, "expect", lambda self, plan: captured.append(plan.grid.frames) or expect(self, plan))
+    units: list[str] = []
+    seeds = (0, 1) if mode == "observe" else (0,)
+    profile = run(model, mode=mode, seeds=seeds, on_unit=lambda done, total, name: units.append(name))
+    assert len(units) == (4 if mode == "observe" else 2 + 3 * 4 + 3)
+    assert captured == [3, 7] * len(seeds), "what is done to a layer needs no capture of its own"
     assert profile.sensitivities is not None
     assert sorted(profile.sensitivities) == [0, 1, 2]
     for sensitivity in profile.sensitivities.values():
