@@ -36,6 +36,7 @@ def test_within_the_trained_length_in_bfloat16() -> None:
 # Beyond it
 
 
+# The last holds all parts; the slow ones leave some of them out.
 @pytest.mark.parametrize("name", ["direct+temp", slow("vrpr"), "tsa", slow("vrpr+tsa"), "vrpr+tsa+temp"])
 def test_lowerings_agree_through_the_model(model: Any, name: str) -> None:
     profile = Profile(trained_frames=5, layers=name)

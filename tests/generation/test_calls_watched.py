@@ -125,7 +125,7 @@ def test_a_failed_call_says_nothing_of_this(pipe: Any, said: Any) -> None:
     assert said() == []
 
 
-@pytest.mark.parametrize("frames", [161, slow(201)])
+@pytest.mark.parametrize("frames", [161, slow(201)])  # the second is one more length that goes the same way
 def test_the_unit_of_a_trained_length_is_told_by_one_room(pipe: Any, said: Any, frames: int) -> None:
     """By the pipeline where there is one, else by the model."""
     freeloc_fx.enable(pipe, IN_VIDEO_FRAMES, backend="eager")
