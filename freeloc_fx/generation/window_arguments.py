@@ -104,9 +104,11 @@ class WholeClip:
 
     def _cut(self, name: str, value: Any, window: Sequence[int]) -> Any:
         if name.endswith(_PLACES) and isinstance(value, (list, tuple)) and len(value) == 3:
-            return type(value)((value[0][: len(window)], *value[1:]))
+            first = value[0][: len(window)]
+            return [first, *value[1:]] if isinstance(value, list) else (first, *value[1:])
         if isinstance(value, (list, tuple)):
-            return type(value)(self._cut(name, each, window) for each in value)
+            parts = [self._cut(name, each, window) for each in value]
+            return parts if isinstance(value, list) else tuple(parts)
         if not isinstance(value, torch.Tensor):
             return value
         if value.ndim == 5 and self._is_clip(value):

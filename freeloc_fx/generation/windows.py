@@ -193,7 +193,7 @@ class _Windowed:
         self.counter = StepCounter()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        states = args[0] if args else kwargs.get("hidden_states")
+        states: Any = args[0] if args else kwargs.get("hidden_states")
         clip = WholeClip.of(self.model, states)
         frames = clip.positions
         if frames <= self.window:
