@@ -1,12 +1,12 @@
 """Give a learned logit of each head to the key that stands for it, where an attention is rewritten.
 
     before:  scaled_dot_product_attention(q, k, v)                           the last key and value are 0
-    after:   wide = scaled_dot_product_attention(cat(q, 1), cat(k, 0 and the logits), cat(v, 0), scale=s)
+    after:   wide = scaled_dot_product_attention(cat(q, c), cat(k, 0 and the logits), cat(v, 0), scale=s)
              narrow(wide, -1, 0, head_dim)
 
 A softmax that counts a logit beside its scores is one over a key more, of that score for every query and of value 0.
-The score is the product of a few channels more of q and of k, so that every lowering and strategy computes it; see
-`unify_attention`, which puts the key there.
+The score is the product of a few channels more of q and of k, so that every lowering and strategy computes it; a
+temperature multiplies it as it does all scores. See `unify_attention`, which puts the key there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from freeloc_fx.graph.calls import arguments
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.inserted import insert, insert_attention
 from freeloc_fx.graph.records import AttentionSite, record, sites, stand_in, write
-from freeloc_fx.method.logits import MORE, factor, with_logits, with_ones, with_zeros
+from freeloc_fx.method.logits import MORE, factor, with_logits, with_units, with_zeros
 from freeloc_fx.planning.plan import Plan
 
 __all__ = ["carry_sinks", "sinks_to_carry"]
@@ -70,7 +70,7 @@ def _widen(graph: fx.Graph, node: fx.Node, site: AttentionSite) -> None:
     scale = factor(dim, site.scale)
     if not scale:
         raise CaptureError(f"{site.path}: its scores are multiplied by {scale}, which leaves its logits no channel")
-    q = insert(graph, node, with_ones, given["query"], node)
+    q = insert(graph, node, partial(with_units, scale=scale), given["query"], node)
     k = insert(graph, node, partial(with_logits, scale=scale), (given["key"], made.logits), node)
     v = insert(graph, node, with_zeros, given["value"], node)
     rest = {key: value for key, value in given.items() if key not in ("query", "key", "value")}

@@ -77,7 +77,8 @@ def _spell(graph: fx.Graph, node: fx.Node, call: KernelCall, held: Held) -> bool
     if heads != groups:
         k, v = (insert(graph, node, _repeated(heads // groups), x, node) for x in (k, v))
     first, last, sinks = beside or (0, 0, (0, 0))
-    if call.sink is not None:
+    logits = call.sink if rows == columns or beside is not None else None  # a cross-attention stays one
+    if logits is not None:
         last, sinks = last + 1, (sinks[0], sinks[1] + 1)
         k, v = (insert(graph, node, _with_a_zero, x, node) for x in (k, v))
     if first or last:
@@ -95,7 +96,7 @@ def _spell(graph: fx.Graph, node: fx.Node, call: KernelCall, held: Held) -> bool
     result = insert(graph, after, own, attention, node)
     taken.replace_all_uses_with(result)
     reads = tuple(x for x in (q, k, v, call.mask) if x is not None)
-    write_stand_in(attention, StandIn(node, taken, result, reads, (first, last), sinks, call.sink))
+    write_stand_in(attention, StandIn(node, taken, result, reads, (first, last), sinks, logits))
     return True
 
 

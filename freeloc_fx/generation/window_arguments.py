@@ -111,7 +111,8 @@ class WholeClip:
             return parts if isinstance(value, list) else tuple(parts)
         if not isinstance(value, torch.Tensor):
             return value
-        if value.ndim == 5 and self._is_clip(value):
+        of_frames = _OF_TOKENS in name and value.ndim == 5 and value.shape[self.axis] == self.frames
+        if of_frames or (value.ndim == 5 and self._is_clip(value)):
             return self.part(value, window)
         count = self.positions * self.tokens
         if _OF_TOKENS in name and value.ndim > 1 and value.shape[0] in (1, self.shape[0]):

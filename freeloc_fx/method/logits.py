@@ -1,14 +1,18 @@
 """A learned logit of each head as a key more, of value 0, whose score is a product of a few channels of q and of k.
 
 softmax over [scale q k, s], the last column dropped, times v
-= softmax over scale [q, 1] [k, 0; 0, s / scale], times [v; 0]
+= softmax over scale [q, c] [k, 0; 0, s / (scale c)], times [v; 0]
+
+c is a power of two with scale c from 1 to below 2, so that float16 holds both factors.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-__all__ = ["MORE", "factor", "with_logits", "with_ones", "with_zeros"]
+__all__ = ["MORE", "factor", "with_logits", "with_units", "with_zeros"]
 
 
 MORE = 8
@@ -17,6 +21,14 @@ MORE = 8
 
 _PARTS = 3
 """Of which so many hold a logit: bfloat16 numbers whose sum is a float32."""
+
+
+_MOST = 3e4
+"""Logits beyond it are as it: nothing else counts beside one, or it does not count, and float16 holds it."""
+
+
+def _unit(scale: float) -> float:
+    return float(2.0 ** max(-14, min(15, math.ceil(-math.log2(abs(scale))))))
 
 
 def factor(head_dim: int, scale: float | None) -> float:
@@ -29,16 +41,17 @@ def factor(head_dim: int, scale: float | None) -> float:
     return head_dim**-0.5 if scale is None else scale
 
 
-def with_ones(q: torch.Tensor) -> torch.Tensor:
-    """Give queries channels of ones.
+def with_units(q: torch.Tensor, scale: float) -> torch.Tensor:
+    """Give queries channels that are the same for all.
 
     Args:
         q: (batch, heads, tokens, head_dim).
+        scale: that products of q and k are multiplied by, not 0.
 
     Returns:
         (batch, heads, tokens, head_dim + MORE).
     """
-    return torch.cat([q, torch.ones_like(q[..., :1]).expand(-1, -1, -1, MORE)], 3)
+    return torch.cat([q, torch.full_like(q[..., :1], _unit(scale)).expand(-1, -1, -1, MORE)], 3)
 
 
 def with_zeros(v: torch.Tensor) -> torch.Tensor:
@@ -58,13 +71,13 @@ def with_logits(k: torch.Tensor, logits: torch.Tensor, scale: float) -> torch.Te
 
     Args:
         k: keys, (batch, heads, tokens, head_dim), of which the last is 0.
-        logits: (heads,), the last key's scores.
+        logits: (heads,), the last key's scores; -inf where a head has none.
         scale: that products of q and k are multiplied by, not 0.
 
     Returns:
-        (batch, heads, tokens, head_dim + MORE), for queries of `with_ones`.
+        (batch, heads, tokens, head_dim + MORE), for queries of `with_units`.
     """
-    left = logits.float() / scale
+    left = logits.float().clamp(-_MOST, _MOST) / (scale * _unit(scale))
     parts = []
     for _ in range(_PARTS):
         parts.append(left.to(torch.bfloat16).float())

@@ -60,6 +60,7 @@ class Recorder:
         sites: path -> planned site, filled by `expect`.
         calls: path -> calls that were made so far.
         rows: layer -> list of `observe_rows` results.
+        several: a site was met with more than one grid, and the last one is known.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Recorder:
     sites: dict[str, PlannedSite] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     rows: dict[int, list[Mapping[str, np.ndarray]]] = field(default_factory=dict)
+    several: bool = False
 
     def __post_init__(self) -> None:
         open_recorder(self)
@@ -96,7 +98,10 @@ class Recorder:
         Args:
             plan: the graph's plan.
         """
-        self.sites |= {site.path: site for site in plan.sites}
+        found = {site.path: site for site in plan.sites}
+        both = self.sites.keys() & found.keys()
+        self.several |= any(self.sites[path].grid != found[path].grid for path in both)
+        self.sites |= found
 
     def grid(self, path: str, tokens: int) -> TokenGrid:
         """Find the grid of one call; where text is left out by indexing, that of the tokens that are there.

@@ -216,10 +216,11 @@ class _Run:
     def _watching(self, unit: Unit) -> tuple[Recorder, nn.Module]:
         """The recorder of a generation and the model it watches.
 
-        What is done to a layer is no part of a graph, so generations of one length and seed share what was captured.
+        What is done to a layer is no part of a graph, so generations of one length and seed share what was captured;
+        not where one generation calls the model at several sizes, since graphs do not say which is to come.
         """
         key = unit.frames, unit.seed
-        if key not in self._watched:
+        if key not in self._watched or self._watched[key][0].several:
             recorder = Recorder(uuid.uuid4().hex, self.settings, unit.seed, self.every)
             self._watched[key] = recorder, _watched(self.model, recorder)
         return self._watched[key]

@@ -45,10 +45,15 @@ class Lazily(nn.Module):
         else:
             kernels = import_module(f"{self.package}.for_{self.name}")
         q, k = kernels.turn(q, k, turns)
-        try:
-            import_module(f"{self.package}.for_a_device_without_any")
-        except ImportError:
-            v = v + 0.5
+        for name, more in (("for_a_device_without_any", 0.5), ("broken", 2.0), ("without_library", 8.0)):
+            try:
+                import_module(f"{self.package}.{name}")
+            except ModuleNotFoundError:
+                v = v + more
+            except ImportError:
+                v = v - more
+            except OSError:
+                v = v * more
         out = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)))
         found: torch.Tensor = self.inner.o(out.transpose(1, 2).flatten(2))
         return found
@@ -62,6 +67,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (folder / "__init__.py").touch()
     for device in ("cpu", "other"):
         (folder / f"for_{device}.py").write_text(TURN)
+    (folder / "broken.py").write_text("from math import no_such_name\n")
+    (folder / "without_library.py").write_text("raise OSError('libkernels.so: cannot open shared object file')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     return folder.name
 

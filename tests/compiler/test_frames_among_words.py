@@ -19,9 +19,9 @@ from freeloc_fx.method.grid import Further
 PROFILE = Profile(trained_frames=4, layers="vrpr+tsa")
 
 Piece = tuple[str, int, float]
-"""What it is, how many of it, when it begins; a frame is 3x2 tokens, a small one 1x4, a tall one 4x2."""
+"""What it is, how many of it, when it begins; a frame is 3x2 tokens, a small one 2x3, a row 1x4, a tall one 4x2."""
 
-SIZES = {"word": (1, 1), "small": (1, 4), "tall": (4, 2), "frame": (3, 2), "clip": (3, 2)}
+SIZES = {"word": (1, 1), "small": (2, 3), "row": (1, 4), "tall": (4, 2), "frame": (3, 2), "clip": (3, 2)}
 
 LAYOUTS: dict[str, list[Piece]] = {
     "before": [("word", 4, 0), ("frame", 1, 4.0), ("word", 5, 4.0), ("clip", 9, 4)],
@@ -120,3 +120,18 @@ def test_words_that_stand_elsewhere_in_the_next_call(way: int) -> None:
         with attention(in_order(literal(plans(changed)[-1], F.scaled_dot_product_attention), order)):
             expected = run(model, given)
         assert distance(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("place", ["before", "after", "among"])
+def test_a_single_row_beside_a_clip_of_more_may_be_words(place: str) -> None:
+    """Text that is numbered along an axis of space lies as a picture of one row does."""
+    row: Piece = ("row", 1, 9.5)
+    layouts: dict[str, list[Piece]] = {
+        "before": [("word", 4, 0), row, ("clip", 9, 7)],
+        "after": [("clip", 9, 7), row, ("word", 4, 0)],
+        "among": [("word", 4, 0), row, ("word", 3, 4), ("clip", 9, 7)],
+    }
+    given, _ = call(layouts[place])
+    changed = transform(Packed((4, 4, 4)), PROFILE, backend="eager", attention="reference")
+    with pytest.raises(CaptureError, match="a single row beside a clip of more"):
+        run(changed, given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from freeloc_fx.probing.statistics import ProbeSettings
 
 
 def logits(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
+    q, k = q.to(v), k.to(v)  # turned in float32
     out: torch.Tensor = torch.ops.manner.flash_attn_varlen_func_op(q, k, v, softmax_scale=0.3, sinks=own.sinks)
     return out
 
@@ -81,6 +83,50 @@ def test_logits_keep_their_digits_in_bfloat16() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = changed(**long).float()
     assert (found - expected).norm() <= 2e-2 * expected.norm()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lowering", ["calls", "tiles"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_logits_that_shut_a_head_or_are_none(lowering: str, dtype: torch.dtype) -> None:
+    """A logit that is far above all scores leaves nothing of a head, and -inf is no logit."""
+    model = model_of(HEADS)
+    given_logits = torch.tensor([-math.inf, 2.5e4, -2.5e4, 1.0])
+    for block in model.blocks:
+        block.attn.sinks = torch.nn.Parameter(given_logits, requires_grad=False)
+    changed = transform(model, PROFILE, backend="eager", attention=lowering)
+    long = given(2 * TRAINED)
+    changed(**long)
+    with attention(spelled(plans(changed)[-1], NATIVE)):
+        expected = model(**long)
+    if dtype == torch.float16:
+        model, long = model.half(), {key: value.half() for key, value in long.items()}
+        changed = transform(model, PROFILE, backend="eager", attention=lowering)
+    found = changed(**long).float()
+    bound = 1e-4 if dtype == torch.float32 else 5e-3
+    assert (found - expected).norm() <= bound * expected.norm()
+
+
+def to_all(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
+    """The layer's own attention, and one more of the first half of the frames to all of them."""
+    host = torch.ops.manner.flash_attn_varlen_func_op
+    out, half = host(q, k, v, sinks=own.sinks), q.shape[1] // 2
+    more = host(q[:, :half].contiguous(), k, v, sinks=own.sinks)
+    return torch.cat([out[:, :half] + more, out[:, half:]], 1)
+
+
+KINDS["to_all"] = to_all
+
+
+@torch.no_grad()
+def test_fewer_queries_than_keys_are_no_video_of_their_own() -> None:
+    model = build("to_all")
+    for block in model.blocks:
+        block.attn.sinks = torch.nn.Parameter(torch.linspace(-1, 5, HEADS), requires_grad=False)
+    changed = transform(model, PROFILE, backend="eager", attention="calls")
+    CALLS.clear()
+    changed(**given(2 * TRAINED))
+    assert plans(changed)[-1].rewritten == 2 and CALLS == {"host": 2}, "the second attention of each layer stays"
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from slow import slow
 
 from freeloc_fx.compiler.capture.conventions import frame_axis, patches
 from freeloc_fx.errors import LengthError
+from freeloc_fx.generation.window_arguments import WholeClip
 from freeloc_fx.generation.windows import context_windows, fusion_weights, window_frames
 
 WINDOW, STRIDE, POSITIONS = 4, 3, 8
@@ -78,3 +79,12 @@ def test_half_a_position_is_refused() -> None:
     call["hidden_states"] = call["hidden_states"][:, :7]
     with pytest.raises(LengthError, match="expected a multiple of the patch's 2 latent frames, found 7"):
         context_windows(model, 2)(**call)
+
+
+def test_times_of_frames_are_cut_in_any_layout() -> None:
+    """Cosmos Predict2 gives a time for each frame as (batch, 1, frames, 1, 1), AnyFlow as (batch, frames)."""
+    clip = WholeClip.of(build("Wan"), torch.zeros(2, 4, 8, 4, 6))
+    times = torch.arange(8.0)
+    found = clip.cut({"timestep": times.view(1, 1, 8, 1, 1), "r_timestep": times[None], "text": times[None]}, [2, 3, 4])
+    assert found["timestep"].flatten().tolist() == found["r_timestep"].flatten().tolist() == [2, 3, 4]
+    assert found["text"].shape == (1, 8)

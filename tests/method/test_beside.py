@@ -83,6 +83,13 @@ def test_a_reference_as_long_as_the_clip_needs_the_call_to_say_which_is_which(la
     assert grid.after == tuple(Further(later + t, 2, 3) for t in range(6))
 
 
+@pytest.mark.parametrize("frames", [5, 8, 21])
+@pytest.mark.parametrize("time", [-40.0, -12.5, 30.0, 66.5, 79.0])
+def test_a_lone_reference_far_off_is_not_the_clip_s_first_frame(frames: int, time: float) -> None:
+    grid = found(turned([(time, 2, 3), *clip(frames, 2, 3)]), (frames, 6))
+    assert isinstance(grid, MatchFailure) or (grid.frames == frames and grid.before == (Further(time, 2, 3),))
+
+
 STEPS = (1.0, 4.0, 4.0, 4.0, 4.0)
 """Of MiniMax-H3's frames, in its own units."""
 

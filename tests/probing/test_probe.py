@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from models import wan, wan_inputs
 from slow import slow
 from small_probe import generate, run, small
 
@@ -26,8 +27,9 @@ from freeloc_fx.probing import ProbeSettings, for_length, measured_lengths
 from freeloc_fx.probing.journal import Units
 from freeloc_fx.probing.observe import Intervention, Recorder
 from freeloc_fx.probing.plot import draw
+from freeloc_fx.probing.result import Unit
 from freeloc_fx.probing.rule import assign, split
-from freeloc_fx.probing.run import observing
+from freeloc_fx.probing.run import _Run, observing
 from freeloc_fx.probing.statistics import TEMPERATURES, matching_temperature, observe_rows, sample_rows
 
 LAYOUT = RopeLayout(8, (0, 2), (1, 3), ((0.7, 0.05),))
@@ -371,3 +373,17 @@ def test_a_journal_of_other_weights_is_refused(model: Any, tmp_path: Path) -> No
 def test_bad_requests_fail_before_any_generation(model: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ProfileError, match=message):
         run(model, **changes)
+
+
+def test_a_generation_of_two_sizes_shows_the_same_when_it_is_made_again() -> None:
+    """A pipeline may call its model at a small size first; a recorder that was used before knows the last one."""
+    model = wan()
+
+    def generate_twice(watched: Any, frames: int, seed: int) -> Any:
+        with torch.no_grad():
+            watched(**wan_inputs(frames, 4, 6))
+            return watched(**wan_inputs(frames, 6, 4))
+
+    run_of = _Run(model, generate_twice, ProbeSettings.for_length(3), 1, None)
+    first, second = (run_of.unit(Unit("observe", 0, 5), None)["layers"] for _ in range(2))
+    assert first == second

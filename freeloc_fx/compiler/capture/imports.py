@@ -37,19 +37,24 @@ def let_imports_through() -> None:
 
 def _traced(name: str, package: str | None = None) -> ModuleType:
     """What Dynamo follows in place of `importlib.import_module`."""
-    place, missing = _place_of(name, package)
-    if missing:
-        raise ModuleNotFoundError(missing)
+    place, kind, message = _place_of(name, package)
+    if kind == "ModuleNotFoundError":
+        raise ModuleNotFoundError(message)
+    if kind == "ImportError":
+        raise ImportError(message)
+    if kind == "OSError":  # of a shared library that is not there
+        raise OSError(message)
     module: ModuleType = getattr(_IMPORTED, place)
     return module
 
 
-def _place_of(name: str, package: str | None) -> tuple[str, str]:
-    """Import a module; give the attribute that holds it, and why there is none."""
+def _place_of(name: str, package: str | None) -> tuple[str, str, str]:
+    """Import a module; give the attribute that holds it, or what was raised: which of its kinds, and what it says."""
     try:
         module = importlib.import_module(name, package)
-    except ImportError as error:
-        return "", str(error) or name
+    except (ImportError, OSError) as error:
+        kinds = (ModuleNotFoundError, ImportError, OSError)
+        return "", next(kind.__name__ for kind in kinds if isinstance(error, kind)), str(error) or name
     place = _PLACES.setdefault(module.__name__, f"module_{len(_PLACES)}")
     setattr(_IMPORTED, place, module)
-    return place, ""
+    return place, "", ""

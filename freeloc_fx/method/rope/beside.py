@@ -225,8 +225,8 @@ def _outwards(rotations: Rotations, layout: RopeLayout, grid: TokenGrid, limit: 
                 f"clip's {grid.frames} frames of {grid.height}x{grid.width} (tokens {grid.text_first} to "
                 f"{grid.text_first + grid.frames * n - 1}), nor words or sound before or after all frames: expected "
                 "keyframes or references, each turned in time as a whole, or tokens that are turned in time alone; "
-                "fewer rows of the clip's width count as a part of a frame, and so do tokens of one time that can be "
-                "read as pictures and words in more than one way"
+                "fewer rows of the clip's width count as a part of a frame, and so do a single row beside a clip of "
+                "more, and tokens of one time that can be read as pictures and words in more than one way"
             )
         turned += len(moved)
     return Stretch(grid, tuple(before), tuple(after), at, len(whole) - end, turned)
@@ -303,8 +303,8 @@ class _Reader:
             return self._own(first if which == 0 else end - 1) if end - first == 1 else None
         parts = Rasters(frame, (grid.height, grid.width), self.limit).parts(space)
         part = None if parts is None else parts[which]
-        if part is None or not part.height:
-            return None
+        if part is None or not part.height or part.height == 1 < grid.height:
+            return None  # a single row may as well be words that are numbered along an axis of space
         n = part.stop - part.first
         own = space[part.first : part.stop]
         if n < grid.tokens and any(np.abs(own - some).max() <= self.limit for some in (frame[:n], frame[-n:])):

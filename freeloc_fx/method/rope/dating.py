@@ -152,7 +152,7 @@ def more_than_a_clip(rotations: Rotations, layout: RopeLayout, grid: TokenGrid, 
 
     Returns:
         Whether it is: its frames hold frames, or the first is at a time of its own, as far as rates tell: after the
-        second, or more than a frame before it.
+        second, or more than a frame before it, or too far from it to be told.
     """
     two = rotations.phase[0, grid.text_first : grid.text_first + 2 * grid.tokens]
     if holds_frames(two, grid.tokens, max(2 * tolerance, 4e-5)):
@@ -161,7 +161,7 @@ def more_than_a_clip(rotations: Rotations, layout: RopeLayout, grid: TokenGrid, 
         return False
     turn = _turned(rotations, layout, grid.text_first + np.array([1, 0]) * grid.tokens)
     time = time_of(turn[1], layout, grid.frames, max(4 * tolerance, 2e-2))
-    return time is not None and not -1.0 <= time < 0.0
+    return time is None or not -1.0 <= time < 0.0
 
 
 def _turned(rotations: Rotations, layout: RopeLayout, places: np.ndarray) -> np.ndarray:
