@@ -307,6 +307,7 @@ TABLES = (
     Table("bench/README.md", "calls", partial(models, "calls")),
     Table("bench/README.md", "refused", partial(models, "refused")),
     Table("bench/README.md", "hosts", hosts),
+    Table("bench/README.md", "short_clips", lambda: (RESULTS / "short_clips.md").read_text().partition("\n\n")[0]),
     Table("profiles/README.md", "shipped", shipped),
 )
 """Every table, in the order in which the files have them."""

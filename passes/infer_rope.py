@@ -181,7 +181,7 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
         if isinstance(rotations, MatchFailure):
             return MatchFailure(rotations.reason, name)
         found = temporal(rotations, dim, tolerance)
-        if isinstance(found, MatchFailure) or dating.more_than_a_clip(rotations, *found, tolerance):
+        if isinstance(found, MatchFailure) or dating.more_than_a_clip(rotations, *found, tolerance, tables.clip):
             parted = beside.stretch_of(rotations, dim, tolerance, tables.clip)
             if isinstance(parted, MatchFailure):
                 ordered = among.order_of(rotations, tolerance, tables.clip)

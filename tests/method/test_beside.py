@@ -21,7 +21,7 @@ from freeloc_fx.method.rope.temporal import temporal
 def found(rotations: Rotations, known: tuple[int, int] | None = None) -> TokenGrid | MatchFailure:
     """As the pass goes about it; these rates are known."""
     whole = temporal(rotations, DIM, 1e-4)
-    if not isinstance(whole, MatchFailure) and not more_than_a_clip(rotations, *whole, 1e-4):
+    if not isinstance(whole, MatchFailure) and not more_than_a_clip(rotations, *whole, 1e-4, known):
         return whole[1]
     parted = stretch_of(rotations, DIM, 1e-4, known)
     if isinstance(parted, MatchFailure):

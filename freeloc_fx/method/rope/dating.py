@@ -141,7 +141,9 @@ def _uneven(layout: RopeLayout, grid: TokenGrid, start: float, early: int, late:
     return replace(layout, omega=omega), whole
 
 
-def more_than_a_clip(rotations: Rotations, layout: RopeLayout, grid: TokenGrid, tolerance: float) -> bool:
+def more_than_a_clip(
+    rotations: Rotations, layout: RopeLayout, grid: TokenGrid, tolerance: float, known: tuple[int, int] | None = None
+) -> bool:
     """Tell whether what looks like one clip is a clip with frames beside it.
 
     Args:
@@ -149,10 +151,11 @@ def more_than_a_clip(rotations: Rotations, layout: RopeLayout, grid: TokenGrid, 
         layout: how the clip's frames turn.
         grid: the clip's.
         tolerance: largest accepted deviation from a rotation, as in `measure`.
+        known: frames of the clip and tokens of each, where the call says.
 
     Returns:
         Whether it is: its frames hold frames, or the first is at a time of its own, as far as rates tell: after the
-        second, or more than a frame before it, or too far from it to be told.
+        second, or more than a frame before it; where they do not tell, the call says that it has other frames.
     """
     two = rotations.phase[0, grid.text_first : grid.text_first + 2 * grid.tokens]
     if holds_frames(two, grid.tokens, max(2 * tolerance, 4e-5)):
@@ -161,7 +164,9 @@ def more_than_a_clip(rotations: Rotations, layout: RopeLayout, grid: TokenGrid, 
         return False
     turn = _turned(rotations, layout, grid.text_first + np.array([1, 0]) * grid.tokens)
     time = time_of(turn[1], layout, grid.frames, max(4 * tolerance, 2e-2))
-    return time is None or not -1.0 <= time < 0.0
+    if time is None:
+        return known is not None and not is_known(grid.tokens, grid.frames, known)
+    return not -1.0 <= time < 0.0
 
 
 def _turned(rotations: Rotations, layout: RopeLayout, places: np.ndarray) -> np.ndarray:
