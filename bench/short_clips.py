@@ -14,12 +14,15 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from clips import prompt_of, real_clip, reconstruct
 from common import lines, save, save_table
+from text_to_video import FRAMES
 from tiny_wan_vae import earlier
 
 from freeloc_fx.evaluation.metrics.ground_truth import score
@@ -29,10 +32,10 @@ from freeloc_fx.files import write_bytes
 from freeloc_fx.generation import tiny_wan
 from freeloc_fx.generation.loading import load_pipeline
 from freeloc_fx.generation.pipelines import generate
+from freeloc_fx.generation.tiny_wan.scenes import SIZE
 
-FRAMES = 81
-SIDE = 64
 SHOWN = 8
+"""Frames of a clip on the sheet."""
 
 Make = Callable[[int], np.ndarray]
 
@@ -59,21 +62,14 @@ def sources(folders: dict[str, Path], steps: int, guidance: float) -> Iterator[t
     for name, folder in folders.items():
         pipe = load_pipeline(str(folder))
         yield f"{name}, VAE alone", lambda seed, pipe=pipe: reconstruct(pipe, real_clip(seed, FRAMES))
-        yield (
-            name,
-            lambda seed, pipe=pipe: (
-                generate(
-                    pipe,
-                    prompt_of(seed),
-                    frames=FRAMES,
-                    height=SIDE,
-                    width=SIDE,
-                    steps=steps,
-                    guidance=guidance,
-                    seed=seed,
-                ).frames
-            ),
-        )
+        yield name, partial(sample, pipe, steps=steps, guidance=guidance)
+
+
+def sample(pipe: Any, seed: int, steps: int, guidance: float) -> np.ndarray:
+    """A model's clip of a seed's prompt, float32 (frames, 64, 64, 3)."""
+    options: dict[str, Any] = {"frames": FRAMES, "height": SIZE, "width": SIZE}
+    made: np.ndarray = generate(pipe, prompt_of(seed), steps=steps, guidance=guidance, seed=seed, **options).frames
+    return made
 
 
 def sheet(path: Path, clips: list[np.ndarray], made: list[np.ndarray]) -> None:
@@ -107,23 +103,23 @@ def main() -> None:
     if given.folder is not None:
         folders = {given.folder.name: given.folder}
     found: dict[str, list[dict[str, float]]] = {}
+    means: dict[str, dict[str, float]] = {}
     videos: dict[str, list[np.ndarray]] = {}
     for name, make in sources(folders, given.steps, given.guidance):
         videos[name] = [make(seed) for seed in seeds]
         found[name] = [measure(video, prompt_of(seed)) for video, seed in zip(videos[name], seeds, strict=True)]
-        means = {key: statistics.fmean(clip[key] for clip in found[name]) for key in found[name][0]}
-        print(name, " ".join(f"{key} {value:.3f}" for key, value in means.items()), flush=True)
+        means[name] = {key: statistics.fmean(clip[key] for clip in found[name]) for key in found[name][0]}
+        print(name, " ".join(f"{key} {value:.3f}" for key, value in means[name].items()), flush=True)
     if given.sheet is not None:
         sheet(given.sheet, videos["real"], videos[name])
     if given.folder is not None:
         return
-    head = ("clips of 81 frames", "a thing twice", "missing", "pops per 100 frames", "constancy", "motion", "composite")
+    head = (f"clips of {FRAMES} frames", "a thing twice", "missing", "pops per 100 frames", "constancy", "motion")
     table = []
-    for name, clips in found.items():
-        mean = {key: statistics.fmean(clip[key] for clip in clips) for key in clips[0]}
+    for name, mean in means.items():
         shares = [f"{mean[key]:.0%}" for key in ("twice", "missing")]
         table.append([name, *shares, *(f"{mean[key]:.2f}" for key in ("pops", "constancy", "motion", "composite"))])
-    save_table("short_clips", lines(head, table))
+    save_table("short_clips", lines((*head, "composite"), table))
     options = {"seed": given.seed, "steps": given.steps, "guidance": given.guidance}
     save("short_clips", {**options, "clips": found})
 

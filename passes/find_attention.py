@@ -26,9 +26,11 @@ _BUILT_IN = (
 def _advice(node: fx.Node, held: Held) -> str:
     name, call = kernel_name(node), kernel_call(node, held.value)
     if isinstance(call, KernelCall):
+        logits, query = None if call.sink is None else shape_of(call.sink), shape_of(call.query) or ()
+        axis = 2 if call.layout == "bshd" else 1
         unknown = "its sizes, or where its samples begin, are not known or not those of one"
-        shape = None if call.sink is None else shape_of(call.sink)
-        call = unknown if call.sink is None else f"its softmax counts learned logits {shape}, expected one a head"
+        other = f"its softmax counts learned logits {logits}, expected one a head"
+        call = unknown if logits in (None, query[axis : axis + 1]) else other
     return f"{name}{_ITS_OWN} ({call}); {_BUILT_IN if 'flex' in name else _CHOSEN}"
 
 
