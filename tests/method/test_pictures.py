@@ -28,6 +28,14 @@ def read(places: Places, clip: tuple[int, int]) -> tuple[Part, ...] | None:
     return Rasters(turned(raster(*clip)), clip, 2e-3).parts(turned(places))
 
 
+def goes_on(before: Part, new: Part, places: Places, step: float) -> bool:
+    """Whether a picture begins where the one before it ends, a step below its last row."""
+    if before.width != new.width:
+        return False
+    both = raster(before.height + new.height, new.width, *places[before.first], step)
+    return places[before.first : new.stop] == both
+
+
 SIZE = st.tuples(st.integers(2, 5), st.integers(2, 5))
 
 
@@ -69,8 +77,12 @@ def test_no_word_is_taken_for_a_part_of_a_picture(data: st.DataObject) -> None:
             expected.append(Part(first, len(places)))
         else:
             size, shift = data.draw(SIZE), data.draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
-            places += raster(*size, *shift, data.draw(st.sampled_from([0.5, 1.0, 2.0])))
+            step = data.draw(st.sampled_from([0.5, 1.0, 2.0]))
+            places += raster(*size, *shift, step)
             expected.append(Part(first, len(places), *size))
+            if len(expected) > 1 and goes_on(*expected[-2:], places, step):  # as one picture to the number
+                before, new = expected[-2:]
+                expected[-2:] = [Part(before.first, new.stop, before.height + new.height, new.width)]
     found = read(places, clip)
     rows = found is not None and any(part.height == 1 for part in found)
     assert found is None or rows or found == tuple(expected), (found, expected)

@@ -6,7 +6,8 @@ A picture is a raster: rows of equal steps, each beyond the one before it by the
 frames. Words stand at one place. Of all ways to read a stretch the cheapest holds, where only one is as cheap: a part
 costs one, a single row two, and so do words that are turned in space, as a token of sound may be; a raster that lies
 askew costs as much as several parts. A row that begins where words stand is one row: that it may be a word and a row
-which is moved by one step, no position tells.
+which is moved by one step, no position tells. Nor does any tell two pictures from one where the second goes on a step
+below the last row of the first: they are one.
 """
 
 from __future__ import annotations
@@ -108,27 +109,31 @@ class Rasters:
         if own:
             found.append((1, Part(at, at + n, *self.size)))
         if len(tokens) > 1:
-            height, width, straight = self._raster(tokens)
-            if not own or height * width != n:
-                cost = _ASKEW if not straight else 2 if height == 1 else 1
-                found.append((cost, Part(at, at + height * width, height, width)))
+            most, width, straight = self._raster(tokens)
+            # Any number of its rows: what goes on below may be another picture's first row.
+            for height in range(1, most + 1):
+                if not own or height * width != n:
+                    cost = _ASKEW if not straight[height > 1] else 2 if height == 1 else 1
+                    found.append((cost, Part(at, at + height * width, height, width)))
         return found
 
-    def _raster(self, tokens: np.ndarray) -> tuple[int, int, bool]:
-        """Rows and columns of the largest raster that begins with the first token; whether it lies as the clip's."""
+    def _raster(self, tokens: np.ndarray) -> tuple[int, int, tuple[bool, bool]]:
+        """Rows and columns of the largest raster that begins with the first token; whether its first row lies as the
+        clip's, and whether all of it does."""
         steps = tokens[1:] * tokens[:-1].conj()
         other = np.flatnonzero(np.abs(steps - steps[0]).max(1) > 2 * self.limit)
         width = 1 + (int(other[0]) if len(other) else len(steps))
         along = self._along(steps[0])
+        row = along is not None
         if width == len(tokens):
-            return 1, width, along is not None
+            return 1, width, (row, row)
         down = tokens[width:] * tokens[:-width].conj()
         if np.abs(down[0] - 1).max() <= self.limit:  # comes back to where it began: the next picture
-            return 1, width, along is not None
+            return 1, width, (row, row)
         other = np.flatnonzero(np.abs(down - down[0]).max(1) > 2 * self.limit)
         height = 1 + (int(other[0]) if len(other) else len(down)) // width
         across = self._along(down[0])
-        return height, width, along is not None and (height == 1 or across not in (None, along))
+        return height, width, (row, row and across not in (None, along))
 
     def _along(self, step: np.ndarray) -> int | None:
         """Along which of the clip's axes a step goes, forwards; one more than it has for what is along none of them,
