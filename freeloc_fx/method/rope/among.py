@@ -119,8 +119,8 @@ def _spans(
     for a, b in zip([0, *cuts.tolist()], [*cuts.tolist(), stop - first], strict=True):
         tokens = whole[first + a : first + b]
         parts = rasters.parts(tokens[:, ~alone]) if b - a > 1 else None
-        row = parts is not None and any(part.height == 1 < rasters.size[0] for part in parts)  # words may lie like it
-        if parts is None or row or not (np.abs(tokens - 1) > STILL).any():
+        unsure = parts is None or any(rasters.may_be_words(part, tokens[:, ~alone]) for part in parts)
+        if parts is None or unsure or not (np.abs(tokens - 1) > STILL).any():
             found.append((False, first + a, first + b))
         else:
             found += [(part.height > 0, first + a + part.first, first + a + part.stop) for part in parts]

@@ -301,10 +301,11 @@ class _Reader:
         space, frame = self.whole[first:end][:, still], self.frame[:, still]
         if grid.tokens == 1:  # a frame of one token is told from text by where it stands
             return self._own(first if which == 0 else end - 1) if end - first == 1 else None
-        parts = Rasters(frame, (grid.height, grid.width), self.limit).parts(space)
+        rasters = Rasters(frame, (grid.height, grid.width), self.limit)
+        parts = rasters.parts(space)
         part = None if parts is None else parts[which]
-        if part is None or not part.height or part.height == 1 < grid.height:
-            return None  # a single row may as well be words that are numbered along an axis of space
+        if part is None or not part.height or rasters.may_be_words(part, space):
+            return None
         n = part.stop - part.first
         own = space[part.first : part.stop]
         if n < grid.tokens and any(np.abs(own - some).max() <= self.limit for some in (frame[:n], frame[-n:])):

@@ -95,6 +95,23 @@ class Rasters:
             at = cheapest[0].first
         return tuple(found)
 
+    def may_be_words(self, part: Part, space: np.ndarray) -> bool:
+        """Whether a picture is a single row beside a clip of more, as words lie that are numbered along an axis of
+        space; not one whose tokens are as far apart as the clip is high, as of a reference that is as much coarser.
+
+        Args:
+            part: of a reading.
+            space: that was read.
+        """
+        rows = self.size[0]
+        if part.height != 1 or rows == 1:
+            return False
+        if part.width == 1 or self.size[1] == 1:
+            return True
+        step = space[part.first + 1] * space[part.first].conj()
+        coarse = (self.frame[1] * self.frame[0].conj()) ** rows
+        return bool(np.abs(step - coarse).max() > 2 * rows * self.limit)
+
     def _beginning(self, space: np.ndarray, at: int) -> list[tuple[int, Part]]:
         """What may begin at a token, each with what it costs."""
         tokens = space[at:]
