@@ -17,6 +17,7 @@ import torch
 import training_loop
 from checkpoints import LARGEST, Checkpoint, State, read_part
 from tiny_wan_vae import make_vae
+from train_dit import spread_normal
 from train_vae import VaeStage
 from training_loop import Budget, Clips, train
 
@@ -144,6 +145,16 @@ def test_batches_never_repeat_and_go_on_where_the_last_run_stopped() -> None:
     later = Clips(0, 11, 2, 5, first=4)
     assert torch.equal(later[1][0], firsts[5])
     assert not torch.equal(Clips(0, 12, 2, 5)[0][0], firsts[0])
+
+
+def test_a_clip_has_one_noise_level_in_each_range() -> None:
+    drawn = spread_normal(500, 4, torch.Generator().manual_seed(3)).view(500, 4)
+    quartiles = torch.tensor([-0.6745, 0.0, 0.6745])
+    assert torch.equal(torch.bucketize(drawn, quartiles), torch.arange(4).expand(500, 4))
+    # Together they are normal: a Kolmogorov-Smirnov distance of 2000 numbers that are not is above 0.04.
+    below = torch.special.ndtr(drawn.flatten().sort().values)
+    assert float((below - (torch.arange(2000) + 0.5) / 2000).abs().max()) < 0.03
+    assert spread_normal(3, 1, torch.Generator().manual_seed(0)).isfinite().all()
 
 
 def test_the_rate_falls_at_the_end() -> None:
