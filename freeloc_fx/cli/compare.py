@@ -112,6 +112,9 @@ def compare(
         elif others := finished.remove():  # only now: all that was made of them is whole
             words = "1 finished video of other settings was" if others == 1 else f"{others} of other settings were"
             out.print(f"{words} removed from {folder}", highlight=False, soft_wrap=True)
+        if not keep_parts and (files := finished.undecoded()):
+            words = ", ".join(file.name for file in files)
+            out.print(f"denoised latents of other settings stay in {folder}: {words}", highlight=False, soft_wrap=True)
         for name, runs in found.items():
             out.print(f"{name}: {runs[0]['summary']}, {runs[0]['seconds']:.0f} s", highlight=False, soft_wrap=True)
         if means:

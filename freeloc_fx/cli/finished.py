@@ -173,13 +173,16 @@ class FinishedVideos:
     def remove(self) -> int:
         """Delete what this comparison used, and what an interrupted one of other settings left: nobody looks for it.
 
-        The folder goes too if nothing else is in it.
+        Denoised latents of other settings stay: the run that left them said that a video can be made of them. The
+        folder goes if nothing is left in it.
 
         Returns:
             How many videos of other settings there were.
         """
         kept = self._kept() - self._used
+        undecoded = self.undecoded()
         parts = [file for file in self.folder.glob("*") if (m := _PART.fullmatch(file.name)) and m["key"] not in kept]
+        parts = [file for file in parts if file not in undecoded]
         others = {file.stem for file in parts if file.suffix == ".npy"} - self._used
         for file in parts:
             file.unlink(missing_ok=True)
@@ -188,6 +191,15 @@ class FinishedVideos:
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
         return len(others)
+
+    def undecoded(self) -> list[Path]:
+        """Find the denoised latents of other settings, which a run that failed left.
+
+        Returns:
+            Their files.
+        """
+        found = [(file, _PART.fullmatch(file.name)) for file in self.folder.glob(f"*{SUFFIX}")]
+        return sorted(f for f, m in found if m and f.name == m["key"] + SUFFIX and m["key"] not in self._used)
 
     def _kept(self) -> set[str]:
         """Videos that somebody wanted kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,7 @@ def probe(
         check(tried, targets, range(seeds), rewarded=True)
         needed = mode == "full" or bool(tried)
         judge = _judge(job, needed, texts, range(seeds), visionreward, visionreward_model, trust_remote_code)
+        named = None if judge is None else _judge_name(visionreward, visionreward_model)
         if tried and judge is None:
             raise UsageError("--candidate: expected prompts that can be scored, or --visionreward; found neither")
         pipe = load(job)
@@ -137,6 +139,7 @@ def probe(
                 height=job.height,
                 width=job.width,
                 reward=judge,
+                reward_name=named,
                 journal=folder,
                 on_unit=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
             )
@@ -175,6 +178,16 @@ def _judge(
     if needed and all(scorable(job, text) is None for text in texts):
         return lambda video, seed: score(video, texts[seed % len(texts)]).composite
     return None
+
+
+def _judge_name(files: tuple[Path, Path] | None, model: str) -> str:
+    """What the reward is: VisionReward by its model and the content of its files, or tiny-wan's ground truth."""
+    if files is None:
+        return "composite"
+    content = hashlib.sha256()
+    for file in files:
+        content.update(file.read_bytes() if file.is_file() else b"")
+    return f"VisionReward {model} {content.hexdigest()[:16]}"
 
 
 def _multiples(lengths: str | None, frames: int | None) -> list[float]:

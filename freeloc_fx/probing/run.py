@@ -64,6 +64,7 @@ def probe(
     height: int | None = None,
     width: int | None = None,
     reward: Reward | None = None,
+    reward_name: str | None = None,
     journal: str | Path | None = None,
     on_unit: Callable[[int, int, str], None] | None = None,
 ) -> Profile:
@@ -136,6 +137,7 @@ def probe(
         "every": every, "steps": steps, "height": height, "width": width, "rewarded": reward is not None,
         "settings": None if settings is None else asdict(settings), "class": type(model).__name__,
         "weights": fingerprint(model), "torch": torch.__version__, "freeloc_fx": installed_version(),
+        **({} if reward_name is None else {"reward": reward_name}),
     }  # fmt: skip
     kept = Units(Path(journal) if journal is not None else None, job)
     run = _Run(model, generate, settings, every, reward)

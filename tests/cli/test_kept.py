@@ -204,3 +204,18 @@ def test_parts_of_other_settings_go_with_a_finished_comparison(
     assert set(names(parts)) == {*kept, "kept.json", "notes.txt"}  # what somebody wanted kept stays
     assert run(*command, "--strategies=direct", "--seeds=2").exit_code == 0
     assert names(parts) == ["notes.txt"]
+
+
+def test_latents_of_other_settings_stay(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["compare", PROMPT, "--frames=5", *small, "--strategies=direct", "-o", tmp_path / "c.gif"]
+    with monkeypatch.context() as patch:
+        fail_decoding(patch, MemoryError())
+        assert run(*command, "--seeds=1").exit_code == 1
+    parts = tmp_path / "c.parts"
+    (file,) = parts.iterdir()
+    (parts / f".{file.name.removesuffix('.latents.safetensors')}-x1y2.latents.safetensors").write_bytes(b"half")
+    result = run(*command, "--seeds=2")
+    assert result.exit_code == 0 and f"denoised latents of other settings stay in {parts}: {file.name}" in result.stdout
+    assert names(parts) == [file.name]
+    assert run("decode", file, "-o", tmp_path / "d.gif").exit_code == 0
+    assert run(*command, "--seeds=1").exit_code == 0 and not parts.exists()  # the video was made of them

@@ -185,11 +185,16 @@ def test_visionreward_rewards_a_full_probe(
     options = ["--visionreward", *files, "--seeds=2", "--prompt", "a cat", "-o", tmp_path / "p.json"]
     result = run(model, "--mode=full", *options, "--visionreward-model=here", "--trust-remote-code")
     assert result.exit_code == 0, result.output
-    ((arguments, given),) = Judge.loaded
+    (arguments, given) = Judge.loaded[0]
     assert arguments == (*files, "here") and given["trust_remote_code"] is True
     assert asked["reward"]("video", 1) == (["a cat"], [0, 1], "video", 1)
+    named = asked["reward_name"]
+    assert named.startswith("VisionReward here ")
+    files[1].write_text("[1.0]")  # another reward: the journal's would be of the one before
+    again = run(model, "--mode=full", *options, "--visionreward-model=here", "--trust-remote-code")
+    assert again.exit_code == 0 and asked["reward_name"] not in (named, "composite"), again.output
     refused = run(model, *options)
-    assert refused.exit_code == 2 and "--mode full" in refused.stderr and len(Judge.loaded) == 1
+    assert refused.exit_code == 2 and "--mode full" in refused.stderr and len(Judge.loaded) == 2
 
 
 def test_without_its_files_visionreward_is_not_loaded(model: Path, tmp_path: Path) -> None:

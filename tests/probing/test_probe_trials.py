@@ -124,6 +124,14 @@ def test_a_journal_tells_a_solved_temperature_from_a_matched_one(tmp_path: Path)
     assert len(solved) == len(other) == 3 and not solved & other
 
 
+def test_rewards_of_another_name_are_not_taken_over(tmp_path: Path) -> None:
+    journal = {"generate": generate, "reward": lambda video, seed: float(video.std()), "journal": tmp_path / "j"}
+    run(SMALL["model"], reward_name="spread", **journal)
+    with pytest.raises(ProfileError, match=r"another probe \(different: reward\)"):
+        run(SMALL["model"], reward_name="composite", **journal)
+    run(SMALL["model"], reward_name="spread", **journal)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
