@@ -15,7 +15,7 @@ import freeloc_fx
 from freeloc_fx import Profile
 from freeloc_fx.compat import stamps_regions
 from freeloc_fx.compiler import pipeline
-from freeloc_fx.compiler.capture import attach
+from freeloc_fx.compiler.capture import captures
 from freeloc_fx.compiler.capture.trace_once import Marks
 from freeloc_fx.compiler.transform import plans
 from freeloc_fx.errors import StampError
@@ -61,9 +61,8 @@ def stamped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def unmarked(monkeypatch: pytest.MonkeyPatch, model: Any, profile: Profile) -> Any:
-    with monkeypatch.context() as patch:
-        patch.setattr(attach, "Marks", lambda blocks: Marks(()))
-        return freeloc_fx.transform(model, profile, backend="eager")
+    monkeypatch.setattr(captures, "Marks", lambda blocks: Marks(()))  # what has been called has its marks
+    return freeloc_fx.transform(model, profile, backend="eager")
 
 
 @stamping
@@ -116,7 +115,7 @@ def test_the_blocks_carry_their_marks_only_while_the_model_runs() -> None:
 
 @stamping
 def test_somebody_elses_forward_stays() -> None:
-    model = wan(2)
+    model = wan(3)
     own = model.blocks[0].__dict__["forward"] = lambda *a, **k: type(model.blocks[0]).forward(model.blocks[0], *a, **k)
     with Marks(model.blocks).on():
         assert model.blocks[0].forward is own

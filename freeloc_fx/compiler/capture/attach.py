@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from freeloc_fx.attention.running import Running, running, within
-from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, dynamo_switched_off, is_compiled_function, plain_call
+from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, dynamo_switched_off, is_compiled_function
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.compiler.inner import compiler
 from freeloc_fx.errors import CaptureError, TransformError
@@ -18,17 +18,16 @@ from freeloc_fx.method.timeline import TextSchedule
 from freeloc_fx.planning.profile import Profile
 
 from .blocks import BlockByBlock, first_line
+from .captures import Captures, Taken
 from .conventions import call_arguments
 from .facts import calling, check_captured, facts_of
 from .gate import gate_of
 from .hooks import HOOKED, check_blocks, check_devices
 from .loop import running_timesteps
 from .parallel import token_group_of
-from .shared import SharedCalls
 from .state import State, lock_of, state_of
 from .steps import StepCounter, follows_steps
-from .texts import Scheduled, schedule_of_call
-from .trace_once import Marks
+from .texts import schedule_of_call
 from .whole import call_whole, capture_settings
 
 __all__ = ["Model", "attach", "check_forward", "check_mode"]
@@ -57,37 +56,34 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
     if hasattr(result, "compile_repeated_blocks"):  # of diffusers; equal blocks are compiled once anyway
         result.__dict__["compile_repeated_blocks"] = compile
     gate, lock = gate_of(result), lock_of(original)
-    compiled = torch.compile(plain_call(result), backend=backend, fullgraph=True, dynamic=False)
-    marks = Marks(result.get_submodule(path) for path in backend.layers)
-    shared = SharedCalls(result, backend)
-    scheduled = Scheduled(result, backend)
+    captures = Captures(result, backend)
     counter = StepCounter() if follows_steps(backend.profile) else None
 
-    def run_scheduled(texts: TextSchedule, *args: Any, **kwargs: Any) -> Any:
-        if state.by_block is not None:
-            raise scheduled.refuse_blocks(state.by_block.reason)
+    def run_scheduled(taken: Taken, texts: TextSchedule, *args: Any, **kwargs: Any) -> Any:
+        if taken.by_block is not None:
+            raise taken.scheduled.refuse_blocks(taken.by_block.reason)
         try:
-            output = call_whole(marks, scheduled.call_for(texts), *args, **kwargs)
+            output = call_whole(taken.marks, taken.scheduled.call_for(texts), *args, **kwargs)
         except dynamo_errors("NO_SINGLE_GRAPH") as why:
-            raise scheduled.refuse_blocks(first_line(why)) from why
+            raise taken.scheduled.refuse_blocks(first_line(why)) from why
         check_captured(type(result).__name__, 0)
         return output
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        by_block, reason = state.by_block, ""
+    def run(taken: Taken, *args: Any, **kwargs: Any) -> Any:
+        by_block, reason = taken.by_block, ""
         if by_block is None:
             try:
-                output = call_whole(marks, compiled, *args, **kwargs)
+                output = call_whole(taken.marks, taken.compiled, *args, **kwargs)
                 check_captured(type(result).__name__, 0)
                 return output
             except dynamo_errors("NO_SINGLE_GRAPH") as why:
-                by_block, reason = BlockByBlock(result, backend, why), first_line(why)
+                by_block, reason = BlockByBlock(result, taken.backend, why), first_line(why)
         output, found = by_block.run(*args, **kwargs)
         check_captured(type(result).__name__, 0)
         if found is not None:
             backend.plans.append(found)
-        if state.by_block is None:
-            state.by_block = by_block  # only now: what this call failed for may be the call's own
+        if taken.by_block is None:
+            taken.by_block = by_block  # only now: what this call failed for may be the call's own
             log.info("%s: captured block by block: %s", type(result).__name__, reason)
         return output
 
@@ -110,8 +106,10 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
             before = backend.plans.total
             group = token_group_of(result)
             blocks = ((path, result.get_submodule(path)) for path in backend.layers)
-            if check_blocks(blocks) and state.by_block is None and group is None:
-                state.by_block = BlockByBlock(result, backend, HOOKED)
+            hooked = check_blocks(blocks)
+            taken = captures.now()
+            if hooked and taken.by_block is None and group is None:
+                taken.by_block = BlockByBlock(result, taken.backend, HOOKED)
                 log.info("%s: captured block by block: %s", type(result).__name__, HOOKED)
             with (
                 torch.no_grad(),
@@ -121,12 +119,12 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
                 gate.open(),
             ):
                 if texts is not None:
-                    scheduled.refuse_ranks(group)
-                    output = run_scheduled(texts, *args, **kwargs)
+                    taken.scheduled.refuse_ranks(group)
+                    output = run_scheduled(taken, texts, *args, **kwargs)
                 elif group is not None:
-                    output = shared.run(group, known, given, args, kwargs)
+                    output = taken.shared.run(group, known, given, args, kwargs)
                 else:
-                    output = run(*args, **kwargs)
+                    output = run(taken, *args, **kwargs)
             state.units.look_at(backend.plans.since(before))
         return output
 

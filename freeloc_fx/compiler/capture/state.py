@@ -11,7 +11,6 @@ from torch import nn
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.errors import TransformError
 
-from .blocks import BlockByBlock
 from .units import UnitCheck
 
 __all__ = ["State", "lock_of", "state_of"]
@@ -37,7 +36,6 @@ class State:
     def __init__(self, original: nn.Module, result: nn.Module, backend: Backend) -> None:
         self.original, self.backend = original, backend
         self.result = weakref.ref(result)
-        self.by_block: BlockByBlock | None = None
         self.calls = 0
         self.units = UnitCheck(type(result).__name__, backend.profile)
         vars(result)[_KEY] = self

@@ -2,8 +2,10 @@
 
 Capturing thirty layers one after the other is most of what a first call costs beyond compiling one block. A block that
 is marked (`torch.compiler.nested_compile_region`) is traced the first time and stamped out for every further block that
-passes all the guards of the first: same class, same settings, weights of the same shapes. `passes.inline_regions` puts
-the stamped regions back into one flat graph, so nothing after the capture knows of it.
+passes all the guards of the first. These guards do not look at what lies inside a block (torch 2.13 stamps out a block
+whose linear layer is of another class, or carries a hook), so only blocks that are alike by `signature.alike` share a
+region. `passes.inline_regions` puts the stamped regions back into one flat graph, so nothing after the capture knows of
+it.
 
 Marks are on the blocks only while a transformed model runs, since it shares them with the original. Outside a capture
 they do nothing.
@@ -12,7 +14,8 @@ they do nothing.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,6 +24,7 @@ from torch import nn
 
 from freeloc_fx.compat import stamps_regions
 
+from .signature import alike
 from .swapped import swapped
 
 __all__ = ["Marks"]
@@ -38,7 +42,7 @@ def _region(plain: Callable[..., Any], most: int) -> Callable[..., Any]:
 
 
 class Marks:
-    """The marks of a model's blocks.
+    """The marks of a model's blocks, as they are when this is made.
 
     Args:
         blocks: that may be traced once.
@@ -50,22 +54,25 @@ class Marks:
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         self.blocks = list(blocks)
         self.active = len(self.blocks) > 1 and stamps_regions()
-        self._regions: dict[type, Callable[..., Any]] = {}
-        self._forwards: list[Any] = []
+        self._regions: dict[Hashable, Callable[..., Any]] = {}
+        self._forwards: list[tuple[nn.Module, Any]] = []
         if self.active:
-            for block in self.blocks:
-                kind = type(block)
+            kinds = [alike(block) for block in self.blocks]
+            several = {kind for kind, count in Counter(kinds).items() if count > 1}
+            for block, kind in zip(self.blocks, kinds, strict=True):
+                if kind not in several:
+                    continue
                 if kind not in self._regions:
-                    self._regions[kind] = _region(kind.forward, len(self.blocks) + 1)
+                    self._regions[kind] = _region(type(block).forward, len(self.blocks) + 1)
                 # Kept for the life of the marks: Dynamo's guards look at them.
-                self._forwards.append(types.MethodType(self._regions[kind], block))
+                self._forwards.append((block, types.MethodType(self._regions[kind], block)))
 
     @contextmanager
     def on(self) -> Iterator[None]:
         """The marks in place, but for blocks whose forward somebody else has replaced."""
         with ExitStack() as put:
             if self.active:
-                for block, forward in zip(self.blocks, self._forwards, strict=True):
+                for block, forward in self._forwards:
                     if "forward" not in vars(block):
                         put.enter_context(swapped(block, "forward", forward))
             yield
