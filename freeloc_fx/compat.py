@@ -18,9 +18,7 @@ import torch
 import torch.fx as fx
 from torch import nn
 
-# torch: what Dynamo raises. Seen in 2.13.0. They are looked up when they are first asked for, since Dynamo takes a
-# second to import.
-
+# torch: what Dynamo raises. Seen in 2.13.0. Looked up when it is first asked for, since Dynamo takes a second to import.
 _ERRORS: Mapping[str, tuple[str, ...]] = {
     "BACKEND_FAILED": ("BackendCompilerFailed",),
     "NO_SINGLE_GRAPH": ("Unsupported", "UserError", "TorchRuntimeError"),
@@ -44,25 +42,28 @@ def dynamo_errors(kind: str) -> tuple[type[Exception], ...]:
     return tuple(getattr(errors, name) for name in _ERRORS[kind] if hasattr(errors, name))
 
 
-def dynamo_settings(**settings: Any) -> AbstractContextManager[Any]:
-    """Context: Dynamo's settings of these names have these values. Seen in torch 2.13.0 (`torch._dynamo.config.patch`).
+@contextmanager
+def dynamo_settings(**settings: Any) -> Iterator[None]:
+    """Context: Dynamo's settings of these names have these values, and weights are inputs of what is captured.
+
+    With Inductor's `freezing` they would be constants, of which no position table can be told. Seen in torch 2.13.0.
 
     Args:
         **settings: those that this version of torch does not have are left out. A set joins what is there.
     """
-    import torch._dynamo.config as config
+    from torch._dynamo import config
+    from torch._inductor import config as inductor
 
     known = {name: value for name, value in settings.items() if hasattr(config, name)}
     known |= {name: value | getattr(config, name) for name, value in known.items() if isinstance(value, set)}
-    patched: AbstractContextManager[Any] = torch._dynamo.config.patch(**known)
-    return patched
+    with config.patch(**known), inductor.patch(freezing=False):
+        yield
 
 
 def dynamo_switched_off(*, entirely: bool = False) -> str:
     """What keeps torch.compile from compiling in this process, by the name of the switch; empty for nothing.
 
-    Seen in torch 2.13.0 (`torch._dynamo.config.disable`, which the environment variables set, and
-    `torch._dynamo.eval_frame._stance`).
+    Seen in torch 2.13.0 (`torch._dynamo.config.disable`, `torch._dynamo.eval_frame._stance`).
 
     Args:
         entirely: leave out what still runs that which was compiled before.
@@ -103,8 +104,7 @@ def flex_as_it_is() -> Iterator[None]:
 
 def backend_names(*, all_of_them: bool = False) -> list[str]:
     """Names that torch.compile takes as a backend; without those for debugging unless all are wanted."""
-    found: list[str] = torch.compiler.list_backends(exclude_tags=()) if all_of_them else torch.compiler.list_backends()
-    return found
+    return list(torch.compiler.list_backends(exclude_tags=()) if all_of_them else torch.compiler.list_backends())
 
 
 def torch_compiler(name: Any, mode: str | None, options: Mapping[str, Any] | None) -> Callable[..., Any]:

@@ -60,9 +60,18 @@ def default_device() -> Iterator[None]:
         torch.set_default_device(None)
 
 
-@pytest.mark.parametrize(
-    ("name", "context"), [("Wan", default_dtype), ("CogVideoX", default_device), ("Wan", lambda: torch.device("cpu"))]
-)
+@contextmanager
+def frozen() -> Iterator[None]:
+    with torch._inductor.config.patch(freezing=True):
+        yield
+
+
+CONTEXTS = [
+    ("Wan", default_dtype), ("CogVideoX", default_device), ("Wan", lambda: torch.device("cpu")), ("LTX", frozen),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "context"), CONTEXTS)
 def test_defaults_of_the_process(name: str, context: Any) -> None:
     model = build(name)
     check(model, arguments(name, model, 4), arguments(name, model, 12), context)

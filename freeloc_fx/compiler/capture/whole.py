@@ -30,8 +30,8 @@ untransformed model; here the limit is higher and passing it is an error."""
 def capture_settings(backend: Backend) -> Iterator[None]:
     """Context: Dynamo's settings for a capture.
 
-    Enough entries for every shape (and block), an error past them, sizes that depend on data as symbols, no mode in the
-    way that changes nothing, and no warnings of the model's own, which Dynamo cannot trace.
+    Enough entries for every shape (and block), an error past them, sizes that depend on data as symbols, weights as
+    inputs, no mode in the way that changes nothing, and no warnings of the model's own, which Dynamo cannot trace.
 
     Args:
         backend: of the model; it knows how many blocks there are.
