@@ -18,7 +18,7 @@ import torch
 import torch.fx as fx
 from torch import nn
 
-# torch: what Dynamo raises. Seen in 2.13.0. Looked up when it is first asked for, since Dynamo takes a second to import.
+# torch: what Dynamo raises. Seen in 2.13.0. Looked up when first asked for, since Dynamo takes a second to import.
 _ERRORS: Mapping[str, tuple[str, ...]] = {
     "BACKEND_FAILED": ("BackendCompilerFailed",),
     "NO_SINGLE_GRAPH": ("Unsupported", "UserError", "TorchRuntimeError"),

@@ -107,3 +107,16 @@ def test_positional_arguments_and_the_output_class(model: Any) -> None:
         output = changed(inputs["hidden_states"], inputs["timestep"], inputs["encoder_hidden_states"])
     assert type(output).__name__ == "Transformer2DModelOutput"
     assert distance(output.sample, run(changed)) <= 1e-6
+
+
+def test_a_call_that_wants_gradients_is_a_warning(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    changed = transform(model, ALL, backend="eager")
+    given = wan_inputs(4)
+    with torch.no_grad():
+        changed.train()(**given)
+    changed.eval()(**given)
+    assert "no gradient" not in caplog.text
+    given["hidden_states"].requires_grad_()
+    for _ in range(2):
+        assert not changed(**given)[0].requires_grad
+    assert caplog.text.count("a transformed model is for inference, its output carries no gradient") == 1

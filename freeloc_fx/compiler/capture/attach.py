@@ -97,6 +97,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
         check_forward(result)
         check_devices(result)
         given = call_arguments(result, args, kwargs)
+        state.warn_of_gradients(given)
         known = facts_of(result, given)
         told = running()
         texts = schedule_of_call(type(result).__name__, told.texts, given)

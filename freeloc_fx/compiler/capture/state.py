@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
+from collections.abc import Mapping
 from threading import Lock, RLock
 from typing import Any
 
+import torch
 from torch import nn
 
 from freeloc_fx.compiler.backend import Backend
@@ -14,6 +17,8 @@ from freeloc_fx.errors import TransformError
 from .units import UnitCheck
 
 __all__ = ["State", "lock_of", "state_of"]
+
+log = logging.getLogger("freeloc_fx")
 
 _KEY = "_freeloc"
 
@@ -37,8 +42,28 @@ class State:
         self.original, self.backend = original, backend
         self.result = weakref.ref(result)
         self.calls = 0
+        self._warned = False
         self.units = UnitCheck(type(result).__name__, backend.profile)
         vars(result)[_KEY] = self
+
+    def warn_of_gradients(self, given: Mapping[str, Any]) -> None:
+        """Say once that a call carries no gradient, where somebody seems to want one.
+
+        Args:
+            given: forward's arguments by name.
+        """
+        if self._warned or not torch.is_grad_enabled():
+            return
+        leaves = (value for value in given.values() if isinstance(value, torch.Tensor))
+        model = self.result()
+        trains = model is not None and model.training and any(weight.requires_grad for weight in model.parameters())
+        if trains or any(value.requires_grad for value in leaves):
+            self._warned = True
+            log.warning(
+                "%s: a transformed model is for inference, its output carries no gradient; expected torch.no_grad() "
+                "around the call, or restore(model) to train",
+                type(self.original).__name__,
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
         raise TransformError("a transformed model cannot be deep-copied: copy restore(model) and transform the copy")
