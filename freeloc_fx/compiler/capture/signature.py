@@ -151,7 +151,7 @@ def _frozen(value: Any, owner: Any, strict: bool, depth: int) -> Hashable:
         return _Same(value.__func__), "itself" if value.__self__ is owner else _Same(value.__self__)
     parts = _parts(value) if depth else None
     if parts is None:
-        return (kind, _Same(value)) if strict else kind
+        return (kind, _Same(value)) if strict else (kind,)
     return kind, *(_frozen(part, owner, strict, depth - 1) for part in parts)
 
 
