@@ -21,7 +21,7 @@ from .blocks import BlockByBlock, first_line
 from .conventions import call_arguments
 from .facts import calling, check_captured, facts_of
 from .gate import gate_of
-from .hooks import HOOKED, check_blocks, check_devices
+from .hooks import HOOKED, blocks_of, check_blocks, check_devices
 from .loop import running_timesteps
 from .parallel import token_group_of
 from .shared import SharedCalls
@@ -51,6 +51,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
     Returns:
         `result`.
     """
+    blocks_of(result, backend.layers)
     state = State(original, result, backend)
     compile = _choose_backend(result, backend)
     result.__dict__["compile"] = compile
@@ -83,7 +84,6 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
             except dynamo_errors("NO_SINGLE_GRAPH") as why:
                 by_block, reason = BlockByBlock(result, backend, why), first_line(why)
         output, found = by_block.run(*args, **kwargs)
-        check_captured(type(result).__name__, 0)
         if found is not None:
             backend.plans.append(found)
         if state.by_block is None:
@@ -109,8 +109,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
             state.calls += 1
             before = backend.plans.total
             group = token_group_of(result)
-            blocks = ((path, result.get_submodule(path)) for path in backend.layers)
-            if check_blocks(blocks) and state.by_block is None and group is None:
+            if check_blocks(blocks_of(result, backend.layers)) and state.by_block is None and group is None:
                 state.by_block = BlockByBlock(result, backend, HOOKED)
                 log.info("%s: captured block by block: %s", type(result).__name__, HOOKED)
             with (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,9 +15,10 @@ from freeloc_fx.compat import compiled_call
 
 from .swapped import ABSENT, swapped
 
-__all__ = ["Gate", "gate_of"]
+__all__ = ["GATE", "Gate", "gate_of"]
 
-_KEY = "_freeloc_gate"
+GATE = "_freeloc_gate"
+"""Attribute of a transformed model that holds its gate."""
 
 
 class Gate:
@@ -27,24 +29,43 @@ class Gate:
 
     Args:
         result: the transformed model; its forward is replaced.
+
+    Attributes:
+        plain: what it leads to while our own call runs.
+        forward: what it has put in place of the model's forward.
+        innermost: a gate to the forward of the model's class, for hooks that may be taken off: what they leave behind.
     """
 
     def __init__(self, result: nn.Module) -> None:
         self.own = vars(result).get("forward", ABSENT)  # of a hook that was there before us
         self.running = False
         self.result = weakref.ref(result)
-        plain = result.forward
+        self.plain: Callable[..., Any] = result.forward
+        unhooked = types.MethodType(type(result).forward, result)
 
-        @functools.wraps(plain)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if self.running:
-                return plain(*args, **kwargs)
+        def through() -> Callable[..., Any]:
             call = compiled_call(result)
             assert call is not None, "a gate is made by attach, which gives the model its compiled call"
-            return call(*args, **kwargs)
+            return call
 
-        self.forward = forward
+        @functools.wraps(self.plain)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self.plain(*args, **kwargs) if self.running else through()(*args, **kwargs)
+
+        @functools.wraps(unhooked)
+        def innermost(*args: Any, **kwargs: Any) -> Any:
+            return unhooked(*args, **kwargs) if self.running else through()(*args, **kwargs)
+
+        self.forward, self.innermost = forward, innermost
         result.__dict__["forward"] = forward
+
+    def hook(self, own: Callable[..., Any]) -> None:
+        """Lead to a forward with hooks.
+
+        Args:
+            own: ends in `innermost`.
+        """
+        self.own = self.plain = own
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -60,9 +81,9 @@ class Gate:
 
 def gate_of(result: nn.Module) -> Gate:
     """The gate of a model, made when it is first asked for."""
-    known: Gate | None = vars(result).get(_KEY)
+    known: Gate | None = vars(result).get(GATE)
     if known is None or known.result() is not result:
         if known is not None and vars(result).get("forward") is known.forward:
             del result.__dict__["forward"]  # a shallow copy of a transformed model
-        known = result.__dict__[_KEY] = Gate(result)
+        known = result.__dict__[GATE] = Gate(result)
     return known

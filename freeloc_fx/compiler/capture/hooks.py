@@ -7,6 +7,7 @@ an attention's result from step to step cannot be captured at all.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from freeloc_fx.graph.leaf import Leaf
 
 from .swapped import ABSENT, swapped
 
-__all__ = ["HOOKED", "Leaves", "check_blocks", "check_devices", "hooks_of", "inside", "without_caches"]
+__all__ = ["HOOKED", "Leaves", "blocks_of", "check_blocks", "check_devices", "hooks_of", "inside", "without_caches"]
 
 
 HOOKED = "the blocks carry hooks, which stay outside the graphs"
@@ -38,6 +39,33 @@ def inside(block: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
     for path, module in block.named_modules():
         if path and (hooks := hooks_of(module)):
             yield path, module, hooks
+
+
+def blocks_of(model: nn.Module, layers: Iterable[str]) -> list[tuple[str, nn.Module]]:
+    """(path, module) of a transformed model's blocks, which must be as many as it was transformed with.
+
+    Args:
+        model: transformed.
+        layers: module paths of the blocks that it was transformed with.
+
+    Raises:
+        TransformError: a block is gone, or another has come; the profile says nothing of the blocks as they are.
+    """
+    paths = list(layers)
+    said = f"{type(model).__name__}: expected the {len(paths)} blocks that it was transformed with"
+    again = "; restore(model) gives the original back, to be transformed as it is now"
+    found = []
+    for path in paths:
+        try:
+            found.append((path, model.get_submodule(path)))
+        except AttributeError:
+            raise TransformError(f"{said}, found none at {path}{again}") from None
+    for parent, count in Counter(path.rpartition(".")[0] for path in paths).items():
+        blocks = model.get_submodule(parent)
+        there = len(blocks) if isinstance(blocks, nn.ModuleList) else count  # by now each of ours was found
+        if there != count:
+            raise TransformError(f"{said}, {count} of them in {parent}, found {there} there{again}")
+    return found
 
 
 def check_blocks(blocks: Iterable[tuple[str, nn.Module]]) -> bool:

@@ -12,11 +12,10 @@ from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.errors import TransformError
 
 from .blocks import BlockByBlock
+from .given_back import STATE, Onto
 from .units import UnitCheck
 
 __all__ = ["State", "lock_of", "state_of"]
-
-_KEY = "_freeloc"
 
 
 class State:
@@ -32,6 +31,7 @@ class State:
     Attributes:
         calls: how many calls were made, for callers who want to know that the model was called at all.
         units: notices a trained length in frames of the video.
+        onto: what others have put onto the transformed model since it was made.
     """
 
     def __init__(self, original: nn.Module, result: nn.Module, backend: Backend) -> None:
@@ -40,7 +40,9 @@ class State:
         self.by_block: BlockByBlock | None = None
         self.calls = 0
         self.units = UnitCheck(type(result).__name__, backend.profile)
-        vars(result)[_KEY] = self
+        before = state_of(result)  # of a model that is given another backend
+        self.onto = Onto(original, result) if before is None else before.onto
+        vars(result)[STATE] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
         raise TransformError("a transformed model cannot be deep-copied: copy restore(model) and transform the copy")
@@ -54,7 +56,7 @@ def state_of(model: nn.Module) -> State | None:
 
     A shallow copy of a transformed model carries the record but not the compiled call: it is not transformed.
     """
-    found = vars(model).get(_KEY)
+    found = vars(model).get(STATE)
     return found if isinstance(found, State) and found.result() is model else None
 
 
