@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from freeloc_fx.compat import compiled_call, plain_call, sharding_hooks, unwrapped
+from freeloc_fx.compat import compiled_call, sharding_hooks, unwrapped
 from freeloc_fx.compiler.capture.attach import Model, attach, check_forward, check_mode
 from freeloc_fx.compiler.capture.conventions import check_limits, check_one_clip, layer_table
 from freeloc_fx.compiler.capture.examples import example_inputs
@@ -282,5 +282,5 @@ def rehearse(
     known = facts_of(model, arguments)
     with lock_of(model), _explained(model, (frames, height, width)):
         # While a call is running it has put compiled calls of its own on the blocks.
-        found = plan_of_call(model, plain_call(copied), made, known, arguments)
+        found = plan_of_call(model, copied, made, known, arguments)
     return found, made.passes

@@ -21,7 +21,7 @@ from .blocks import BlockByBlock, first_line
 from .conventions import call_arguments
 from .facts import calling, check_captured, facts_of
 from .gate import gate_of
-from .hooks import HOOKED, blocks_of, check_blocks, check_devices
+from .hooks import HOOKED, blocks_of, check_blocks, check_devices, hooks_hidden, outside_hooks
 from .loop import running_timesteps
 from .parallel import token_group_of
 from .shared import SharedCalls
@@ -129,7 +129,17 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
             state.units.look_at(backend.plans.since(before))
         return output
 
-    setattr(result, COMPILED_CALL, call)
+    @torch.compiler.disable(reason="a transformed model compiles itself; choose its backend in transform")
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return outside_hooks(result, call, args, kwargs)
+
+    def unhooked(*args: Any, **kwargs: Any) -> Any:
+        with lock, hooks_hidden(result):
+            return call(*args, **kwargs)
+
+    gate.call = unhooked
+    setattr(result, COMPILED_CALL, hooked)
     return result
 
 

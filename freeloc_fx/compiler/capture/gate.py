@@ -11,8 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from freeloc_fx.compat import compiled_call
-
 from .swapped import ABSENT, swapped
 
 __all__ = ["GATE", "Gate", "gate_of"]
@@ -31,6 +29,7 @@ class Gate:
         result: the transformed model; its forward is replaced.
 
     Attributes:
+        call: our own, inside of the hooks that PyTorch runs around a call of the model and not around one of forward.
         plain: what it leads to while our own call runs.
         forward: what it has put in place of the model's forward.
         innermost: a gate to the forward of the model's class, for hooks that may be taken off: what they leave behind.
@@ -41,12 +40,12 @@ class Gate:
         self.running = False
         self.result = weakref.ref(result)
         self.plain: Callable[..., Any] = result.forward
+        self.call: Callable[..., Any] | None = None
         unhooked = types.MethodType(type(result).forward, result)
 
         def through() -> Callable[..., Any]:
-            call = compiled_call(result)
-            assert call is not None, "a gate is made by attach, which gives the model its compiled call"
-            return call
+            assert self.call is not None, "a gate is made by attach, which sets its call"
+            return self.call
 
         @functools.wraps(self.plain)
         def forward(*args: Any, **kwargs: Any) -> Any:

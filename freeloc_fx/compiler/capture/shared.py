@@ -113,7 +113,7 @@ class SharedCalls:
                 f"context parallelism, found {group.shards.ranks} ranks"
             )
         planning = self.backend.for_planning()
-        plan = plan_of_call(self.model, plain_call(self.model), planning, known, given)
+        plan = plan_of_call(self.model, self.model, planning, known, given)
         ranks = group.shards.ranks
         by_diffusers = all(diffusers_takes(site.heads, ranks, group.anything) for site in plan.sites)
         if not plan.rewritten and by_diffusers and exchange_themselves(self.model, self.backend.layers):
