@@ -321,6 +321,10 @@ HOOK_REGISTRY = "_diffusers_hook"
 """Attribute of a module that holds diffusers' registry of hooks."""
 
 
+HOOK_NAMES = (HOOK_REGISTRY, "_hf_hook", "_old_forward")
+"""Attributes of a module by which diffusers and accelerate know what they have put around its forward."""
+
+
 def accelerate_hook(module: nn.Module) -> Any:
     """Accelerate's hook on one module, None for none."""
     return vars(module).get("_hf_hook")
@@ -339,11 +343,6 @@ def call_inside_hooks(module: nn.Module) -> tuple[Any, str]:
 def keeps_results(hook: Any) -> bool:
     """Whether a hook of diffusers remembers results; some share what another of them keeps."""
     return getattr(hook, "_is_stateful", False) or hasattr(hook, "state_manager")
-
-
-# peft 0.19 by way of diffusers 0.42.1.
-ADAPTERS = ("peft_config", "_hf_peft_config_loaded")
-"""Attributes of a model that say which adapters were loaded; the adapters themselves sit on its modules."""
 
 
 # diffusers 0.42.1: AutoencoderKLWan.

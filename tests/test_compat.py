@@ -316,13 +316,25 @@ def test_the_call_inside_diffusers_hooks() -> None:
 
     module = Plain()
     registry = HookRegistry.check_if_exists_or_initialize(module)
-    registry.register_hook(Doubles(), "doubles")
+    registry.register_hook(hook := Doubles(), "doubles")
     there(bool(getattr(registry, "_fn_refs", None)), "HookRegistry._fn_refs", "diffusers")
     there(hasattr(registry._fn_refs[0], "original_forward"), "HookFunctionReference.original_forward", "diffusers")
     there(hasattr(registry._fn_refs[0], "forward"), "HookFunctionReference.forward", "diffusers")
+    there(registry._fn_refs == [hook.fn_ref], "ModelHook.fn_ref, what the registry holds for it", "diffusers")
     owner, name = compat.call_inside_hooks(module)
     setattr(owner, name, lambda x: x + 10)
     there(module(torch.ones(1)).item() == 22, f"HookFunctionReference.{name} as what a hook runs", "diffusers")
+
+
+@pytest.mark.parametrize("name", compat.HOOK_NAMES)
+def test_by_which_attributes_hooks_are_known(name: str) -> None:
+    from accelerate.hooks import ModelHook, add_hook_to_module
+    from diffusers.hooks import HookRegistry
+
+    module = Plain()
+    add_hook_to_module(module, ModelHook())
+    HookRegistry.check_if_exists_or_initialize(module)
+    there(name in vars(module), f"{name} of a module with hooks", "diffusers")
 
 
 def test_accelerate_hook() -> None:
@@ -353,15 +365,3 @@ def test_hooks_that_keep_results() -> None:
     assert not compat.keeps_results(ModelHook())
     taken = inspect.signature(FBCBlockHook.__init__).parameters
     there("state_manager" in taken, "FBCBlockHook.state_manager, shared with the hook of the first block", "diffusers")
-
-
-# peft, by way of diffusers
-
-
-@pytest.mark.parametrize("name", compat.ADAPTERS)
-def test_what_says_which_adapters_were_loaded(name: str) -> None:
-    from peft import LoraConfig
-
-    model = wan(num_layers=1)
-    model.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "style")
-    there(name in vars(model), f"{name} of a model with an adapter", "diffusers")

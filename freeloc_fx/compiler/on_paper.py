@@ -16,7 +16,6 @@ from pathlib import Path
 
 from torch import nn
 
-from freeloc_fx.compat import plain_call
 from freeloc_fx.errors import CaptureError, FreelocError
 from freeloc_fx.graph.records import AttentionSite
 from freeloc_fx.method.rope.temporal import alike
@@ -107,7 +106,7 @@ def _seen(model: nn.Module, profile: Profile, size: tuple[int, int, int]) -> Seq
         arguments = example_inputs(model, *size)
         known = facts_of(model, arguments)
         with lock_of(model):
-            plan_of_call(model, plain_call(copied), made, known, arguments)
+            plan_of_call(model, copied, made, known, arguments)
     except FreelocError:
         raise
     except Exception as error:  # of the model's own code, on a picture that is smaller than it takes

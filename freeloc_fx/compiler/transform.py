@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from freeloc_fx.compat import ADAPTERS, compiled_call, plain_call, sharding_hooks, unwrapped
+from freeloc_fx.compat import compiled_call, sharding_hooks, unwrapped
 from freeloc_fx.compiler.capture.attach import Model, attach, check_forward, check_mode
 from freeloc_fx.compiler.capture.conventions import check_limits, check_one_clip, layer_table
 from freeloc_fx.compiler.capture.examples import example_inputs
@@ -134,7 +134,7 @@ def _state(model: nn.Module) -> State:
 
 
 def restore(model: Model) -> Model:
-    """The original of a transformed model.
+    """The original of a transformed model, with what was put onto the transformed one since: adapters, caches, hooks.
 
     Args:
         model: what `transform` returned.
@@ -143,7 +143,8 @@ def restore(model: Model) -> Model:
         The model that `transform` was given.
 
     Raises:
-        TransformError: the model is not transformed, or its tokens were shared out after it was.
+        TransformError: the model is not transformed, its tokens were shared out after it was, or hooks were put on it
+            and on the original.
     """
     state = _state(model)
     if (alone := sharding_hooks(model)) and len(sharding_hooks(state.original)) < len(alone):
@@ -151,12 +152,7 @@ def restore(model: Model) -> Model:
             f"context parallelism was enabled on this transformed {type(model).__name__}, whose hooks the original "
             "shares but for those on the model itself; expected enable_parallelism before transform"
         )
-    # Adapters sit on the shared modules; the original must know of those that were loaded or unloaded here.
-    for name in ADAPTERS:
-        if name in model.__dict__:
-            state.original.__dict__[name] = model.__dict__[name]
-        else:
-            state.original.__dict__.pop(name, None)
+    state.onto.give_back(state.original, model)
     return state.original  # type: ignore[return-value]
 
 
@@ -286,5 +282,5 @@ def rehearse(
     known = facts_of(model, arguments)
     with lock_of(model), _explained(model, (frames, height, width)):
         # While a call is running it has put compiled calls of its own on the blocks.
-        found = plan_of_call(model, plain_call(copied), made, known, arguments)
+        found = plan_of_call(model, copied, made, known, arguments)
     return found, made.passes

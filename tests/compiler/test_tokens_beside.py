@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves
 from freeloc_fx import Profile, plans, transform
 from freeloc_fx.attention.registry import Specs
 from freeloc_fx.cli.inspect import _show
-from freeloc_fx.compat import plain_call
 from freeloc_fx.compiler import newest, positions
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.compiler.capture.conventions import layer_table
@@ -173,7 +172,7 @@ def test_a_plan_knows_which_arguments_say_where_tokens_stand() -> None:
     """Ranks that share out tokens ask for them, since each sees a part of the tables only."""
     case = conditioned("LTX", 2 * TRAINED)
     backend = Backend(PROFILE, layer_table(case.model), None, model=case.model).for_planning()
-    plan = plan_of_call(case.model, plain_call(case.model), backend, facts_of(case.model, case.given), case.given)
+    plan = plan_of_call(case.model, case.model, backend, facts_of(case.model, case.given), case.given)
     assert plan.grid.before == case.before
     (place,) = arguments_among(case.given, backend.read)
     assert tree_leaves(case.given)[place] is case.given["video_coords"]

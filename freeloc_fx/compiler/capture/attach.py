@@ -22,7 +22,7 @@ from .captures import Captures, Taken
 from .conventions import call_arguments
 from .facts import calling, check_captured, facts_of
 from .gate import gate_of
-from .hooks import HOOKED, check_blocks, check_devices
+from .hooks import HOOKED, blocks_of, check_blocks, check_devices, hooks_hidden, outside_hooks
 from .loop import running_timesteps
 from .parallel import token_group_of
 from .state import State, lock_of, state_of
@@ -50,6 +50,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
     Returns:
         `result`.
     """
+    blocks_of(result, backend.layers)
     state = State(original, result, backend)
     compile = _choose_backend(result, backend)
     result.__dict__["compile"] = compile
@@ -79,7 +80,6 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
             except dynamo_errors("NO_SINGLE_GRAPH") as why:
                 by_block, reason = BlockByBlock(result, taken.backend, why), first_line(why)
         output, found = by_block.run(*args, **kwargs)
-        check_captured(type(result).__name__, 0)
         if found is not None:
             backend.plans.append(found)
         if taken.by_block is None:
@@ -106,10 +106,9 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
             state.calls += 1
             before = backend.plans.total
             group = token_group_of(result)
-            blocks = ((path, result.get_submodule(path)) for path in backend.layers)
-            hooked = check_blocks(blocks)
+            blocked = check_blocks(blocks_of(result, backend.layers))
             taken = captures.now()
-            if hooked and taken.by_block is None and group is None:
+            if blocked and taken.by_block is None and group is None:
                 taken.by_block = BlockByBlock(result, taken.backend, HOOKED)
                 log.info("%s: captured block by block: %s", type(result).__name__, HOOKED)
             with (
@@ -129,7 +128,17 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
             state.units.look_at(backend.plans.since(before))
         return output
 
-    setattr(result, COMPILED_CALL, call)
+    @torch.compiler.disable(reason="a transformed model compiles itself; choose its backend in transform")
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return outside_hooks(result, call, args, kwargs)
+
+    def unhooked(*args: Any, **kwargs: Any) -> Any:
+        with lock, hooks_hidden(result):
+            return call(*args, **kwargs)
+
+    gate.call = unhooked
+    setattr(result, COMPILED_CALL, hooked)
     return result
 
 

@@ -59,6 +59,9 @@ class BlockByBlock:
         self.thread: int | None = None
         # Blocks that have no single graph but with values in place of some tensors.
         self.told: set[str] = set()
+        # Calls that came to a block past its compiled call: of its forward, or from another thread.
+        self.past = 0
+        self._forwards: dict[int, tuple[Any, Callable[..., Any]]] = {}
         # By call: plans of blocks that were captured and not yet looked at together, since the call had failed.
         self.pending: dict[CallFacts, dict[int, list[Plan]]] = {}
 
@@ -76,6 +79,7 @@ class BlockByBlock:
             CaptureError: a block has no single graph either, or no block holds an attention that can be planned.
             PlanError: the profile gives a strategy to a block that holds no video self-attention.
         """
+        ran, past = graphs_run(), self.past
         pending = self.pending.setdefault(facts(), {})
         before = [part.plans.total for _, part in self.blocks]
         try:
@@ -85,6 +89,8 @@ class BlockByBlock:
             for index, (_, part) in enumerate(self.blocks):
                 if made := part.plans.since(before[index]):
                     pending.setdefault(index, []).extend(made)
+        if not self.backend.plan_only and (self.past > past or not self._seen()):
+            check_captured(type(self.model).__name__, ran)
         merged = self._merged(pending) if pending else None
         self.pending.pop(facts(), None)  # not where that raised: the next call like this one raises again
         return result, merged
@@ -95,13 +101,36 @@ class BlockByBlock:
         A block may leave its attention out in some calls, as in skip-layer guidance: None where all of them have.
         """
         made = [plan for index in sorted(new) for plan in new[index]]
-        ever = [plan for _, part in self.blocks for plan in part.plans]
-        if not any(plan.sites for plan in made) and any(plan.sites for plan in (*ever, *self.backend.plans)):
+        if not any(plan.sites for plan in made) and self._seen():
             return None
         merged = merge(made)
         if all(part.plans for _, part in self.blocks):
+            ever = [plan for _, part in self.blocks for plan in part.plans]
             check_landed(merge([merged, *ever]), self.backend.profile)
         return merged
+
+    def _seen(self) -> bool:
+        """Whether any call has come by an attention so far.
+
+        After such a call, one in which no block is called at all is what it seems: a cache that skips them all.
+        """
+        plans = (plan for part in (self.backend, *(part for _, part in self.blocks)) for plan in part.plans)
+        return any(plan.sites for plan in plans)
+
+    def _watched(self, index: int, block: nn.Module) -> Callable[..., Any]:
+        """The forward of a block whose whole call is compiled: it notices a call that comes past that."""
+        plain = block.forward
+        known = self._forwards.get(index)
+        if known is None or known[0] != plain:
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if not torch.compiler.is_compiling():
+                    self.past += 1
+                return plain(*args, **kwargs)
+
+            # One function for as long as it leads to the same: Dynamo's guards look at it.
+            known = self._forwards[index] = plain, forward
+        return known[1]
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
@@ -110,6 +139,8 @@ class BlockByBlock:
             self.thread = threading.get_ident()
             for index, (block, part) in enumerate(self.blocks):
                 owner, name = call_inside_hooks(block)
+                if name == COMPILED_CALL:
+                    put.enter_context(swapped(block, "forward", self._watched(index, block)))
                 inner = plain_call(owner) if name == COMPILED_CALL else getattr(owner, name)
                 call = partial(self._call, index, inner, name, part)
                 put.enter_context(swapped(owner, name, self._guarded(part.prefix, block, call, owner, name)))
@@ -156,6 +187,7 @@ class BlockByBlock:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != self.thread:
+                self.past += 1
                 return plain(*args, **kwargs)
             before = graphs_run()
             if path in self.told:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 
-from freeloc_fx.compat import compiled_call
-
 from .swapped import ABSENT, swapped
 
-__all__ = ["Gate", "gate_of"]
+__all__ = ["GATE", "Gate", "gate_of"]
 
-_KEY = "_freeloc_gate"
+GATE = "_freeloc_gate"
+"""Attribute of a transformed model that holds its gate."""
 
 
 class Gate:
@@ -27,21 +26,24 @@ class Gate:
 
     Args:
         result: the transformed model; its forward is replaced.
+
+    Attributes:
+        call: our own, inside of the hooks that PyTorch runs around a call of the model and not around one of forward.
     """
 
     def __init__(self, result: nn.Module) -> None:
         self.own = vars(result).get("forward", ABSENT)  # of a hook that was there before us
         self.running = False
         self.result = weakref.ref(result)
+        self.call: Callable[..., Any] | None = None
         plain = result.forward
 
         @functools.wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.running:
                 return plain(*args, **kwargs)
-            call = compiled_call(result)
-            assert call is not None, "a gate is made by attach, which gives the model its compiled call"
-            return call(*args, **kwargs)
+            assert self.call is not None, "a gate is made by attach, which sets its call"
+            return self.call(*args, **kwargs)
 
         self.forward = forward
         result.__dict__["forward"] = forward
@@ -60,9 +62,9 @@ class Gate:
 
 def gate_of(result: nn.Module) -> Gate:
     """The gate of a model, made when it is first asked for."""
-    known: Gate | None = vars(result).get(_KEY)
+    known: Gate | None = vars(result).get(GATE)
     if known is None or known.result() is not result:
         if known is not None and vars(result).get("forward") is known.forward:
             del result.__dict__["forward"]  # a shallow copy of a transformed model
-        known = result.__dict__[_KEY] = Gate(result)
+        known = result.__dict__[GATE] = Gate(result)
     return known

@@ -7,19 +7,39 @@ an attention's result from step to step cannot be captured at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 
-from freeloc_fx.compat import HOOK_REGISTRY, accelerate_hook, compiled_call, diffusers_hooks, keeps_results
+from freeloc_fx.compat import (
+    HOOK_REGISTRY,
+    accelerate_hook,
+    compiled_call,
+    diffusers_hooks,
+    keeps_results,
+    own_hooks,
+    plain_call,
+)
 from freeloc_fx.errors import CaptureError, TransformError
 from freeloc_fx.graph.leaf import Leaf
 
 from .swapped import ABSENT, swapped
 
-__all__ = ["HOOKED", "Leaves", "check_blocks", "check_devices", "hooks_of", "inside", "without_caches"]
+__all__ = [
+    "HOOKED",
+    "Leaves",
+    "blocks_of",
+    "check_blocks",
+    "check_devices",
+    "hooks_hidden",
+    "hooks_of",
+    "inside",
+    "outside_hooks",
+    "without_caches",
+]
 
 
 HOOKED = "the blocks carry hooks, which stay outside the graphs"
@@ -38,6 +58,33 @@ def inside(block: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
     for path, module in block.named_modules():
         if path and (hooks := hooks_of(module)):
             yield path, module, hooks
+
+
+def blocks_of(model: nn.Module, layers: Iterable[str]) -> list[tuple[str, nn.Module]]:
+    """(path, module) of a transformed model's blocks, which must be as many as it was transformed with.
+
+    Args:
+        model: transformed.
+        layers: module paths of the blocks that it was transformed with.
+
+    Raises:
+        TransformError: a block is gone, or another has come; the profile says nothing of the blocks as they are.
+    """
+    paths = list(layers)
+    said = f"{type(model).__name__}: expected the {len(paths)} blocks that it was transformed with"
+    again = "; restore(model) gives the original back, to be transformed as it is now"
+    found = []
+    for path in paths:
+        try:
+            found.append((path, model.get_submodule(path)))
+        except AttributeError:
+            raise TransformError(f"{said}, found none at {path}{again}") from None
+    for parent, count in Counter(path.rpartition(".")[0] for path in paths).items():
+        blocks = model.get_submodule(parent)
+        there = len(blocks) if isinstance(blocks, nn.ModuleList) else count  # by now each of ours was found
+        if there != count:
+            raise TransformError(f"{said}, {count} of them in {parent}, found {there} there{again}")
+    return found
 
 
 def check_blocks(blocks: Iterable[tuple[str, nn.Module]]) -> bool:
@@ -89,6 +136,48 @@ def check_devices(model: nn.Module) -> None:
             f"{type(model).__name__}: device_map spreads its modules over {', '.join(places)}; expected one device: "
             "enable_group_offload, FSDP2 or tensor parallelism share out the weights of a transformed model"
         )
+
+
+def outside_hooks(model: nn.Module, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Run a model's call inside of the hooks that PyTorch runs around it, which no graph then holds.
+
+    A hook that computes is a frame of its own to Dynamo, and would be captured as if it were the model.
+
+    Args:
+        model: with hooks of its own (`register_forward_hook` and the like) or none.
+        call: what is to run in place of the model's forward; it meets the model without these hooks.
+        args: of the model.
+        kwargs: of the model.
+
+    Returns:
+        What the outermost hook gives.
+    """
+    forward = vars(model).get("forward", ABSENT)
+
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        with swapped(model, "forward", forward), hooks_hidden(model):
+            return call(*args, **kwargs)
+
+    if not any(vars(model)[name] for name in own_hooks(model)):
+        return call(*args, **kwargs)
+    with swapped(model, "forward", inner):
+        return plain_call(model)(*args, **kwargs)
+
+
+@contextmanager
+def hooks_hidden(model: nn.Module) -> Iterator[None]:
+    """Context: a model has none of the hooks that PyTorch runs around its call; those that come meanwhile stay.
+
+    Args:
+        model: itself, not what is inside it.
+    """
+    with ExitStack() as put:
+        for name in own_hooks(model):
+            if known := vars(model)[name]:
+                come: dict[str, Any] = OrderedDict()
+                put.callback(known.update, come)
+                put.enter_context(swapped(model, name, come))
+        yield
 
 
 @contextmanager

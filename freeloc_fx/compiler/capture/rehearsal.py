@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from freeloc_fx.compat import dynamo_errors
+from freeloc_fx.compat import dynamo_errors, plain_call
 from freeloc_fx.compiler.backend import Backend, PlanReady
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.graph.capture import CallFacts
@@ -16,7 +17,7 @@ from freeloc_fx.planning.plan import Plan
 
 from .blocks import BlockByBlock
 from .facts import calling
-from .hooks import HOOKED, check_blocks, without_caches
+from .hooks import HOOKED, check_blocks, outside_hooks, without_caches
 from .parallel import unsharded
 from .trace_once import Marks
 from .whole import call_whole, capture_settings
@@ -25,13 +26,13 @@ __all__ = ["plan_of_call"]
 
 
 def plan_of_call(
-    model: nn.Module, call: Callable[..., Any], backend: Backend, known: CallFacts, given: Mapping[str, Any]
+    model: nn.Module, copied: nn.Module, backend: Backend, known: CallFacts, given: Mapping[str, Any]
 ) -> Plan:
     """The plan of a call of a model, as one process that holds all tokens would capture it.
 
     Args:
         model: whose blocks are captured.
-        call: the model's call with its hooks, uncompiled.
+        copied: the model, or a shallow copy of it, whose call is captured where the model is one graph.
         backend: for planning only.
         known: what the call says about its latents.
         given: forward's arguments by name.
@@ -49,8 +50,9 @@ def plan_of_call(
             if check_blocks(blocks):
                 _, found = BlockByBlock(model, backend, HOOKED).run(**given)
             else:
-                compiled = torch.compile(call, backend=backend, fullgraph=True, dynamic=False)
-                call_whole(Marks(block for _, block in blocks), compiled, **given)
+                compiled = torch.compile(plain_call(copied), backend=backend, fullgraph=True, dynamic=False)
+                capture = partial(call_whole, Marks(block for _, block in blocks), compiled)
+                outside_hooks(copied, capture, (), given)
                 found = None
         except PlanReady as ready:
             return ready.plan

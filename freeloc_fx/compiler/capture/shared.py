@@ -27,7 +27,6 @@ from freeloc_fx.planning.plan import Plan
 from freeloc_fx.planning.sharing import check_shared
 
 from .blocks import BlockByBlock
-from .facts import check_captured
 from .parallel import TokenGroup, exchange_themselves, gathering, shared_at, without_exchange
 from .rehearsal import plan_of_call
 
@@ -97,7 +96,6 @@ class SharedCalls:
                 return plain_call(self.model)(*args, **kwargs)
         with gathering(group), without_exchange(self.model):
             output, found = call.by_block.run(*args, **kwargs)
-        check_captured(type(self.model).__name__, 0)
         if found is not None:
             self._check(found, call.plan)
         return output
@@ -115,7 +113,7 @@ class SharedCalls:
                 f"context parallelism, found {group.shards.ranks} ranks"
             )
         planning = self.backend.for_planning()
-        plan = plan_of_call(self.model, plain_call(self.model), planning, known, given)
+        plan = plan_of_call(self.model, self.model, planning, known, given)
         ranks = group.shards.ranks
         by_diffusers = all(diffusers_takes(site.heads, ranks, group.anything) for site in plan.sites)
         if not plan.rewritten and by_diffusers and exchange_themselves(self.model, self.backend.layers):

@@ -14,13 +14,12 @@ from torch import nn
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.errors import TransformError
 
+from .given_back import STATE, Onto
 from .units import UnitCheck
 
 __all__ = ["State", "lock_of", "state_of"]
 
 log = logging.getLogger("freeloc_fx")
-
-_KEY = "_freeloc"
 
 
 class State:
@@ -36,6 +35,7 @@ class State:
     Attributes:
         calls: how many calls were made, for callers who want to know that the model was called at all.
         units: notices a trained length in frames of the video.
+        onto: what others have put onto the transformed model since it was made.
     """
 
     def __init__(self, original: nn.Module, result: nn.Module, backend: Backend) -> None:
@@ -44,7 +44,9 @@ class State:
         self.calls = 0
         self._warned = False
         self.units = UnitCheck(type(result).__name__, backend.profile)
-        vars(result)[_KEY] = self
+        before = state_of(result)  # of a model that is given another backend
+        self.onto = Onto(result) if before is None else before.onto
+        vars(result)[STATE] = self
 
     def warn_of_gradients(self, given: Mapping[str, Any]) -> None:
         """Say once that a call carries no gradient, where somebody seems to want one.
@@ -77,7 +79,7 @@ def state_of(model: nn.Module) -> State | None:
 
     A shallow copy of a transformed model carries the record but not the compiled call: it is not transformed.
     """
-    found = vars(model).get(_KEY)
+    found = vars(model).get(STATE)
     return found if isinstance(found, State) and found.result() is model else None
 
 
