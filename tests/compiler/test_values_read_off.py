@@ -1,0 +1,150 @@
+"""What a plan was read off is looked at in each call: learned rates, tables in buffers, where packed samples begin."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import test_foreign_kernels as kernels
+import torch
+from models import DiT, latents
+from test_attention_kinds import DIM, KINDS
+from test_attention_kinds import PROFILE as OF_KINDS
+from test_attention_kinds import TRAINED as OF_TRAINED
+from test_attention_kinds import build as of_kind
+from test_attention_kinds import given as given_to_kind
+from torch import nn
+
+from freeloc_fx import Profile, plans, restore, transform
+from freeloc_fx.compiler.positions import KnownPositions
+
+PROFILE = Profile(trained_frames=3, layers="vrpr+tsa")
+SIZE = (7, 2, 3)
+
+
+class Learned(DiT):
+    """Each block has rates of its own: learned, or in a buffer, or in an attribute that is no part of a state dict."""
+
+    def __init__(self, held: str = "parameter") -> None:
+        super().__init__((3, 2, 1))
+        rates = torch.stack([DiT.omega(self, 0), 0.7 * DiT.omega(self, 0)]).float()
+        if held == "parameter":
+            self.rates = nn.Parameter(rates, requires_grad=False)
+        elif held == "buffer":
+            self.register_buffer("rates", rates)
+        else:
+            self.blocks[0].rates = rates
+        self.held, self.layer, self.breaks = held, 0, False
+
+    def omega(self, axis: int) -> torch.Tensor:
+        own = self.blocks[0].rates if self.held == "attribute" else self.rates
+        return super().omega(axis) if axis else own[self.layer]  # type: ignore[index]
+
+    def forward(self, hidden_states: torch.Tensor, context: Any = None) -> torch.Tensor:
+        if self.breaks:
+            torch._dynamo.graph_break()
+        shape = tuple(int(n) for n in hidden_states.shape[2:])
+        x = self.proj_in(hidden_states.flatten(2).transpose(1, 2))
+        for layer, block in enumerate(self.blocks):
+            self.layer = layer
+            tables = tuple(one.to(x.dtype) for one in self.tables(shape))  # type: ignore[arg-type]
+            x = block(x, tables, context)
+        result: torch.Tensor = self.proj_out(x).transpose(1, 2).unflatten(2, shape)
+        return result
+
+
+def learned(held: str = "parameter") -> Learned:
+    torch.manual_seed(4)
+    return Learned(held)
+
+
+def run(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model(latents(*SIZE))
+    return result
+
+
+def right(model: nn.Module) -> torch.Tensor:
+    """What a model gives that is transformed as it stands now."""
+    return run(transform(copy.deepcopy(model), PROFILE, backend="eager", attention="reference"))
+
+
+def holder(model: Any) -> Any:
+    return model.blocks[0] if model.held == "attribute" else model
+
+
+@torch.no_grad()
+def replace(model: Any, new: torch.Tensor) -> None:
+    holder(model).rates = nn.Parameter(new, requires_grad=False) if model.held == "parameter" else new
+
+
+def swap_data(model: Any, new: torch.Tensor) -> None:
+    holder(model).rates.data = new
+
+
+def write_data(model: Any, new: torch.Tensor) -> None:
+    holder(model).rates.data.copy_(new)
+
+
+@torch.no_grad()
+def write(model: Any, new: torch.Tensor) -> None:
+    holder(model).rates.copy_(new)
+
+
+def load(model: Any, new: torch.Tensor) -> None:
+    model.load_state_dict(model.state_dict() | {"rates": new})
+
+
+def round_all(model: Any, new: torch.Tensor) -> None:
+    model.bfloat16().float()
+
+
+WAYS: tuple[Callable[[Any, torch.Tensor], None], ...] = (write, load, swap_data, write_data, replace, round_all)
+
+
+@pytest.mark.parametrize("held", ["parameter", "buffer", "attribute"])
+def test_rates_that_change_after_the_first_call(held: str) -> None:
+    """However they are written; and the first ones find again what was made for them."""
+    model = learned(held)
+    changed = transform(model, PROFILE, backend="eager", attention="reference")
+    first, before = holder(model).rates.clone(), run(changed)
+    ways = WAYS if held != "attribute" else (write, swap_data, write_data, replace)
+    for number, way in enumerate(ways, 2):
+        way(model, first * 0.8**number)
+        found = run(changed)
+        assert (found - before).norm() > 1e-3 * before.norm(), "the rates show in the output"
+        assert torch.equal(found, right(model)), way.__name__
+        assert len(plans(changed)) == number, way.__name__
+        before = found
+    model = learned(held)  # with weights that were not rounded
+    changed = transform(model, PROFILE, backend="eager", attention="reference")
+    before = run(changed)
+    write_data(model, first * 0.8)
+    run(changed)
+    write_data(model, first)
+    assert torch.equal(run(changed), before) and len(plans(changed)) == 2
+
+
+def test_a_layer_without_rates_gets_some() -> None:
+    """What cannot be read off at first is refused, or left alone, for those values only."""
+    model = learned()
+    rates = model.rates.clone()
+    model.rates[1] = 0
+    changed = transform(model, Profile(3, {0: "vrpr+tsa"}), backend="eager", attention="reference")
+    run(changed)
+    assert [site.layer for site in plans(changed)[0].sites] == [0, 1]
+    changed = transform(model, PROFILE, backend="eager", attention="reference")
+    run(changed)
+
+
+@pytest.mark.parametrize("way", [swap_data, write_data])
+def test_block_by_block(way: Callable[[Any, torch.Tensor], None]) -> None:
+    model = learned()
+    model.breaks = True
+    changed = transform(model, PROFILE, backend="eager", attention="reference")
+    first = run(changed)
+    way(model, 0.6 * model.rates)
+    assert (run(changed) - first).norm() > 1e-3 * first.norm()
+    assert torch.equal(run(changed), right(restore(changed)))
