@@ -1,4 +1,4 @@
-"""What a plan was read off is looked at in each call: learned rates, tables in buffers, where packed samples begin."""
+"""What a plan was read off is looked at in each call: learned rates, tables in buffers, blocks' own."""
 
 from __future__ import annotations
 
@@ -7,18 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import test_foreign_kernels as kernels
 import torch
 from models import DiT, latents
-from test_attention_kinds import DIM, KINDS
-from test_attention_kinds import PROFILE as OF_KINDS
-from test_attention_kinds import TRAINED as OF_TRAINED
-from test_attention_kinds import build as of_kind
-from test_attention_kinds import given as given_to_kind
 from torch import nn
 
 from freeloc_fx import Profile, plans, restore, transform
-from freeloc_fx.compiler.positions import KnownPositions
 
 PROFILE = Profile(trained_frames=3, layers="vrpr+tsa")
 SIZE = (7, 2, 3)
@@ -127,16 +120,16 @@ def test_rates_that_change_after_the_first_call(held: str) -> None:
     assert torch.equal(run(changed), before) and len(plans(changed)) == 2
 
 
-def test_a_layer_without_rates_gets_some() -> None:
-    """What cannot be read off at first is refused, or left alone, for those values only."""
+def test_a_layer_that_gets_its_rates_later() -> None:
+    """What could not be read off was left alone for those values only."""
     model = learned()
     rates = model.rates.clone()
     model.rates[1] = 0
-    changed = transform(model, Profile(3, {0: "vrpr+tsa"}), backend="eager", attention="reference")
-    run(changed)
-    assert [site.layer for site in plans(changed)[0].sites] == [0, 1]
     changed = transform(model, PROFILE, backend="eager", attention="reference")
     run(changed)
+    write_data(model, rates)
+    assert torch.equal(run(changed), right(model))
+    assert [[site.layer for site in plan.sites] for plan in plans(changed)] == [[0], [0, 1]]
 
 
 @pytest.mark.parametrize("way", [swap_data, write_data])
