@@ -7,11 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import test_attention_kinds as kinds
+import test_foreign_kernels as kernels
 import torch
 from models import DiT, latents
+from test_attention_kinds import DIM
 from torch import nn
 
 from freeloc_fx import Profile, plans, restore, transform
+from freeloc_fx.errors import CaptureError
 
 PROFILE = Profile(trained_frames=3, layers="vrpr+tsa")
 SIZE = (7, 2, 3)
@@ -141,3 +145,47 @@ def test_block_by_block(way: Callable[[Any, torch.Tensor], None]) -> None:
     way(model, 0.6 * model.rates)
     assert (run(changed) - first).norm() > 1e-3 * first.norm()
     assert torch.equal(run(changed), right(restore(changed)))
+
+
+def starts_held(own: Any, q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
+    batch, tokens = q.shape[:2]
+    packed = (x.flatten(0, 1) for x in (q, k, v))
+    out = torch.ops.manner_flash._flash_attn_varlen_forward(
+        *packed, own.starts, own.starts, tokens, tokens, 0.0, DIM**-0.5, False
+    )
+    result: torch.Tensor = out[0].unflatten(0, (batch, tokens))
+    return result
+
+
+@torch.no_grad()
+def test_packed_samples_that_begin_elsewhere_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they begin is read off a buffer."""
+    monkeypatch.setitem(kinds.KINDS, "starts held", starts_held)
+    model, given = kinds.build("starts held"), kinds.given(2 * kinds.TRAINED, batch=2)
+    tokens = given["latents"][0, 0].numel()
+    for block in model.blocks:
+        block.attn.register_buffer("starts", torch.tensor([0, tokens, 2 * tokens], dtype=torch.int32))
+    changed = transform(model, kinds.PROFILE, backend="eager", attention="calls")
+    before = changed(**given)
+    for block in model.blocks:
+        block.attn.starts.data[1] += 3
+    with pytest.raises(CaptureError, match="where its samples begin, are not known or not those of one"):
+        changed(**given)
+    for block in model.blocks:
+        block.attn.starts[1] -= 3
+    assert torch.equal(changed(**given), before)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_a_block_mask_that_leaves_blocks_out_later() -> None:
+    model, given = kinds.build("flex_full"), kinds.given(2 * kinds.TRAINED)
+    changed = transform(model, kinds.PROFILE, backend="eager", attention="calls")
+    changed(**given)
+    counts = kernels.MASKS["flex_full"][given["latents"][0, 0].numel()].kv_num_blocks
+    counts -= 1
+    try:
+        with pytest.raises(CaptureError, match="its block mask leaves blocks out"):
+            changed(**given)
+    finally:
+        counts += 1
