@@ -15,6 +15,8 @@ from freeloc_fx.method.build import parse
 from freeloc_fx.method.catalogue import PARTS
 from freeloc_fx.planning.profile import Profile
 
+from .loop import steps_made
+
 __all__ = ["StepCounter", "follows_steps"]
 
 log = logging.getLogger("freeloc_fx")
@@ -33,34 +35,46 @@ class _Generation:
     the other direction goes back to where generations begin. Timesteps that turn back by themselves, as of a sampler
     that adds noise again, count on until the last one is followed by the first.
 
+    Timesteps that are rounded for a model of half precision may be one number where the loop has two. There the
+    scheduler's own count tells them apart.
+
     Args:
         timesteps: the scheduler's, by which the generation is known; None once nobody holds them.
         value: the timestep of the first call, as the model is given it.
         now: the same as a number.
+        made: by `steps_made`.
     """
 
-    def __init__(self, timesteps: torch.Tensor, value: Any, now: float) -> None:
+    def __init__(self, timesteps: torch.Tensor, value: Any, now: float, made: int | None) -> None:
         self.timesteps = weakref.ref(timesteps)
         entries = timesteps.detach().flatten().cpu().double()
         changes = entries.diff()
         self.turns_back = bool((changes > 0).any() and (changes < 0).any())
-        if isinstance(value, torch.Tensor):  # a model of half precision is given rounded ones
+        self.differs = [True, *(changes != 0).tolist()]
+        if isinstance(value, torch.Tensor):
             entries = entries.to(value.dtype)
+        self.rounded = sum(self.differs) > 1 + int((entries.diff() != 0).sum())
+        self.made = made
         self.begin, self.end = (float(entries[place]) if len(entries) else None for place in (0, -1))
         self.first = self.last = now
         self.rises: bool | None = None
         self.step = 0
 
-    def see(self, now: float) -> int:
+    def see(self, now: float, made: int | None) -> int:
         """The step of the next call.
 
         Args:
             now: its timestep.
+            made: by `steps_made`.
 
         Raises:
-            CaptureError: it goes back, but not to where generations begin.
+            CaptureError: it goes back, but not to where generations begin; or timesteps are rounded so that several are
+                one, and the scheduler does not count.
         """
+        before, self.made = self.made, made
         if now == self.last:
+            if self.rounded and made is not None and made != before and self.differs[made : made + 1] == [True]:
+                self.step += 1
             return self.step
         rises = now > self.last
         if (self.last, now) == (self.end, self.begin) and self.rises is not rises:
@@ -69,6 +83,12 @@ class _Generation:
             self.step, self.last = self.step + 1, now
         elif self.rises is None and now == self.begin:
             self._begin(now)
+        elif self.rounded and made is None and self.rises in (None, rises):
+            raise CaptureError(
+                "the profile follows denoising steps: expected timesteps that differ from step to step, or a loop that "
+                f"calls its scheduler's step, which counts, found {now:g} after {self.last:g}, rounded so that several "
+                "of the scheduler's are one number; call the model within freeloc_fx.denoising_step(i)"
+            )
         elif self.rises in (None, rises):
             self.step, self.last, self.rises = self.step + 1, now, rises
         elif now == self.first or (now > self.first) is rises or self.last == self.end:
@@ -135,9 +155,10 @@ class StepCounter:
         with self._lock:
             self._generations = [run for run in self._generations if run.timesteps() is not None]
             run = next((run for run in self._generations if run.timesteps() is timesteps), None)
+            made = steps_made(timesteps)
             if run is not None:
-                return run.see(now)
-            self._generations.append(_Generation(timesteps, value, now))
+                return run.see(now, made)
+            self._generations.append(_Generation(timesteps, value, now, made))
             return 0
 
     def _falling(self, now: float) -> int:
