@@ -10,9 +10,11 @@ import pytest
 import test_attention_kinds as kinds
 import test_foreign_kernels as kernels
 import torch
-from models import DiT, latents
+from models import DiT, latents, wan
+from ranks import context_parallel, of_first, on_ranks
 from test_attention_kinds import DIM
 from torch import nn
+from transformed import run as wan_run
 
 from freeloc_fx import Profile, plans, restore, transform
 from freeloc_fx.errors import CaptureError
@@ -189,3 +191,33 @@ def test_a_block_mask_that_leaves_blocks_out_later() -> None:
             changed(**given)
     finally:
         counts += 1
+
+
+def wan_of_ranks(rank: int) -> list[bool]:
+    """Each rank writes its own copy of the tables, by way of .data; what comes out is that of one process."""
+    torch.set_grad_enabled(False)
+    rates = (100.0, 1000.0)
+
+    def tables(model: Any, theta: float) -> Any:
+        other = wan(num_layers=1, rope_max_seq_len=32).rope.__class__(12, (1, 2, 2), 32, theta=theta)
+        model.rope.freqs_cos.data.copy_(other.freqs_cos)
+        model.rope.freqs_sin.data.copy_(other.freqs_sin)
+        return model
+
+    options: dict[str, Any] = {"backend": "eager", "attention": "reference"}
+    model = wan(num_layers=1, rope_max_seq_len=32)
+    expected = of_first(
+        rank,
+        lambda: [
+            wan_run(transform(tables(wan(num_layers=1, rope_max_seq_len=32), theta), PROFILE, **options), frames=6)
+            for theta in rates
+        ],
+    )
+    changed = transform(context_parallel(model, ulysses_degree=2), PROFILE, **options)
+    found = [wan_run(tables(changed, theta), frames=6) for theta in (*rates, rates[0])]
+    near = [torch.allclose(one, expected[n % 2], atol=1e-5) for n, one in enumerate(found)]
+    return [*near, not torch.allclose(*expected, atol=1e-3), len(plans(changed)) == 2]
+
+
+def test_tables_of_ranks_that_share_out_tokens() -> None:
+    assert on_ranks(wan_of_ranks, 2) == [[True] * 5] * 2
