@@ -16,7 +16,7 @@ from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.execute import run_nodes
 from freeloc_fx.graph.flow import flow
 from freeloc_fx.graph.head_cut import AT_A_TIME, HeadCut, head_cuts
-from freeloc_fx.graph.records import AttentionSite, sites, write
+from freeloc_fx.graph.records import AttentionSite, note_values, sites, write
 from freeloc_fx.graph.shapes import UNKNOWN, shape_of, size_of
 from freeloc_fx.graph.slices import Slice, ancestors, linear_slice
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
@@ -35,7 +35,8 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
 
     The stretch of graph from the norms or projections to the attention's q is linear in what they give. It is run in
     float32 on random inputs that are equal at every token, and what comes out is a rotation of channel pairs per token.
-    Sites whose stretches do the same arithmetic on the same tables share one measurement.
+    Sites whose stretches do the same arithmetic on the same tables share one measurement. It holds for the values that
+    the tables have, whether it found a rotation or none, so inputs that they are made of are noted.
 
     Args:
         graph: its records change.
@@ -53,15 +54,15 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
     found = 0
     for node, site in video:
         given = arguments(node)
-        results, parts = [], []
+        results = []
         for name in ("query", "key"):
             operand = given[name]
             assert isinstance(operand, fx.Node)
             part = linear_slice(view, operand, node)
-            parts.append(part)
             signature = part.signature(view)
             if signature not in known:
                 known[signature] = _measure(view, part, site, tables)
+                note_values(tables.behind(part))
             results.append(known[signature])
         q, k = results
         if isinstance(q, MatchFailure) or isinstance(k, MatchFailure):
@@ -72,8 +73,7 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
         elif not alike(q[0], k[0]) or q[1:] != k[1:]:
             write(node, kind="other", reason="q and k are rotated differently")
         else:
-            positions = dict.fromkeys(position for part in parts for position in tables.given(part))
-            write(node, rope=q[0], grid=q[1], order=q[2], positions=tuple(positions))
+            write(node, rope=q[0], grid=q[1], order=q[2])
             found += 1
             if q[2]:  # until `arrange_frames` has put its tokens in order
                 write(node, kind="other", reason=_AMONG)
@@ -335,11 +335,12 @@ class _Tables:
             self._known[part.outside] = self.values(part.outside)
         return self._known[part.outside]
 
-    def given(self, part: Slice) -> list[fx.Node]:
-        """Inputs of the graph that a stretch's tables are made of; weights, and what picks valid tokens, are none."""
-        tables = [n for n, t in self.outside(part).items() if isinstance(t, torch.Tensor) and not _picks(t)]
-        values = [(n, self.inputs.get(n)) for n in ancestors(self.view, tables) if n.op == "placeholder"]
-        return [n for n, t in values if isinstance(t, torch.Tensor) and not isinstance(t, torch.nn.Parameter)]
+    def behind(self, part: Slice) -> list[fx.Node]:
+        """Inputs of the graph that a stretch's tables are made of, learned ones among them; not what picks valid
+        tokens. None of a stretch that nobody has asked `outside` for, or in vain."""
+        values = self._known.get(part.outside, {})
+        tables = [n for n, t in values.items() if isinstance(t, torch.Tensor) and not _picks(t)]
+        return [n for n in ancestors(self.view, tables) if isinstance(self.inputs.get(n), torch.Tensor)]
 
     def moved(self, part: Slice, node: fx.Node, by: torch.Tensor) -> dict[fx.Node, Any]:
         """`outside` as if `by` had been added to what `node` gives."""

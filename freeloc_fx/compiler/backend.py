@@ -18,7 +18,7 @@ from freeloc_fx.attention.running import Checked
 from freeloc_fx.compat import copy_source, is_inductor, is_region_call
 from freeloc_fx.errors import TimelineError
 from freeloc_fx.graph.capture import Capture
-from freeloc_fx.graph.records import AttentionSite, sites
+from freeloc_fx.graph.records import AttentionSite, sites, values_read
 from freeloc_fx.graph.shapes import value_of
 from freeloc_fx.graph.sharding import Adopted
 from freeloc_fx.graph.table_inputs import with_tables
@@ -104,7 +104,7 @@ class Backend:
         how: what the rewriting passes need; what a graph names is of that graph, and goes when it goes.
         checked: what was compared with the reference.
         choices: which lowering was the quickest, where `attention` is "auto" on a CPU.
-        positions: values of inputs that position tables were read off.
+        positions: values of inputs that position tables, and what else a plan depends on, were read off.
         read: gets those inputs of each graph that is captured for its plan and its attentions.
     """
 
@@ -194,9 +194,9 @@ class Backend:
     def _captured(
         self, gm: fx.GraphModule, example_inputs: Sequence[Any], made: list[tuple[Plan, Callable[..., Any]]]
     ) -> tuple[Callable[..., Any], list[int]]:
-        """What runs a captured graph, and which of its inputs its positions come from.
+        """What runs a captured graph, and by the values of which of its inputs it was planned.
 
-        What was made of the graph for other positions stands in `made` beside its plan, and so does this.
+        What was made of the graph for other values stands in `made` beside its plan, and so does this.
         """
         # Dynamo looks at its own graph again after we return, so only a copy may change.
         root, output = _copied(gm)  # holds what regions bring along; gm is Dynamo's
@@ -221,8 +221,8 @@ class Backend:
             if plan.same_as(other):
                 return run, []
         self.plans.append(plan)
-        positions = {node for _, site in sites(graph) for node in site.positions}
-        read = [place for place, node in enumerate(placeholders) if node in positions]
+        values = enumerate(zip(placeholders, example_inputs, strict=True))
+        read = [place for place, (node, one) in values if values_read(node) and isinstance(one, torch.Tensor)]
         if self.plan_only:
             if self.sites is not None:
                 self.sites.extend(site for _, site in sites(graph))

@@ -8,6 +8,9 @@ token, so that a keyframe may move, or stand where a frame of the clip stood, an
     call 2   the same numbers                                   runs
     call 3   keyframes at 2 and 6                               planned anew, from the same graph
 
+So may what a model holds: learned rates are loaded, trained, or put aside for their average, and tables in buffers are
+written. A write by way of `.data` leaves no trace on a tensor, so values are looked at in each call.
+
 A server meets ever new ones. For each graph, `KEPT` sets are kept beside what was made of them; the set that was used
 least lately goes, and is planned anew should it come again.
 """
@@ -18,11 +21,13 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from freeloc_fx.planning.plan import Plan
+
+from .capture.facts import running_call
 
 __all__ = ["KEPT", "ByPositions", "KnownPositions", "Position"]
 
@@ -44,13 +49,14 @@ class KnownPositions:
 
     def __init__(self) -> None:
         self._all: weakref.WeakSet[Position] = weakref.WeakSet()
-        self._seen: dict[int, tuple[weakref.ref[torch.Tensor], int, weakref.ref[Position]]] = {}
+        self._seen: dict[int, _Seen] = {}
 
     def of(self, value: torch.Tensor) -> Position:
         """Give what stands for a tensor's values.
 
-        A tensor that was asked about before and has not been written since is not looked at again, so that a device is
-        waited for once a generation and not at every step.
+        The blocks of a model that is captured block by block are given the same tensor one after the other: within one
+        call of the model it is looked at once, unless somebody writes it meanwhile. So a device is waited for once a
+        call, before the attentions of it begin.
 
         Args:
             value: any tensor; it is not kept, its values are.
@@ -58,16 +64,37 @@ class KnownPositions:
         Returns:
             The same object for equal values, while it lives.
         """
-        version = None if value.is_inference() else value._version
+        call, version = running_call(), None if value.is_inference() else value._version
         seen = self._seen.get(id(value))
-        if seen is not None and seen[0]() is value and seen[1] == version and (known := seen[2]()) is not None:
-            return known
-        found = next((one for one in list(self._all) if _equal(one.value, value)), None) or Position(value)
+        last = None if seen is None or seen.tensor() is not value else seen.position()
+        if seen is not None and last is not None and seen.stands(call, version):
+            return last
+        likely = [] if last is None else [last]
+        found = next((one for one in [*likely, *list(self._all)] if _equal(one.value, value)), None) or Position(value)
         self._all.add(found)
-        if version is not None:
-            self._seen = {key: entry for key, entry in self._seen.items() if entry[0]() is not None}
-            self._seen[id(value)] = (weakref.ref(value), version, weakref.ref(found))
+        self._seen = {key: entry for key, entry in self._seen.items() if entry.tensor() is not None}
+        self._seen[id(value)] = _Seen(weakref.ref(value), weakref.ref(found), call, version)
         return found
+
+
+class _Seen(NamedTuple):
+    """When a tensor was looked at.
+
+    Args:
+        tensor: it.
+        position: what stood for its values.
+        call: of the model, by `running_call`; None outside of any.
+        version: how often it had been written; None where it does not count that.
+    """
+
+    tensor: weakref.ref[torch.Tensor]
+    position: weakref.ref[Position]
+    call: object
+    version: int | None
+
+    def stands(self, call: object, version: int | None) -> bool:
+        """Whether nothing can have happened since."""
+        return call is self.call is not None and version == self.version is not None
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -81,7 +108,7 @@ class ByPositions:
     Args:
         run: what runs for the positions of `inputs`.
         inputs: that were captured.
-        read: which of them are positions.
+        read: which of them are positions, or what else was read off by its values.
         make: makes what runs, for other inputs.
         known: of the backend.
         made: plans beside what runs by them, to which `make` adds; what is not kept any more is taken out.

@@ -98,7 +98,7 @@ def copied(graph: fx.Graph, capture: Capture) -> tuple[fx.Graph, Capture]:
         site = record(new)
         if site is not None:
             mask = None if site.mask is None else nodes[site.mask]
-            write(new, mask=mask, positions=tuple(nodes[node] for node in site.positions))
+            write(new, mask=mask)
         if (made_for := stand_in(new)) is not None:
             write_stand_in(new, made_for.moved(nodes))
     inputs = {nodes[node]: value for node, value in capture.inputs.items()}

@@ -1,4 +1,7 @@
-"""Values that are the same in every call of a model: made of nothing but constants and of what its modules hold."""
+"""Values that no argument of a call has a part in: made of nothing but constants and of what a model's modules hold.
+
+They are the same in every call until somebody writes what a module holds, so whoever computes one notes that.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from freeloc_fx.compat import source_name
 
 from .execute import run_nodes
 from .flow import flow
+from .records import note_values
 from .slices import ancestors
 
 __all__ = ["Held"]
@@ -39,6 +43,7 @@ class Held:
         nodes = self._ancestors(node)
         if not self._all_held(nodes):
             return None
+        note_values(nodes)
         known = {n: self.inputs[n] for n in nodes if n in self.inputs}
         try:
             with torch.no_grad():

@@ -5,7 +5,7 @@ Passes communicate through these records and nothing else: analysis writes them,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -24,12 +24,14 @@ __all__ = [
     "Piece",
     "StandIn",
     "move",
+    "note_values",
     "operands",
     "pieces",
     "record",
     "sites",
     "stand_in",
     "stood_for",
+    "values_read",
     "write",
     "write_operands",
     "write_piece",
@@ -56,7 +58,6 @@ class AttentionSite:
         grid: the tokens of its sequence; None where it is not known.
         sensitivity: of its layer, as a probe measured it; None for none.
         mask: the node of the model's key-padding mask; None for none.
-        positions: inputs of the graph that the position tables are made of; another call may bring others.
         beside: how many of the first, and of the last, tokens are keys that no query stands at.
         sinks: how many of the first, and of the last, of those are learned.
         order: spans of tokens in the order in which RoPE and grid know them, where frames stand among words or sound;
@@ -77,7 +78,6 @@ class AttentionSite:
     grid: TokenGrid | None = None
     sensitivity: Sensitivity | None = None
     mask: fx.Node | None = field(default=None, compare=False)
-    positions: tuple[fx.Node, ...] = field(default=(), compare=False)
     beside: tuple[int, int] = (0, 0)
     sinks: tuple[int, int] = (0, 0)
     order: tuple[tuple[int, int], ...] = ()
@@ -118,6 +118,30 @@ def move(node: fx.Node, other: fx.Node) -> None:
 def sites(graph: fx.Graph) -> list[tuple[fx.Node, AttentionSite]]:
     """Every node with a record, in execution order."""
     return [(node, site) for node in graph.nodes if (site := record(node)) is not None]
+
+
+VALUES = "freeloc_values"
+"""Meta key of inputs whose values an analysis has looked at."""
+
+
+def note_values(nodes: Iterable[fx.Node]) -> None:
+    """Say that what an analysis has found holds for the present values of these inputs: another call may bring others.
+
+    Args:
+        nodes: of any kind; the placeholders of tensors among them are meant.
+    """
+    for node in nodes:
+        if node.op == "placeholder":
+            node.meta[VALUES] = True
+
+
+def values_read(node: fx.Node) -> bool:
+    """Whether something that was found holds for the present value of an input only.
+
+    Args:
+        node: of a graph that was analysed.
+    """
+    return bool(node.meta.get(VALUES))
 
 
 STAND_IN = "freeloc_stand_in"

@@ -41,12 +41,12 @@ class Adopted:
 
 
 def by_path(sites: Iterable[AttentionSite]) -> dict[str, tuple[AttentionSite, ...]]:
-    """Sort sites by their module; what belongs to one graph alone, nodes of masks and positions, is left out.
+    """Sort sites by their module; what belongs to one graph alone, nodes of masks, is left out.
 
     Args:
         sites: in execution order.
     """
     found: dict[str, tuple[AttentionSite, ...]] = {}
     for site in sites:
-        found[site.path] = (*found.get(site.path, ()), replace(site, mask=None, positions=()))
+        found[site.path] = (*found.get(site.path, ()), replace(site, mask=None))
     return found

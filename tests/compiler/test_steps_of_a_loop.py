@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    PNDMScheduler,
+    RePaintScheduler,
+    UniPCMultistepScheduler,
+)
 from models import wan, wan_inputs
 
 from freeloc_fx import Profile, denoising_step, transform
@@ -129,3 +138,121 @@ def test_a_step_told_by_hand() -> None:
             assert torch.equal(found, expected[1]) is (step == 1)
     with pytest.raises(ValueError, match="step: expected an integer of at least 0, found -1"), denoising_step(-1):
         pass
+
+
+# Several generations along the same timesteps
+
+
+TOLD: dict[str, Callable[[torch.Tensor], Any]] = {
+    "as they are": lambda t: t.expand(1),
+    "in half precision": lambda t: t.expand(2).bfloat16(),
+    "scaled": lambda t: t.double() / 1000,
+    "from the other end": lambda t: 1 - t.double() / 1000,
+    "of tokens": lambda t: torch.tensor([[0.0, float(t), float(t)]]),
+}
+WALKED: dict[str, Callable[[], Any]] = {
+    "falling": lambda: DDIMScheduler(),
+    "each twice": lambda: HeunDiscreteScheduler(),
+    "between": lambda: KDPM2AncestralDiscreteScheduler(),
+    "some twice": lambda: PNDMScheduler(),
+    "rising": lambda: DDIMInverseScheduler(),
+}
+
+
+def walk(counter: StepCounter, timesteps: torch.Tensor, told: Any = TOLD["as they are"], **part: Any) -> list[int]:
+    """Steps of a loop that calls twice at each timestep of a part, for guidance."""
+    loop = timesteps[slice(part.get("start"), part.get("stop"))]
+    pairs = [[counter.see({"timestep": told(t)}, timesteps) for _ in range(2)] for t in loop]
+    assert all(one == other for one, other in pairs)
+    return [one for one, _ in pairs]
+
+
+@pytest.mark.filterwarnings("ignore:__array")
+@pytest.mark.parametrize(
+    ("name", "told"), [(name, told) for name in WALKED for told in TOLD if (name[:3], told[:7]) != ("bet", "in half")]
+)
+def test_videos_one_after_the_other(name: str, told: str) -> None:
+    """A loop may go along its scheduler's timesteps again, all or the later ones, and may have been interrupted."""
+    counter, scheduler = StepCounter(), WALKED[name]()
+    scheduler.set_timesteps(7)
+    timesteps, how = scheduler.timesteps, TOLD[told]
+    values = torch.stack([torch.as_tensor(how(t)).max().double() for t in timesteps])
+    distinct = values.unique_consecutive(return_inverse=True)[1].tolist()
+    assert walk(counter, timesteps, how, stop=5) == distinct[:5], "interrupted"
+    for _ in range(2):
+        assert walk(counter, timesteps, how) == distinct
+    scheduler.set_timesteps(7)  # all of it once more from the middle on
+    timesteps = scheduler.timesteps
+    later = [step - distinct[3] for step in distinct[3:]]
+    for _ in range(2):
+        assert walk(counter, timesteps, how, start=3) == later
+    assert walk(counter, timesteps, how, stop=1) == [0] and walk(counter, timesteps, how, stop=4) == distinct[:4]
+
+
+def test_a_loop_that_goes_back_to_its_middle() -> None:
+    """After its end another one begins there; before, nothing tells, and it is refused rather than guessed."""
+    counter, scheduler = StepCounter(), DDIMScheduler()
+    scheduler.set_timesteps(6)
+    timesteps = scheduler.timesteps
+    assert walk(counter, timesteps) == [0, 1, 2, 3, 4, 5]
+    assert walk(counter, timesteps, start=2) == [0, 1, 2, 3]
+    assert walk(counter, timesteps, start=4) == [0, 1] and walk(counter, timesteps, stop=4) == [0, 1, 2, 3]
+    with pytest.raises(CaptureError, match=r"fall from 830 on, or .* found 498 after 332: it may .* set_timesteps"):
+        walk(counter, timesteps, start=2)
+    assert walk(counter, timesteps) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_clean_frame_is_looked_at_before_a_generation() -> None:
+    """Models that go on from a clip are called once for it, at timestep 0, before each clip that they add."""
+    counter, scheduler = StepCounter(), FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(4)
+    clean = {"timestep": torch.zeros(1)}
+    for end in (0, 4):
+        assert counter.see(clean, scheduler.timesteps) == end
+        assert walk(counter, scheduler.timesteps) == [0, 1, 2, 3]
+
+
+def test_timesteps_that_half_precision_does_not_tell_apart() -> None:
+    """HunyuanVideo's pipeline rounds them, two to one at its first steps; the scheduler knows how many it has made."""
+    counter, scheduler = StepCounter(), FlowMatchEulerDiscreteScheduler(shift=12.0)
+    for start in (0, 0, 5):
+        scheduler.set_timesteps(40)
+        scheduler.set_begin_index(start)
+        x, seen = torch.zeros(1), []
+        for t in scheduler.timesteps[start:]:
+            pair = [counter.see({"timestep": t.expand(1).bfloat16()}, scheduler.timesteps) for _ in range(2)]
+            assert pair[0] == pair[1]
+            seen.append(pair[0])
+            x = scheduler.step(x, t, x, return_dict=False)[0]
+        assert seen == list(range(40 - start))
+    assert len(scheduler.timesteps.bfloat16().unique()) < 38
+    scheduler.set_timesteps(40)  # and nobody takes its steps
+    first = scheduler.timesteps[:2].bfloat16()
+    with pytest.raises(CaptureError, match=r"found 996 after 1000, rounded so that several .*denoising_step"):
+        [counter.see({"timestep": t}, scheduler.timesteps) for t in (*first, torch.tensor(996.0).bfloat16())]
+
+
+def test_timesteps_that_turn_back() -> None:
+    counter, scheduler = StepCounter(), RePaintScheduler()
+    scheduler.set_timesteps(8, jump_length=2, jump_n_sample=2)
+    timesteps = scheduler.timesteps
+    assert (timesteps.diff() > 0).any() and (timesteps.diff() < 0).any()
+    for _ in range(2):
+        assert walk(counter, timesteps) == list(range(len(timesteps)))
+
+
+def test_two_videos_of_one_model_are_alike() -> None:
+    model = wan(num_layers=1)
+    changed = transform(model, Profile(2, "vrpr", schedule=[{"steps": 1, "layers": "direct"}]), backend="eager")
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(3)
+
+    def video() -> list[torch.Tensor]:
+        given = wan_inputs(5)
+        return [changed(**given | {"timestep": t.expand(1)})[0] for t in scheduler.timesteps]
+
+    with torch.no_grad():
+        first, second = video(), video()
+        plain = [model(**wan_inputs(5) | {"timestep": t.expand(1)})[0] for t in scheduler.timesteps]
+    assert all(map(torch.equal, first, second))
+    assert [torch.allclose(*pair, atol=1e-4) for pair in zip(first, plain, strict=True)] == [True, False, False]

@@ -16,7 +16,7 @@ from freeloc_fx.graph.capture import CallFacts
 
 from .conventions import as_clips, check_limits, integer_size, known_patches, latent_size
 
-__all__ = ["calling", "check_captured", "facts", "facts_of", "graphs_run", "noted"]
+__all__ = ["calling", "check_captured", "facts", "facts_of", "graphs_run", "noted", "running_call"]
 
 _CALL: ContextVar[CallFacts | None] = ContextVar("freeloc_fx_call", default=None)
 _RUN: ContextVar[list[None] | None] = ContextVar("freeloc_fx_graphs_run", default=None)
@@ -73,6 +73,11 @@ def calling(known: CallFacts) -> Iterator[None]:
     finally:
         _CALL.reset(token)
         _RUN.reset(graphs)
+
+
+def running_call() -> object:
+    """What stands for the call that is running in this thread, another object for each; None outside of any."""
+    return _RUN.get()
 
 
 def graphs_run() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["running_timesteps"]
+__all__ = ["running_timesteps", "steps_made"]
 
 
 def running_timesteps(model: nn.Module) -> torch.Tensor | None:
@@ -37,6 +37,23 @@ def running_timesteps(model: nn.Module) -> torch.Tensor | None:
             return timesteps
         nearest = timesteps if nearest is None else nearest
     return nearest
+
+
+def steps_made(timesteps: torch.Tensor) -> int | None:
+    """At which of its timesteps a scheduler is, by its own count.
+
+    Args:
+        timesteps: as `running_timesteps` gives them, to a caller of this function or to one of its callers.
+
+    Returns:
+        The place, from 0; None before its first step, and for a scheduler that does not count.
+    """
+    for value in _locals(sys._getframe(1)):
+        for one in (_contents(value).get("scheduler"), value):
+            if _timesteps(one) is timesteps:
+                index = getattr(one, "step_index", None)
+                return index if isinstance(index, int) else None
+    return None
 
 
 def _locals(frame: FrameType | None) -> Iterator[Any]:

@@ -8,7 +8,7 @@ for heads around their attentions.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from .blocks import BlockByBlock
 from .parallel import TokenGroup, exchange_themselves, gathering, shared_at, without_exchange
 from .rehearsal import plan_of_call
 
-__all__ = ["SharedCalls", "arguments_among"]
+__all__ = ["SharedCalls", "arguments_among", "held_outside"]
 
 
 @dataclass
@@ -48,6 +48,8 @@ class _Call:
 
 class SharedCalls:
     """The calls of one model under context parallelism, by their shapes and the positions that they are given.
+
+    Positions may come from what the model holds outside its blocks, too: tables in buffers, learned rates.
 
     Args:
         model: transformed; its own forward is in place when `run` is called.
@@ -103,7 +105,8 @@ class SharedCalls:
     def _values(self, kind: Hashable, given: Mapping[str, Any]) -> tuple[Position, ...]:
         """The positions that a call is given. Every rank is given all of them, and tells them apart alike."""
         leaves = pytree.tree_leaves(dict(given))
-        return tuple(self.backend.positions.of(leaves[place]) for place in self._positions.get(kind, ()))
+        read = [leaves[place] for place in self._positions.get(kind, ())]
+        return tuple(map(self.backend.positions.of, [*read, *held_outside(self.model, self.backend.layers)]))
 
     def _planned(self, group: TokenGroup, known: CallFacts, given: Mapping[str, Any]) -> tuple[_Call, tuple[int, ...]]:
         """What calls of one kind run through, and which arguments the plan's positions come from."""
@@ -133,6 +136,26 @@ class SharedCalls:
                 f"{lost[0]}: planned of the unsharded model, but this rank's blocks hold {len(found.sites)} of "
                 f"{len(plan.sites)} planned attentions"
             )
+
+
+def held_outside(model: nn.Module, blocks: Iterable[str]) -> list[torch.Tensor]:
+    """What a model holds outside its blocks that positions may be made of.
+
+    Blocks are given what was made of it, from which nobody can tell what that was. Weights of projections and norms are
+    left out, and so are sharded ones, which no rank knows.
+
+    Args:
+        model: whose tokens are shared out.
+        blocks: module paths of its transformer blocks.
+    """
+    inside = {module for path in blocks for module in model.get_submodule(path).modules()}
+    found: list[torch.Tensor] = []
+    for module in model.modules():
+        if module not in inside:
+            found += module.buffers(recurse=False)
+            if not type(module).__module__.startswith("torch.nn."):
+                found += module.parameters(recurse=False)
+    return [one for one in found if type(one) in (torch.Tensor, nn.Parameter)]
 
 
 def arguments_among(given: Mapping[str, Any], read: Sequence[torch.Tensor]) -> tuple[int, ...]:

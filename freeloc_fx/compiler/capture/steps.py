@@ -6,7 +6,6 @@ import logging
 import threading
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,8 @@ from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.build import parse
 from freeloc_fx.method.catalogue import PARTS
 from freeloc_fx.planning.profile import Profile
+
+from .loop import steps_made
 
 __all__ = ["StepCounter", "follows_steps"]
 
@@ -27,27 +28,93 @@ def follows_steps(profile: Profile) -> bool:
     return bool(profile.schedule) or any(PARTS[item].stepped for name in names for item in parse(name))
 
 
-@dataclass
 class _Generation:
-    """How far one generation has come.
+    """How far one generation has come, of those that walk along the same timesteps one after the other.
+
+    A loop walks them in one direction, whatever the model is told of them: as they are, or one minus them. A step in
+    the other direction goes back to where generations begin. Timesteps that turn back by themselves, as of a sampler
+    that adds noise again, count on until the last one is followed by the first.
+
+    Timesteps that are rounded for a model of half precision may be one number where the loop has two. There the
+    scheduler's own count tells them apart.
 
     Args:
-        timesteps: the scheduler's, by which the generation is known; returns None once nobody holds them.
-        step: of the last call.
-        last: timestep of the last call.
+        timesteps: the scheduler's, by which the generation is known; None once nobody holds them.
+        value: the timestep of the first call, as the model is given it.
+        now: the same as a number.
+        made: by `steps_made`.
     """
 
-    timesteps: weakref.ref[torch.Tensor]
-    step: int
-    last: float
+    def __init__(self, timesteps: torch.Tensor, value: Any, now: float, made: int | None) -> None:
+        self.timesteps = weakref.ref(timesteps)
+        entries = timesteps.detach().flatten().cpu().double()
+        changes = entries.diff()
+        self.turns_back = bool((changes > 0).any() and (changes < 0).any())
+        self.differs = [True, *(changes != 0).tolist()]
+        if isinstance(value, torch.Tensor):
+            entries = entries.to(value.dtype)
+        self.rounded = sum(self.differs) > 1 + int((entries.diff() != 0).sum())
+        self.made = made
+        self.begin, self.end = (float(entries[place]) if len(entries) else None for place in (0, -1))
+        self.first = self.last = now
+        self.rises: bool | None = None
+        self.step = 0
+
+    def see(self, now: float, made: int | None) -> int:
+        """The step of the next call.
+
+        Args:
+            now: its timestep.
+            made: by `steps_made`.
+
+        Raises:
+            CaptureError: it goes back, but not to where generations begin; or timesteps are rounded so that several are
+                one, and the scheduler does not count.
+        """
+        before, self.made = self.made, made
+        if now == self.last:
+            if self.rounded and made is not None and made != before and self.differs[made : made + 1] == [True]:
+                self.step += 1
+            return self.step
+        rises = now > self.last
+        if (self.last, now) == (self.end, self.begin) and self.rises is not rises:
+            self._begin(now)
+        elif self.turns_back:
+            self.step, self.last = self.step + 1, now
+        elif self.rises is None and now == self.begin:
+            self._begin(now)
+        elif self.rounded and made is None and self.rises in (None, rises):
+            raise CaptureError(
+                "the profile follows denoising steps: expected timesteps that differ from step to step, or a loop that "
+                f"calls its scheduler's step, which counts, found {now:g} after {self.last:g}, rounded so that several "
+                "of the scheduler's are one number; call the model within freeloc_fx.denoising_step(i)"
+            )
+        elif self.rises in (None, rises):
+            self.step, self.last, self.rises = self.step + 1, now, rises
+        elif now == self.first or (now > self.first) is rises or self.last == self.end:
+            self._begin(now)
+        else:
+            raise CaptureError(
+                f"the profile follows denoising steps: expected timesteps that {'rise' if self.rises else 'fall'} "
+                f"from {self.first:g} on, or another generation from there, found {now:g} after {self.last:g}: it may "
+                "be any step; call the scheduler's set_timesteps before each generation, or the model within "
+                "freeloc_fx.denoising_step(i)"
+            )
+        return self.step
+
+    def _begin(self, now: float) -> None:
+        self.first = self.last = now
+        self.step = 0
 
 
 class StepCounter:
     """Counts the steps of one model's generations.
 
     A generation is known by its scheduler's timesteps, which `set_timesteps` makes anew for each (`running_timesteps`
-    finds them). Within it the same timestep again is the same step (guidance calls twice), another one the next. A
-    pipeline that hands the later steps to a second transformer (Wan 2.2) counts each transformer's own steps.
+    finds them), or where somebody walks along the same ones once more, by going back to where it began. Within it the
+    same timestep again is the same step (guidance calls twice, a solver of second order visits it twice), another one
+    the next. A pipeline that hands the later steps to a second transformer (Wan 2.2) counts each transformer's own
+    steps.
 
     Without a scheduler steps are told by falling timesteps, each thread's on their own: a higher one is a new
     generation. That is said once, since a generation that begins below the last one's end looks like its next step;
@@ -73,7 +140,7 @@ class StepCounter:
 
         Raises:
             CaptureError: the model takes no `timestep`, so its steps cannot be told apart; or a thread's first call
-                without a scheduler may be any step.
+                without a scheduler, or one that goes back along a scheduler's timesteps, may be any step.
         """
         value = arguments.get("timestep")
         if value is None:
@@ -82,18 +149,17 @@ class StepCounter:
             )
         # Per-token timesteps hold 0 for conditioning frames; the others share the step's value.
         now = float(value.max()) if isinstance(value, torch.Tensor) else float(value)
-        return self._falling(now) if timesteps is None else self._of(timesteps, now)
+        return self._falling(now) if timesteps is None else self._of(timesteps, value, now)
 
-    def _of(self, timesteps: torch.Tensor, now: float) -> int:
+    def _of(self, timesteps: torch.Tensor, value: Any, now: float) -> int:
         with self._lock:
             self._generations = [run for run in self._generations if run.timesteps() is not None]
             run = next((run for run in self._generations if run.timesteps() is timesteps), None)
-            if run is None:
-                run = _Generation(weakref.ref(timesteps), 0, now)
-                self._generations.append(run)
-            elif now != run.last:
-                run.step, run.last = run.step + 1, now
-            return run.step
+            made = steps_made(timesteps)
+            if run is not None:
+                return run.see(now, made)
+            self._generations.append(_Generation(timesteps, value, now, made))
+            return 0
 
     def _falling(self, now: float) -> int:
         step, last = getattr(self._here, "seen", (0, None))
