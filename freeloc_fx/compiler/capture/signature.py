@@ -56,9 +56,9 @@ class _Same:
 def signature(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Signature:
     """Look at what captures of a model depend on and Dynamo's guards may not tell.
 
-    Of every module its class, the code of its forward and its hooks; of those in the blocks also their settings, plain
-    values and attention processors. What a module keeps from call to call (tensors, objects of unknown kinds) is left
-    out, since a capture is not taken anew for that.
+    Of every module its hooks; of those in the blocks also class, code of the forward, settings, plain values and
+    attention processors. What a module keeps from call to call (tensors, objects of unknown kinds) is left out, since
+    a capture is not taken anew for that, and so is which modules there are outside of the blocks, which Dynamo guards.
 
     Args:
         model: with its hooks, and without what we put on it while it runs.
@@ -77,7 +77,7 @@ def signature(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Signature:
     for path, module in model.named_modules():
         # The model's own call is ours, and its hooks run outside of it.
         if path and id(module) not in inside:
-            found.extend(_code(path, module))
+            found.extend(_hooks(path, module))
     return tuple(found)
 
 
@@ -116,16 +116,15 @@ def difference(before: Signature, now: Signature) -> str:
     return (now if len(now) > len(before) else before)[min(len(now), len(before))][0]
 
 
-def _code(path: str, module: nn.Module) -> Iterator[tuple[str, Hashable]]:
-    kind = type(module)
-    yield path, (kind, kind.forward)
+def _hooks(path: str, module: nn.Module) -> Iterator[tuple[str, Hashable]]:
     for name in _HOOKS:
         if hooks := vars(module)[name]:
             yield f"{path} ({name.strip('_').replace('_', ' ')})", tuple(map(_Same, hooks.values()))
 
 
 def _module(path: str, module: nn.Module, strict: bool) -> Iterator[tuple[str, Hashable]]:
-    yield from _code(path, module)
+    yield path, (type(module), type(module).forward)
+    yield from _hooks(path, module)
     for name, value in sorted(vars(module).items()):
         if name not in _OWN:
             yield f"{path}.{name}", _frozen(value, module, strict, _DEPTH)
