@@ -125,6 +125,15 @@ def test_steps_that_nobody_tells_are_guessed_aloud_or_refused(caplog: pytest.Log
         assert pool.submit(counter.see, {"timestep": 900}).result() == 0
 
 
+def test_timesteps_that_rise_are_refused_where_nobody_tells_the_step() -> None:
+    """A loop from noise at 0 to data at 1 would be at step 0 all the time."""
+    counter = StepCounter()
+    assert [counter.see({"timestep": t}) for t in (0.0, 0.0, 0.25, 0.25)] == [0, 0, 0, 0]
+    with pytest.raises(CaptureError, match=r"found 0\.5 after 0\.25, which rises for the second time.*denoising_step"):
+        counter.see({"timestep": 0.5})
+    assert [counter.see({"timestep": t}) for t in (0.1, 0.3, 0.2, 0.9, 0.1)] == [1, 0, 1, 0, 1]
+
+
 def test_a_step_told_by_hand() -> None:
     model = wan()
     changed = transform(model, PROFILE, backend="eager")

@@ -118,8 +118,8 @@ class StepCounter:
 
     Without a scheduler steps are told by falling timesteps, each thread's on their own: a higher one is a new
     generation. That is said once, since a generation that begins below the last one's end looks like its next step;
-    `denoising_step` tells the step instead. A thread whose first call is below where generations begin is refused: it
-    may go on with another thread's generation.
+    `denoising_step` tells the step instead. Timesteps that rise twice in a row are refused, and so is a thread whose
+    first call is below where generations begin: it may go on with another thread's generation.
     """
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ class StepCounter:
             return 0
 
     def _falling(self, now: float) -> int:
-        step, last = getattr(self._here, "seen", (0, None))
+        step, last, rose = getattr(self._here, "seen", (0, None, False))
         with self._lock:
             if self._top is None:
                 log.warning(
@@ -176,9 +176,15 @@ class StepCounter:
                     "within freeloc_fx.denoising_step(i)"
                 )
             self._top = now if self._top is None else max(now, self._top)
+        if last is not None and now > last and rose:
+            raise CaptureError(
+                "the profile follows denoising steps, and this call comes from no loop with a scheduler: expected "
+                f"timesteps that fall within a generation, found {now:g} after {last:g}, which rises for the second "
+                "time in a row; call the model within freeloc_fx.denoising_step(i)"
+            )
         if last is None or now > last:
             step = 0
         elif now < last:
             step += 1
-        self._here.seen = (step, now)
+        self._here.seen = (step, now, now > last if last not in (None, now) else rose)
         return int(step)
