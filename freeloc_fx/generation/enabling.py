@@ -54,7 +54,8 @@ def enable(
         profile: a `Profile`, a shipped profile's name, or the path of a profile's file; None: the shipped profile for
             this model.
         strategy: None or "profile": the profile's own strategies, layer by layer. "direct": the untouched model, as
-            after `disable`. Else the name of a strategy for every layer, as in "vrpr+tsa", with the profile's settings.
+            after `disable`. Else the name of a strategy for every layer and denoising step, as in "vrpr+tsa", with the
+            profile's settings (see `Profile.with_layers`).
         backend: see `transform`.
         attention: see `transform`.
         verify: see `transform`.

@@ -26,7 +26,8 @@ def parse(name: str, parts: Mapping[str, Part] = PARTS) -> tuple[str, ...]:
         The names of the parts, in the order in which they stand.
 
     Raises:
-        StrategyError: not a string, an unknown part, a part twice, or "direct" beside anything but "temp".
+        StrategyError: not a string, an unknown part, a part twice, "direct" beside anything but "temp", or two parts
+            that set the same thing.
     """
     if not isinstance(name, str):
         raise StrategyError(f"strategy: expected a name, found {name!r}")
@@ -40,6 +41,9 @@ def parse(name: str, parts: Mapping[str, Part] = PARTS) -> tuple[str, ...]:
         raise StrategyError(f"strategy {name!r}: 'direct' composes with 'temp' only")
     if found == ("temp",):
         raise StrategyError("strategy 'temp' needs something to modify; 'direct+temp' keeps positions and pairs")
+    given: dict[str, Any] = {}
+    for sets in (*(parts[item].sets for item in found), *(parts[item].mixes for item in found)):
+        _join(name, given, dict.fromkeys(sets))
     return found
 
 

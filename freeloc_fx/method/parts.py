@@ -37,6 +37,7 @@ class Part:
         stepped: whether the strategy that it gives depends on the denoising step.
         key: under which name settings hold the part's own; the part's name unless said otherwise.
         words: for a part whose settings are no mapping of `settings`: the settings' names and what each may be.
+        mixes: for a part that gives a mixture: names of the fields that the strategies mixed set themselves.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Part:
     stepped: bool = False
     key: str = ""
     words: Mapping[str, str] | None = None
+    mixes: tuple[str, ...] = ()
 
     def __call__(self, geometry: Geometry, settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         """Give what the part contributes to a strategy.

@@ -249,7 +249,12 @@ class Profile:
         return value.get(frames) if isinstance(value, Mapping) else value
 
     def with_layers(self, layers: LayerLike | Mapping[int, LayerLike], name: str | None = None) -> Profile:
-        """Give a copy with other strategies and the same settings; its provenance says so and keeps the original's.
+        """Give a copy with other strategies, at every length and in every denoising step.
+
+        Kept are the settings (`vrpr`, `tsa`, `parts`, `quantise`), what says which model it is for, and the temperature
+        of each length: where there are `lengths` they get the new strategies and keep their temperatures, and those
+        without one are solved. The strategies of `lengths` and the whole `schedule` are not kept: a schedule for the
+        new ones is `dataclasses.replace(copy, schedule=...)`. The provenance says so and has the original's.
 
         Args:
             layers: the strategies, as in the profile's field.
@@ -258,10 +263,14 @@ class Profile:
         Raises:
             ProfileError: `layers` is malformed.
         """
+        own = {frames: item.get("temperature") for frames, item in (self.lengths or {}).items()}
+        differ = any(value is not None for value in own.values())
         return replace(
             self,
             layers=layers,
-            lengths=None,
+            temperature=None if own else self.temperature,  # beside `lengths` it stands for none
+            lengths={n: {"layers": layers, "temperature": value} for n, value in own.items()} if differ else None,
+            schedule=None,
             name=name or f"{self.name}, {layers if isinstance(layers, str) else 'other layers'}",
             provenance={"source": "layers replaced", "base": self.name, "base_provenance": self.provenance},
         )

@@ -128,6 +128,7 @@ def test_generate_gif_direct_with_scores(small: list[str], tmp_path: Path) -> No
         (["--profile=wan2.1-t2v-1.3b"], "model.config.num_layers"),
         (["--profile=corrupt.json"], "line 1, column 2: not valid JSON"),
         (["--strategy=vrprr"], "unknown strategy 'vrprr'"),
+        (["--strategy=window+temp+tsa"], "two parts set the visibility"),
         (["--model=./none"], "model './none': no such folder"),
     ],
 )

@@ -69,7 +69,7 @@ KINDS = tuple(zip(SHAPES, ("white", "purple", "green"), strict=True))
 
 def test_frozen(real: GroundTruthScore) -> None:
     found = score(np.repeat(SCENE.render(1), FRAMES, 0), PROMPT)
-    assert found.speed < 0.02 and found.composite < 0.1
+    assert found.speed < 0.02 and found.composite < 0.1 and found.quality > 0.9
     assert found.loop == 0
     assert found.scroll_error == pytest.approx(0.5 * 0.5**0.5, abs=0.02)  # across the diagonal stripes
     assert found.presence == 1
@@ -174,6 +174,44 @@ def test_drift_over_time(real: GroundTruthScore) -> None:
 def test_empty_clip() -> None:
     found = score(np.full((20, 64, 64, 3), 0.3), PROMPT)
     assert found.presence == 0 and found.composite == 0 and np.isnan(found.area)
+
+
+@pytest.mark.parametrize("kind", ["frames", "still", "gray", "blurred"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a purple square and a yellow circle bounce quickly over a teal checkers, the camera pans right",
+        "a green triangle, a white circle and a red square wander slowly over a navy grid, the camera is still",
+    ],
+)
+def test_noise_shows_nothing(kind: str, prompt: str) -> None:
+    shape = {"still": (1, 64, 64, 3), "gray": (40, 64, 64, 1)}.get(kind, (40, 64, 64, 3))
+    video = np.broadcast_to(np.random.default_rng(7).random(shape), (40, 64, 64, 3))
+    found = score(np.clip(blur(video, 1.5) * 4 - 1.5, 0, 1) if kind == "blurred" else video, prompt)
+    assert found.composite == found.composite_before == found.quality == 0
+
+
+def test_noise_after_a_real_start_is_nothing() -> None:
+    video = SCENE.render(96)
+    video[48:] = np.random.default_rng(5).random((48, 64, 64, 3))
+    first, second = per_time(video, PROMPT, segments=2)
+    assert first.composite > 0.9
+    assert second.composite == second.composite_before == second.quality == 0
+
+
+def test_a_stretch_with_all_shapes_out_of_the_frame_is_no_fault() -> None:
+    shapes = (Shape("circle", "yellow", 52, 40, 0.0), Shape("square", "red", 12, 20, 3.1))
+    scene = replace(SCENE, shapes=shapes, speed="slowly", verb="wander")
+    video = scene.render(120)
+    for window in ((37, 90), (37, 38)):
+        away = score(video, scene.prompt, window)
+        assert np.isnan(away.presence) and away.composite == 1
+    assert score(video, scene.prompt).composite > 0.96
+
+
+@pytest.mark.parametrize("window", [(96, 97), (94, 97), (0, 1)])
+def test_a_stretch_too_short_for_a_speed_is_scored(window: tuple[int, int]) -> None:
+    assert score(SCENE.render(FRAMES), PROMPT, window).composite > 0.95
 
 
 def test_as_dict(real: GroundTruthScore) -> None:

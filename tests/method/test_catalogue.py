@@ -32,6 +32,14 @@ def test_a_part_sets_the_fields_that_it_declares(part: Part) -> None:
         assert [type(value) for value in given.values()] == [part.value]
 
 
+@pytest.mark.parametrize("geometry", [WAN, Geometry(8, 9, 2, 3)])
+@pytest.mark.parametrize("part", PARTS.values(), ids=list(PARTS))
+def test_a_parts_mixture_sets_the_fields_that_it_declares(part: Part, geometry: Geometry) -> None:
+    mixture = part(geometry, {}, {}).get("mixture")
+    members = () if mixture is None else mixture.strategies
+    assert {name for member in members for name in member.set_fields} == set(part.mixes)
+
+
 @pytest.mark.parametrize("part", PARTS.values(), ids=list(PARTS))
 def test_a_part_is_stepped_where_its_strategy_is(part: Part) -> None:
     assert Strategy(**part(WAN, {}, {})).follows_steps == part.stepped

@@ -175,6 +175,7 @@ def test_there_is_a_value_for_every_class_that_the_catalogue_names() -> None:
     ("change", "message"),
     [
         ({"layers": {0: (NEAR, "rubbish")}}, "layers.0: unknown strategy 'vrpr+rubbish'"),
+        ({"layers": {0: (NEAR, "tsa+group")}}, "layers.0: strategy 'vrpr+tsa+group': two parts set the positions"),
         ({"layers": {0: (NEAR, 3)}}, "layers.0.1: expected a strategy's name or one of VRPR, TSA, Anchors, Clip,"),
         ({"layers": (NEAR, "vrpr")}, "layers: strategy 'vrpr+vrpr' names a part twice"),
         ({"layers": (NEAR, FAR)}, "layers: strategy 'vrpr+vrpr' names a part twice"),

@@ -120,8 +120,40 @@ def test_with_layers_changes_the_strategies_only() -> None:
         "base_provenance": profile.provenance,
     }
     assert profile.with_layers({1: "vrpr"}, name="mine").name == "mine"
+    assert {**vars(other), "layers": 0, "lengths": 0, "temperature": 0, "name": 0, "provenance": 0} == {
+        **vars(profile), "layers": 0, "lengths": 0, "temperature": 0, "name": 0, "provenance": 0
+    }  # fmt: skip
     with pytest.raises(ProfileError, match=r"^layers: unknown strategy 'rubbish'"):
         profile.with_layers("rubbish")
+
+
+@pytest.mark.parametrize("layers", ["window", (Window(5), "temp"), {0: "clip+temp", 2: "tsa"}])
+def test_other_layers_hold_in_every_step(layers: Any) -> None:
+    stages = [{"steps": 3, "layers": "vrpr"}, {"steps": 2, "layers": {1: "direct"}}]
+    other = Profile(16, "vrpr+tsa", schedule=stages).with_layers(layers)
+    assert other.schedule is None and other.stages(0) == other.stages(1) == ()
+    assert other == Profile(16, layers, name=other.name, provenance=other.provenance)
+    again = dataclasses.replace(other, schedule=stages)  # one for the new strategies, on purpose
+    assert again.stages(1) == ((3, "vrpr"), (5, "direct")) and again.layers == other.layers
+
+
+@pytest.mark.parametrize("layers", ["tsa+temp", (Window(5), "temp"), {0: "clip+temp", 2: "temp+tsa"}])
+def test_other_layers_have_the_temperature_of_the_length(layers: Any) -> None:
+    probed = {32: {"layers": "vrpr", "temperature": {0: 1.07, 2: 1.2}}, 150: {"layers": "clip", "temperature": 1.4}}
+    profile = Profile(16, "vrpr", temperature=1.07, lengths={**probed, 320: {"layers": "vrpr+temp"}})
+    other = profile.with_layers(layers)
+    for frames in (20, 32, 60, 80, 150, 200, 320, 999):
+        there = other.at(frames)
+        assert there.layers == Profile(16, layers).layers
+        for layer in (0, 2):
+            found = there.settings(layer, frames)["temperature"]
+            assert found == profile.at(frames).settings(layer, frames)["temperature"], frames
+    assert other.at(999).temperature is None  # solved, not that of another length
+    assert other.strategy_names == Profile(16, layers).strategy_names
+    only = {n: {"layers": "vrpr"} for n in (32, 150)}
+    solved = Profile(16, "vrpr+temp", temperature=1.07, lengths=only).with_layers(layers)
+    assert solved.temperature is None and solved.lengths is None
+    assert Profile(16, "vrpr", temperature=1.3).with_layers(layers).at(99).temperature == 1.3  # it stands for all
 
 
 # It is plain, immutable data
@@ -159,6 +191,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"trained_frames": 21.0}, "trained_frames: expected an integer of at least 2 latent frames, found 21.0"),
     ({"trained_frames": None}, "trained_frames: expected an integer of at least 2 latent frames, found None"),
     ({"layers": "rubbish"}, "layers: unknown strategy 'rubbish'"),
+    ({"layers": "tsa+window"}, "layers: strategy 'tsa+window': two parts set the visibility"),
+    ({"lengths": {40: {"layers": {2: "longdiff+clip"}}}}, "lengths.40.layers.2: strategy 'longdiff+clip': two parts"),
+    ({"schedule": [{"steps": 1, "layers": "ntk+riflex"}]}, "schedule.0.layers: strategy 'ntk+riflex': two parts"),
     ({"layers": {3: "vrpr+rubbish"}}, "layers.3: unknown strategy 'vrpr+rubbish'"),
     ({"layers": {3: None}}, "layers.3: strategy: expected a name, found None"),
     ({"layers": None}, "layers: strategy: expected a name, found None"),

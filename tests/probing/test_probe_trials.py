@@ -143,6 +143,7 @@ def test_rewards_of_another_name_are_not_taken_over(tmp_path: Path) -> None:
             "'window' is to be tried at 9, expected lengths of the probe: 7",
         ),
         ({"candidates": ["windo"]}, StrategyError, "unknown strategy 'windo'"),
+        ({"candidates": ["ntk+pi"]}, StrategyError, r"'ntk\+pi': two parts set the frequencies"),
     ],
 )
 def test_bad_trials_fail_before_any_generation(changes: dict[str, Any], error: Any, message: str) -> None:

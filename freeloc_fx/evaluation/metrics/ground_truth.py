@@ -19,6 +19,7 @@ import numpy as np
 
 from freeloc_fx.generation.tiny_wan.scenes import SIZE, SPEEDS, Shape
 
+from .blobs import SEEN
 from .identity import Identity, constancy, identities, permanence, pops
 from .tracking import LAG, Analysis, Track, analyse
 
@@ -95,7 +96,8 @@ class GroundTruthScore:
         permanence: 0..1, share of the frames in which each shape is there exactly once, hidden ones left out.
         pops: lasting changes of how often a shape is there, asked for or not, per 100 frames, summed over the shapes.
         freeze: 0..1, share of the time in which a shape stands (moves at less than a quarter of the true speed).
-        composite: 0..1, geometric mean of four terms, what is not a number left out; 0 where nothing was found.
+        composite: 0..1, geometric mean of four terms, what is not a number left out; 0 where nothing was found: of no
+            shape anything but what others hide, or of none in the whole clip what stays or what goes on (noise).
             What is shown: identity = presence * shape_accuracy * asked / (asked + foreign). How it looks:
             min(sharpness, 1 / sharpness) * min(area, 1 / area). What stays: constancy * permanence * exp(-pops / 20).
             What goes on: motion * (1 - freeze) * (1 - loop).
@@ -131,8 +133,11 @@ class GroundTruthScore:
 
     @property
     def quality(self) -> float:
-        """What a still frame can show, 0..1: geometric mean of identity and the closeness of sharpness and area."""
-        if self.presence == 0:
+        """What a still frame can show, 0..1: geometric mean of identity and the closeness of sharpness and area.
+
+        0 where nothing was found, as of `composite`.
+        """
+        if self.composite_before == 0 and self.motion != 0:  # it has motion beside these terms
             return 0.0
         return _geometric([self.identity, float(_closeness(self.sharpness)), float(_closeness(self.area))])
 
@@ -324,7 +329,8 @@ def _aggregate(analysis: Analysis, window: slice) -> GroundTruthScore:
         for measured, true in analysis.scroll
     ]
     asked = sum(track.size for track in tracks) / SIZE**2
-    stays = _stays(*identities(analysis), window)
+    things, strangers = identities(analysis)
+    stays = _stays(things, strangers, window)
     loop, freeze = _loop(tracks, window), _freeze(tracks, window, speed)
     close = [float(_closeness(mean["sharpness"])), float(_closeness(mean["area"]))]
     still = [_identity(shapes, foreign, asked), *close]
@@ -334,7 +340,7 @@ def _aggregate(analysis: Analysis, window: slice) -> GroundTruthScore:
         _product([stays["constancy"], stays["permanence"], math.exp(-stays["pops"] / _NOTICED)]),
         _product([mean["motion"], 1 - freeze, 1 - loop]),
     ]
-    found = mean["presence"] != 0
+    found = _told(tracks, things, speed) and (mean["presence"] > 0 or _away(tracks, shapes, window))
     return GroundTruthScore(
         **mean,
         **stays,
@@ -347,6 +353,19 @@ def _aggregate(analysis: Analysis, window: slice) -> GroundTruthScore:
         shapes=shapes,
         asked=asked,
     )
+
+
+def _told(tracks: tuple[Track, ...], things: tuple[Identity, ...], speed: float) -> bool:
+    """Whether the clip as a whole tells of any shape what stays and what goes on; a stretch may be too short to."""
+    whole = slice(0, len(tracks[0].area))
+    return not math.isnan(constancy(things, whole)) and any(len(_speeds(track, whole, speed)) for track in tracks)
+
+
+def _away(tracks: tuple[Track, ...], shapes: tuple[ShapeScore, ...], window: slice) -> bool:
+    """Whether all shapes are out of the frame, so that nothing can be asked: none was missed, and no more of their
+    colours is there than could be in view. Of noise, in which each seems to be behind the others, there is more."""
+    more = [track.area[window] - np.nan_to_num(track.visible[window]) for track in tracks]
+    return all(math.isnan(shape.presence) for shape in shapes) and float(np.mean(more)) < SEEN
 
 
 def _stays(found: tuple[Identity, ...], strangers: np.ndarray, window: slice) -> dict[str, float]:

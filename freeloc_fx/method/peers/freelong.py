@@ -149,4 +149,4 @@ def _freelong(geometry: Geometry, own: dict[str, Any], given: Mapping[str, Any])
     return {"mixture": SpectralBlend(strategies, (own.get("cutoff", 0.25),), own.get("spatial", 0.25))}
 
 
-PART = Part("freelong", _freelong, sets=("mixture",), settings=_CHECKS)
+PART = Part("freelong", _freelong, sets=("mixture",), settings=_CHECKS, mixes=("visibility",))

@@ -57,4 +57,4 @@ def _freelong_plus(geometry: Geometry, own: dict[str, Any], given: Mapping[str, 
     return {"mixture": SpectralBlend(strategies, cutoffs, own.get("spatial", 0.25))}
 
 
-PART = Part("freelong++", _freelong_plus, sets=("mixture",), settings=_CHECKS)
+PART = Part("freelong++", _freelong_plus, sets=("mixture",), settings=_CHECKS, mixes=("visibility",))

@@ -122,4 +122,4 @@ def _longdiff(geometry: Geometry, own: dict[str, Any], given: Mapping[str, Any])
     return {"mixture": Mean(tuple(Strategy(f"longdiff.{m}", positions) for m, positions in enumerate(maps)))}
 
 
-PART = Part("longdiff", _longdiff, sets=("mixture",), settings=_CHECKS)
+PART = Part("longdiff", _longdiff, sets=("mixture",), settings=_CHECKS, mixes=("positions",))
