@@ -15,12 +15,13 @@ from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.files import installed_version
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.tiny_wan.drawing import real
-from freeloc_fx.generation.video import SHEETS, check_folder, check_output, comparison_sheet, side_by_side, write_video
+from freeloc_fx.generation.video import check_folder, comparison_sheet, side_by_side, write_video
 
 from . import common, times
 from .common import Job, UsageError, exits, load, out, prepare, progress, scorable, warn, without_nan, write_json
 from .finished import FinishedVideo, FinishedVideos
 from .latents import SUFFIX, kept
+from .outputs import check_video
 from .writing import describe, enlargement, score_table, settings_of
 
 __all__ = ["compare"]
@@ -74,9 +75,7 @@ def compare(
         return f"{words} in {folder}, the same command goes on" if count else "nothing written"
 
     with exits(debug, left):
-        check_output(output)
-        sheet = check_output(output.with_suffix(".png"), SHEETS)
-        report = check_output(output.with_suffix(".json"), (".json",))
+        sheet, report = check_video(output, [("--profile", profile), ("--model", model)])
         check_folder(folder)
         names = _names(strategies)
         numbers = _seeds(seeds)
@@ -104,7 +103,12 @@ def compare(
             texts=None if isinstance(prompt, str) else prompt,
         )
         write_json(
-            report, {**_report(job, prompt, numbers, found, means, timing), "real_clip": without_nan(real_clip) or None}
+            report,
+            {
+                "file": output.name,
+                **_report(job, prompt, numbers, found, means, timing),
+                "real_clip": without_nan(real_clip) or None,
+            },
         )
         del videos
         if keep_parts:

@@ -17,6 +17,7 @@ from freeloc_fx.generation.video import check_output
 
 from . import common
 from .common import err, exits, out, warn, without_nan, write_json
+from .outputs import check_apart, check_report, reports_of
 from .writing import number, score_table
 
 __all__ = ["evaluate_videos"]
@@ -81,6 +82,12 @@ def evaluate_videos(
             if not path.is_file():
                 found = "a folder" if path.is_dir() else "no such file"
                 raise MetricError(f"{path}: expected a video file, found {found}")
+        if json_file is not None and not to_screen:
+            models_read = [("--subject-model", subject_model), ("--background-model", background_model)]
+            reports = [("a video's report", path) for path in reports_of(videos)]
+            clips = [("the video", path) for path in videos]
+            check_apart([json_file], [("--vbench", vbench), *models_read, *clips, *reports])
+            check_report(json_file)
         results = read_vbench(vbench) if vbench is not None else None
         models = _models(subject_model, background_model, imaging, device)
         rows = []

@@ -14,10 +14,10 @@ import typer
 
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.latents import Latents, LatentsError
-from freeloc_fx.generation.video import SHEETS, check_output
 
 from . import common
 from .common import Job, UsageError, err, exits, load, scorable, warn
+from .outputs import check_video
 from .writing import describe, filmed, write
 
 __all__ = ["SUFFIX", "decode", "kept"]
@@ -104,9 +104,7 @@ def decode(
     Writes what that run would have written; the transformer does not run again. The latents stay where they are.
     """
     with exits(debug):
-        check_output(output)
-        check_output(output.with_suffix(".png"), SHEETS)
-        check_output(output.with_suffix(".json"), (".json",))
+        check_video(output, [("the latents", latents), ("--model", model)])
         found = Latents.load(latents)
         settings = dict(found.settings)
         source = model or settings.get("model")

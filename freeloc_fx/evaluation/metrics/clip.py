@@ -151,7 +151,9 @@ def _read_ffmpeg(path: Path) -> tuple[np.ndarray, float]:
 def prompt_beside(path: str | os.PathLike[str]) -> str | None:
     """Find the prompt in the JSON report beside a video (same name, .json).
 
-    The report holds it as "prompt" or under "settings", as `freeloc compare` writes it.
+    The report holds it as "prompt" or under "settings", as `freeloc compare` writes it, and says under "file" whose it
+    is. out.mp4 and out.gif share a name, so the suffix has to be the video's; the rest may have been renamed since. One
+    that does not say it is taken as this video's.
 
     Args:
         path: the video.
@@ -160,7 +162,7 @@ def prompt_beside(path: str | os.PathLike[str]) -> str | None:
         The prompt; None where there is no report or no prompt in it.
 
     Raises:
-        MetricError: the report is there and is not JSON.
+        MetricError: the report is there and is not JSON, or is that of another video.
     """
     report = Path(path).with_suffix(".json")
     if not report.is_file():
@@ -169,6 +171,9 @@ def prompt_beside(path: str | os.PathLike[str]) -> str | None:
         data = json.loads(report.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MetricError(f"{report}: expected a JSON report beside the video, found {error}") from error
+    of = data.get("file") if isinstance(data, dict) else None
+    if isinstance(of, str) and Path(of).suffix.lower() != Path(path).suffix.lower():
+        raise MetricError(f"{report}: expected the report of {Path(path).name}, found that of {of}")
     for place in (data, data.get("settings") if isinstance(data, dict) else None):
         if isinstance(place, dict) and isinstance(place.get("prompt"), str):
             return str(place["prompt"])
