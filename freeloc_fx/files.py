@@ -1,4 +1,4 @@
-"""Files that survive a kill: whole or not there at all, and journals of which a kill tears the last line only."""
+"""Files that survive a kill: whole or not there at all, journals of which a kill tears the last line only, claims."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import errno
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import FreelocError
 
@@ -22,9 +24,11 @@ except ImportError:  # Windows has no such locks; one process may still keep a j
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "ClaimedError",
     "DamagedFileError",
     "Journal",
     "WriteError",
+    "claimed",
     "installed_version",
     "plain_label",
     "read_json",
@@ -35,8 +39,15 @@ __all__ = [
 ]
 
 
+log = logging.getLogger("freeloc_fx")
+
+
 class DamagedFileError(FreelocError, ValueError):
     """A file does not hold the JSON that was written to it; the message names the file and the line."""
+
+
+class ClaimedError(FreelocError, ValueError):
+    """Another process works in the folder; the message names both."""
 
 
 class WriteError(FreelocError, OSError):
@@ -197,6 +208,70 @@ def installed_version() -> str:
         return importlib.metadata.version("freeloc_fx")
     except importlib.metadata.PackageNotFoundError:
         return "0+unknown"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep a folder to this process for as long as the context lasts.
+
+    The claim is a file in it that the kernel keeps locked for as long as the process lives, so that no kill leaves a
+    claim behind. Without `fcntl` (Windows), or on a disk without locks, nobody is refused.
+
+    Args:
+        folder: it is made, and removed afterwards if nothing is left in it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ClaimedError: another process has claimed it.
+        OSError: it cannot be made.
+    """
+    path = folder / ".claim"
+    file = _locked(path)
+    try:
+        yield
+    finally:
+        if file is not None:
+            path.unlink(missing_ok=True)
+            file.close()
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _locked(path: Path) -> IO[str] | None:
+    """`claimed`, of the file that is locked; None where there are no locks."""
+    while True:
+        path.parent.mkdir(exist_ok=True)
+        if fcntl is None:
+            return None
+        try:
+            file = path.open("a+")
+        except FileNotFoundError:
+            continue  # the last holder has just removed the folder
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}")
+                file.flush()
+                return file
+        except BlockingIOError:
+            file.seek(0)
+            found = file.read() or "another process"
+            file.close()
+            raise ClaimedError(
+                f"{path.parent}: expected a folder in which no other run works, found {found} at work in it; "
+                "wait for its end, or choose another output"
+            ) from None
+        except FileNotFoundError:
+            pass  # as below
+        except OSError as error:
+            log.warning("%s: this disk has no locks (%s), so a second run is not noticed", path.parent, error)
+            file.close()
+            path.unlink(missing_ok=True)
+            return None
+        file.close()  # the last holder has removed it between the opening and the locking
 
 
 class Journal:

@@ -19,6 +19,7 @@ from freeloc_fx.generation.video import check_output
 from freeloc_fx.method.build import parse
 
 from .common import UsageError, exits, out, write_json
+from .outputs import check_report
 
 __all__ = ["bench"]
 
@@ -46,6 +47,7 @@ def bench(
     with exits(debug):
         if json is not None:
             check_output(json, None)
+            check_report(json)
         wanted = list(questions or QUESTIONS)
         for name in wanted:
             if name not in QUESTIONS:

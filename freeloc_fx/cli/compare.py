@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -12,15 +13,16 @@ import torch
 import typer
 
 from freeloc_fx.evaluation.metrics import score
-from freeloc_fx.files import installed_version
+from freeloc_fx.files import claimed, installed_version
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.tiny_wan.drawing import real
-from freeloc_fx.generation.video import SHEETS, check_folder, check_output, comparison_sheet, side_by_side, write_video
+from freeloc_fx.generation.video import check_folder, comparison_sheet, side_by_side, write_video
 
 from . import common, times
 from .common import Job, UsageError, exits, load, out, prepare, progress, scorable, warn, without_nan, write_json
 from .finished import FinishedVideo, FinishedVideos
 from .latents import SUFFIX, kept
+from .outputs import check_video
 from .writing import describe, enlargement, score_table, settings_of
 
 __all__ = ["compare"]
@@ -64,7 +66,7 @@ def compare(
     With --at the prompt changes over time.
 
     Writes a contact sheet (PNG) and the settings and scores (JSON) beside it. Run again after an interruption, it goes
-    on with the first video that is not finished.
+    on with the first video that is not finished; two runs into one output at once are refused.
     """
     folder = output.with_suffix(".parts")
 
@@ -73,10 +75,8 @@ def compare(
         words = "1 finished video is" if count == 1 else f"{count} finished videos are"
         return f"{words} in {folder}, the same command goes on" if count else "nothing written"
 
-    with exits(debug, left):
-        check_output(output)
-        sheet = check_output(output.with_suffix(".png"), SHEETS)
-        report = check_output(output.with_suffix(".json"), (".json",))
+    with exits(debug, left), ExitStack() as held:
+        sheet, report = check_video(output, [("--profile", profile), ("--model", model)])
         check_folder(folder)
         names = _names(strategies)
         numbers = _seeds(seeds)
@@ -89,6 +89,7 @@ def compare(
         reason = scorable(job, prompt)
         if model in library.EMBEDDED and reason:
             warn(f"no scores: {reason}")
+        held.enter_context(claimed(folder))  # nobody else finishes videos there, and deletes these
         finished = FinishedVideos(folder, job, prompt, timing)
         _make(finished, job, prompt, names, numbers, fps, timing)
         found = {name: [_entry(finished, name, seed, prompt, reason) for seed in numbers] for name in names}
@@ -104,7 +105,12 @@ def compare(
             texts=None if isinstance(prompt, str) else prompt,
         )
         write_json(
-            report, {**_report(job, prompt, numbers, found, means, timing), "real_clip": without_nan(real_clip) or None}
+            report,
+            {
+                "file": output.name,
+                **_report(job, prompt, numbers, found, means, timing),
+                "real_clip": without_nan(real_clip) or None,
+            },
         )
         del videos
         if keep_parts:

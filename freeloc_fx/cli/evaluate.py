@@ -10,13 +10,14 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from freeloc_fx.evaluation.metrics.adapters import read_vbench, with_vbench
+from freeloc_fx.evaluation.metrics.adapters import read_vbench, vbench_of, with_vbench
 from freeloc_fx.evaluation.metrics.clip import MetricError
-from freeloc_fx.evaluation.metrics.evaluation import NO_AESTHETIC, Evaluation, Models, evaluate
+from freeloc_fx.evaluation.metrics.evaluation import NO_AESTHETIC, Evaluation, Models, check_file, evaluate
 from freeloc_fx.generation.video import check_output
 
 from . import common
 from .common import err, exits, out, warn, without_nan, write_json
+from .outputs import check_apart, check_report, reports_of
 from .writing import number, score_table
 
 __all__ = ["evaluate_videos"]
@@ -71,9 +72,14 @@ def evaluate_videos(
     """Measure videos: consistency, smoothness, imaging quality, and what exposes them: dynamics, freeze, loop.
 
     VBench's definitions; without --subject-model and the like the models are offline stand-ins, named in the output,
-    whose figures only compare with one another.
+    whose figures only compare with one another. What ends the command keeps the figures of the videos before it.
     """
-    with exits(debug):
+    rows: list[Evaluation] = []
+
+    def left() -> str:
+        return f"{len(rows)} of {len(videos)} videos were measured before that" if rows else "nothing written"
+
+    with exits(debug, left):
         to_screen = json_file == Path("-")
         if json_file is not None and not to_screen:
             check_output(json_file, (".json",))
@@ -81,25 +87,44 @@ def evaluate_videos(
             if not path.is_file():
                 found = "a folder" if path.is_dir() else "no such file"
                 raise MetricError(f"{path}: expected a video file, found {found}")
+        if json_file is not None and not to_screen:
+            models_read = [("--subject-model", subject_model), ("--background-model", background_model)]
+            reports = [("a video's report", path) for path in reports_of(videos)]
+            clips = [("the video", path) for path in videos]
+            check_apart([json_file], [("--vbench", vbench), *models_read, *clips, *reports])
+            check_report(json_file)
         results = read_vbench(vbench) if vbench is not None else None
+        for path in videos:
+            if results is not None:
+                vbench_of(str(path), results)
+            if len(videos) > 1:  # the first one's error comes at once anyway
+                check_file(path, prompt=prompt, period=period, segments=segments)
         models = _models(subject_model, background_model, imaging, device)
-        rows = []
         words = TextColumn("{task.description}", markup=False)
         bar = Progress(words, BarColumn(), MofNCompleteColumn(), console=err, transient=True)
-        with bar:
-            task = bar.add_task("", total=len(videos))
-            for path in videos:
-                bar.update(task, description=path.name)
-                row = evaluate(path, prompt=prompt, fps=fps, models=models, period=period, segments=segments)
-                rows.append(row if results is None else with_vbench(row, results))
-                bar.advance(task)
-        if to_screen:
-            write_json(None, without_nan([row.as_dict() for row in rows]))
-        else:
-            _show(rows)
-        if json_file is not None and not to_screen:
-            write_json(json_file, without_nan([row.as_dict() for row in rows]))
-            out.print(f"{json_file}", highlight=False, soft_wrap=True)
+        try:
+            with bar:
+                task = bar.add_task("", total=len(videos))
+                for path in videos:
+                    bar.update(task, description=path.name)
+                    row = evaluate(path, prompt=prompt, fps=fps, models=models, period=period, segments=segments)
+                    rows.append(row if results is None else with_vbench(row, results))
+                    bar.advance(task)
+        finally:  # a later video that cannot be measured, or Ctrl-C, does not lose hours of figures
+            if rows:
+                _write(rows, json_file, to_screen)
+
+
+def _write(rows: list[Evaluation], json_file: Path | None, to_screen: bool) -> None:
+    """Show what was measured, and write it where that is asked for."""
+    data = without_nan([row.as_dict() for row in rows])
+    if to_screen:
+        write_json(None, data)
+        return
+    _show(rows)
+    if json_file is not None:
+        write_json(json_file, data)
+        out.print(f"{json_file}", highlight=False, soft_wrap=True)
 
 
 def _models(subject: str | None, background: str | None, imaging: str, device: str) -> Models:

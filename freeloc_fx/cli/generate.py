@@ -9,12 +9,12 @@ import typer
 
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.noise import default_stride, for_pipeline
-from freeloc_fx.generation.video import SHEETS, check_output
 from freeloc_fx.generation.windows import context_windows
 
 from . import common, times
 from .common import UsageError, exits, load, prepare, progress, scorable, warn
 from .latents import kept
+from .outputs import check_video
 from .ranks import Parallel, Shard, ranks
 from .writing import describe, filmed, is_streamed, settings_of, write
 
@@ -73,9 +73,7 @@ def generate(
         ranks(parallel, shard) as here,
     ):
         if here.writes:
-            check_output(output)
-            check_output(output.with_suffix(".png"), SHEETS)
-            check_output(output.with_suffix(".json"), (".json",))
+            check_video(output, [("--profile", profile), ("--model", model)])
         if windows and strategy not in (None, "direct"):
             raise UsageError(f"--windows: a window has the trained length, so --strategy {strategy} would do nothing")
         strategy = "direct" if windows else strategy

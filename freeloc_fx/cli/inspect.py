@@ -24,6 +24,7 @@ from freeloc_fx.planning.profile import Profile
 
 from . import common
 from .common import Job, exits, load, out, prepare, write_json
+from .outputs import check_apart, check_report
 from .shares import shares, shares_notes, shares_table
 
 __all__ = ["inspect"]
@@ -72,6 +73,8 @@ def inspect(
         listings: list[Listing] = []
         if json_file is not None and not to_screen:
             check_output(json_file, (".json",))
+            check_apart([json_file], [("--profile", profile), ("--model", model)])
+            check_report(json_file)
         if pictures is not None:
             check_folder(pictures)
         if model.endswith(".json") or re.fullmatch(r"[A-Z]\w*Model", model):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +15,10 @@ import typer
 
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.latents import Latents, LatentsError
-from freeloc_fx.generation.video import SHEETS, check_output
 
 from . import common
 from .common import Job, UsageError, err, exits, load, scorable, warn
+from .outputs import check_video
 from .writing import describe, filmed, write
 
 __all__ = ["SUFFIX", "decode", "kept"]
@@ -40,20 +41,24 @@ def kept(
         settings: of the request, kept with them.
         strategy: its name; None for the profile's.
         job: the checked request.
-        file: where to; None: beside the output, under a name that is free.
+        file: where to, which nobody else writes; None: beside the output, under a name that is free once they are
+            there.
 
     Yields:
         What takes the latents, for `generate(on_latents=...)`.
     """
-    places = [file or _free(output.parent, output.stem), _free(Path(tempfile.gettempdir()), output.stem)]
     there: list[Path] = []
 
     def keep(latents: Latents) -> None:
         facts = {**latents.facts, "summary": describe(latents.plan, strategy, job.latent[0])}
+        known = replace(latents, settings=dict(settings), facts=facts)
         failures = []
-        for place in places:
+        for folder in (output.parent, Path(tempfile.gettempdir())):
             try:
-                there.append(replace(latents, settings=dict(settings), facts=facts).save(place))
+                if file is not None and not failures:
+                    there.append(known.save(file))
+                else:
+                    there.append(_save_new(known, folder, output.stem))
                 return
             except OSError as error:
                 failures.append(str(error))
@@ -70,12 +75,25 @@ def kept(
         place.unlink(missing_ok=True)
 
 
-def _free(folder: Path, stem: str) -> Path:
-    """A name that is not taken: what an earlier failure left there is somebody's work."""
-    number = 1
-    while (path := folder / f"{stem}{f'-{number}' if number > 1 else ''}{SUFFIX}").exists():
-        number += 1
-    return path
+def _save_new(latents: Latents, folder: Path, stem: str) -> Path:
+    """Save under a name that is not taken: what an earlier failure left there, or another run has, is somebody's work.
+
+    The name is taken by an empty file, which the system makes for one process only.
+    """
+    for number in itertools.count(1):
+        path = folder / f"{stem}{f'-{number}' if number > 1 else ''}{SUFFIX}"
+        try:
+            path.touch(exist_ok=False)
+            break
+        except FileExistsError:
+            continue
+    try:
+        return latents.save(path)
+    except BaseException:
+        with suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()
+        raise
 
 
 def decode(
@@ -104,9 +122,7 @@ def decode(
     Writes what that run would have written; the transformer does not run again. The latents stay where they are.
     """
     with exits(debug):
-        check_output(output)
-        check_output(output.with_suffix(".png"), SHEETS)
-        check_output(output.with_suffix(".json"), (".json",))
+        check_video(output, [("the latents", latents), ("--model", model)])
         found = Latents.load(latents)
         settings = dict(found.settings)
         source = model or settings.get("model")

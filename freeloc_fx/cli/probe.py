@@ -24,6 +24,7 @@ from freeloc_fx.probing.trials import check
 
 from . import common
 from .common import EXAMPLE, Job, UsageError, exits, load, out, prepare, progress, scorable
+from .outputs import check_apart, check_report
 
 __all__ = ["probe"]
 
@@ -107,6 +108,11 @@ def probe(
         check_output(output, (".json",))
         picture = check_output(output.with_suffix(".png"), SHEETS)
         check_folder(folder)
+        questions, weights = visionreward or (None, None)
+        judges = [("--visionreward", questions), ("--visionreward", weights)]
+        models = [("--model", model), ("--visionreward-model", visionreward_model)]
+        check_apart([output, picture], [*judges, *models, ("--journal", folder / "job.json")])
+        check_report(output)
         facts = library.Facts.read(model)
         if trained is None:
             trained = Profile.for_model(facts.transformer).trained_frames

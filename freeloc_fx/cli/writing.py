@@ -125,7 +125,7 @@ def write(
         output: the video; the others lie beside it.
         video: what is written.
         fps: frames per second of the file.
-        report: JSON data.
+        report: JSON data; the name of the video is added.
         summary: a line that says what ran; may be empty.
         strategy: its name.
         prompt: to score the video against; None where it cannot be scored.
@@ -150,7 +150,7 @@ def write(
     else:
         sheet_of(sheet, film.chosen, scale=enlargement(height, 128), fps=fps, texts=texts)
     done.append(sheet)
-    write_json(beside, dict(report))
+    write_json(beside, {"file": output.name, **report})
     done.append(beside)
     if summary:
         out.print(summary, highlight=False, soft_wrap=True)

@@ -11,7 +11,9 @@ from typer.testing import CliRunner, Result
 
 from freeloc_fx.cli import evaluate as command
 from freeloc_fx.cli.app import app
-from freeloc_fx.evaluation.metrics.evaluation import MEASURES
+from freeloc_fx.evaluation.metrics.clip import MetricError
+from freeloc_fx.evaluation.metrics.evaluation import MEASURES, Evaluation
+from freeloc_fx.evaluation.metrics.vbench import Measure
 from freeloc_fx.generation.tiny_wan.scenes import Scene
 from freeloc_fx.generation.video import write_video
 
@@ -103,3 +105,59 @@ def test_bad_input_is_one_line_and_exit_code_2(folder: Path, tmp_path: Path, mon
     ):
         result = run(*arguments)
         assert result.exit_code == 2 and words in result.stderr, result.output
+
+
+def test_what_is_wrong_with_a_later_video_is_said_before_the_first_is_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    short = write_video(tmp_path / "short.gif", SCENE.render(2))
+    wide = write_video(tmp_path / "wide.mp4", np.random.default_rng(0).random((20, 32, 64, 3)))
+    data = (folder / "moving.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
+    (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "r_eval_results.json").write_text(
+        json.dumps({"aesthetic_quality": [0.5, [{"video_path": "moving.mp4", "video_results": 0.5}]]})
+    )
+    for arguments, words in (
+        ([short], "short.gif: expected at least 3 frames, found 2"),
+        ([wide, "--segments", 25], "segments: expected between 1 and the 20 frames of"),
+        ([wide, "--period", 20], "wide.mp4: NoRepeat expects a period inside the 20 frames"),
+        ([wide, "--prompt", SCENE.prompt], "wide.mp4: scores need 64x64 pixels"),
+        ([tmp_path / "cut.mp4"], "the file is cut short"),
+        ([tmp_path / "text.mp4"], "text.mp4: not a video"),
+        ([wide, "--vbench", tmp_path / "r_eval_results.json"], "wide.mp4: expected one video of that name in vbench"),
+    ):
+        result = run(folder / "moving.mp4", *arguments)
+        assert result.exit_code == 2 and words in result.stderr, result.output
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (MetricError("bad frames"), 2, "error: bad frames"),
+        (RuntimeError("no memory"), 1, "1 of 3 videos were measured before that"),
+        (KeyboardInterrupt(), 130, "interrupted, 1 of 3 videos were measured before that"),
+    ],
+)
+@pytest.mark.parametrize("screen", [False, True])
+def test_an_error_keeps_what_was_measured_before_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str,
+    screen: bool,
+) -> None:  # fmt: skip
+    figures = dict.fromkeys(MEASURES, Measure(0.5, np.ones(4), np.linspace(0, 1, 4)))
+    first = Evaluation(str(folder / "moving.mp4"), 33, 16.0, **figures, segments=2)
+
+    def measured(path: Path, **_: object) -> Evaluation:
+        if path.name == "moving.mp4":
+            return first
+        raise error
+
+    monkeypatch.setattr(command, "evaluate", measured)
+    path = tmp_path / "all.json"
+    result = run(*[folder / n for n in ("moving.mp4", "still[1].mp4", "moving.mp4")], "--json", "-" if screen else path)
+    assert result.exit_code == code and words in result.stderr, result.output
+    (row,) = json.loads(result.stdout if screen else path.read_text())
+    assert row["video"].endswith("moving.mp4") and row["measures"]["motion"]["value"] == 0.5
+    assert screen or (" moving.mp4 " in result.stdout and str(path) in result.stdout)

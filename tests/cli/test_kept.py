@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import disk
@@ -13,12 +17,15 @@ import imageio.v3 as iio
 import numpy as np
 import pipelines
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from freeloc_fx import Profile
-from freeloc_fx.cli import finished
+from freeloc_fx.cli import finished, latents
 from freeloc_fx.cli.app import app
+from freeloc_fx.files import ClaimedError, claimed
 from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation import video
 
 PROMPT = "a red circle and a white square bounce slowly over a navy grid, the camera pans left"
 
@@ -219,3 +226,56 @@ def test_latents_of_other_settings_stay(small: list[str], tmp_path: Path, monkey
     assert names(parts) == [file.name]
     assert run("decode", file, "-o", tmp_path / "d.gif").exit_code == 0
     assert run(*command, "--seeds=1").exit_code == 0 and not parts.exists()  # the video was made of them
+
+
+def test_a_second_comparison_into_one_output_is_refused_while_the_first_runs(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, seconds = tmp_path / "c.parts", []
+    command = ["compare", PROMPT, "--frames=5", *small, "--strategies=direct"]
+
+    def meanwhile(*arguments: Any) -> np.ndarray:
+        before = names(parts)
+        for more in (["-o", tmp_path / "c.gif"], ["--seeds=1", "-o", tmp_path / "c.mp4"]):
+            seconds.append(run(*command, *more))
+        assert names(parts) == before
+        return video.side_by_side(*arguments)
+
+    monkeypatch.setattr("freeloc_fx.cli.compare.side_by_side", meanwhile)
+    assert run(*command, "-o", tmp_path / "c.gif").exit_code == 0
+    for second in seconds:
+        assert second.exit_code == 2 and second.stderr.startswith(f"error: {parts}: expected a folder in which no")
+        assert f"found process {os.getpid()} on" in second.stderr and len(second.stderr.splitlines()) == 1
+    assert len(seconds) == 2 and names(tmp_path) == ["c.gif", "c.json", "c.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_a_claim_dies_with_its_process(tmp_path: Path) -> None:
+    folder = tmp_path / "x.parts"
+    code = "import os, sys; from pathlib import Path; from freeloc_fx.files import claimed\n"
+    code += "with claimed(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == -9
+    assert names(folder) == [".claim"]  # nobody has cleaned up
+    with claimed(folder):
+        with pytest.raises(ClaimedError, match=f"x.parts: .* found process {os.getpid()} on "), claimed(folder):
+            raise AssertionError("claimed twice")
+        (folder / "work").touch()
+    assert names(folder) == ["work"]
+    (folder / "work").unlink()
+    with claimed(folder):
+        assert names(folder) == [".claim"]
+    assert not folder.exists()
+
+
+def test_runs_at_once_keep_their_latents_under_names_of_their_own(tmp_path: Path) -> None:
+    job: Any = SimpleNamespace(latent=(21, 8, 8))
+    runs = [latents.kept(tmp_path / "v.gif", {"prompt": p}, "direct", job) for p in "abc"]
+    for number, keep in enumerate([run.__enter__() for run in runs]):  # all of them are denoising
+        keep(library.Latents(torch.full((2,), float(number)), "WanPipeline", {}))
+    runs[0].__exit__(None, None, None)
+    assert not runs[1].__exit__(MemoryError, MemoryError(), None)  # the error goes on
+    (left, other) = sorted(tmp_path.iterdir())
+    assert library.Latents.load(left).tensor.tolist() == [1, 1] and left.name == "v-2.latents.safetensors"
+    assert library.Latents.load(other).tensor.tolist() == [2, 2]
+    runs[2].__exit__(None, None, None)
+    assert names(tmp_path) == [left.name]

@@ -19,7 +19,7 @@ from typing import Any
 from .clip import MetricError, require
 from .evaluation import Evaluation
 
-__all__ = ["DIMENSIONS", "read_vbench", "run_vbench", "with_vbench"]
+__all__ = ["DIMENSIONS", "read_vbench", "run_vbench", "vbench_of", "with_vbench"]
 
 
 DIMENSIONS = (
@@ -138,11 +138,27 @@ def with_vbench(evaluation: Evaluation, results: Results) -> Evaluation:
     Raises:
         MetricError: the results hold no such video, or several of that name.
     """
-    wanted = Path(evaluation.name)
+    return replace(evaluation, vbench=vbench_of(evaluation.name, results))
+
+
+def vbench_of(name: str, results: Results) -> dict[str, float]:
+    """Find vbench's figures of a video.
+
+    Args:
+        name: its path.
+        results: as `read_vbench` gives them.
+
+    Returns:
+        The figures.
+
+    Raises:
+        MetricError: as `with_vbench`.
+    """
+    wanted = Path(name)
     matches = [v for p, v in results.items() if Path(p).resolve() == wanted.resolve()]
     if not matches:
         matches = [v for p, v in results.items() if Path(p).name == wanted.name]
     if len(matches) != 1:
         number = "none" if not matches else f"{len(matches)}"
-        raise MetricError(f"{evaluation.name}: expected one video of that name in vbench's results, found {number}")
-    return replace(evaluation, vbench=dict(matches[0]))
+        raise MetricError(f"{name}: expected one video of that name in vbench's results, found {number}")
+    return dict(matches[0])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
+import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,14 @@ import numpy as np
 
 from freeloc_fx.errors import FreelocError
 
-__all__ = ["Clip", "DependencyError", "MetricError", "prompt_beside", "read_clip", "require"]
+__all__ = ["Clip", "DependencyError", "MetricError", "prompt_beside", "read_clip", "read_size", "require"]
+
+
+log = logging.getLogger("freeloc_fx")
+
+
+_ESTIMATED = (".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob", ".h264", ".264", ".h265", ".hevc")
+"""Files that do not say how long they are: ffmpeg estimates it."""
 
 
 class MetricError(FreelocError, ValueError):
@@ -104,23 +114,74 @@ def read_clip(path: str | os.PathLike[str], fps: float | None = None) -> Clip:
         fps: replaces the file's frame rate.
 
     Raises:
-        MetricError: no such file, a folder, or not a video.
+        MetricError: no such file, a folder, not a video, or one that is cut short. Where a file does not say exactly
+            how long its video is (it has sound, another rate at times, or no index), fewer frames are logged.
         DependencyError: imageio-ffmpeg or Pillow is missing.
     """
+    path = _file(path)
+    read = _read_gif if path.suffix.lower() == ".gif" else _read_ffmpeg
+    frames, found = read(path)
+    return Clip(frames, found if fps is None else fps, str(path))
+
+
+def read_size(path: str | os.PathLike[str], enough: int) -> tuple[int, int, int]:
+    """Find out how large a video is without having it in memory, unless it may be shorter than is enough.
+
+    Args:
+        path: as of `read_clip`.
+        enough: frames; where the file says that there are clearly as many, that is believed.
+
+    Returns:
+        Frames, height and width.
+
+    Raises:
+        MetricError: as `read_clip`.
+        DependencyError: as `read_clip`.
+    """
+    path = _file(path)
+    if path.suffix.lower() == ".gif":
+        image_module = require("PIL.Image", '"freeloc_fx[cli]"', "reading a gif")
+        _check_gif(path)
+        try:
+            with image_module.open(path) as image:
+                return image.n_frames, image.height, image.width
+        except (OSError, ValueError, SyntaxError) as error:
+            raise MetricError(f"{path}: not a gif that can be read ({error})") from error
+    reader, facts = _opened(path)
+    reader.close()
+    stated, tolerance = _stated(facts)
+    if stated - tolerance >= enough:
+        width, height = facts["size"]
+        return int(stated - tolerance), height, width
+    frames, height, width, _ = read_clip(path).frames.shape
+    return frames, height, width
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that is there."""
     path = Path(path)
     if path.is_dir():
         raise MetricError(f"{path}: expected a video file, found a folder")
     if not path.is_file():
         raise MetricError(f"{path}: no such file")
-    read = _read_gif if path.suffix.lower() == ".gif" else _read_ffmpeg
-    frames, found = read(path)
-    return Clip(frames, found if fps is None else fps, str(path))
+    return path
+
+
+def _check_gif(path: Path) -> None:
+    """Refuse a gif without its last byte: Pillow takes the frames before the cut for all there are."""
+    with path.open("rb") as file:
+        start = file.read(6)
+        file.seek(max(0, path.stat().st_size - 1024))
+        end = file.read().rstrip(b"\0\r\n \x1a")
+    if start in (b"GIF87a", b"GIF89a") and not end.endswith(b";"):
+        raise MetricError(f"{path}: expected the mark that ends a gif, found none: the file is cut short")
 
 
 def _read_gif(path: Path) -> tuple[np.ndarray, float]:
     image_module = require("PIL.Image", '"freeloc_fx[cli]"', "reading a gif")
     sequence = require("PIL.ImageSequence", '"freeloc_fx[cli]"', "reading a gif")
     frames, lasts = [], []
+    _check_gif(path)
     try:
         with image_module.open(path) as image:
             for frame in sequence.Iterator(image):
@@ -132,26 +193,95 @@ def _read_gif(path: Path) -> tuple[np.ndarray, float]:
 
 
 def _read_ffmpeg(path: Path) -> tuple[np.ndarray, float]:
-    ffmpeg = require("imageio_ffmpeg", '"freeloc_fx[cli]"', "reading a video")
-    reader = ffmpeg.read_frames(str(path), pix_fmt="rgb24")
+    reader, facts = _opened(path)
+    width, height = facts["size"]
+    fps = float(facts["fps"])
     try:
-        facts = next(reader)
-        width, height = facts["size"]
-        fps = float(facts["fps"])
         frames = [np.frombuffer(data, np.uint8).reshape(height, width, 3) for data in reader]
-    except (OSError, RuntimeError, StopIteration, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise MetricError(f"{path}: not a video that ffmpeg can decode") from error
     finally:
         reader.close()
     if not frames or not fps > 0:
         raise MetricError(f"{path}: not a video: expected frames and a frame rate, found {len(frames)} at {fps} fps")
+    _check_count(path, facts, len(frames))
     return np.stack(frames), fps
+
+
+def _opened(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The frames of a video to come, and what ffmpeg says of it."""
+    ffmpeg = require("imageio_ffmpeg", '"freeloc_fx[cli]"', "reading a video")
+    _check_bytes(path)
+    reader = ffmpeg.read_frames(str(path), pix_fmt="rgb24")
+    try:
+        facts = dict(next(reader))
+        facts["size"] = tuple(map(int, facts["size"]))
+        facts["fps"], facts["duration"] = float(facts["fps"]), float(facts.get("duration") or 0.0)
+    except (OSError, RuntimeError, StopIteration, KeyError, ValueError, TypeError) as error:
+        reader.close()
+        raise MetricError(f"{path}: not a video that ffmpeg can decode") from error
+    return reader, facts
+
+
+def _check_bytes(path: Path) -> None:
+    """Refuse an .mp4, .mov or .avi with fewer bytes than it says: with its index at the front it opens all the same."""
+    size, at = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while at + 8 <= size:
+            file.seek(at)
+            head = file.read(16)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if at == 0 and head[:4] == b"RIFF":
+                length, kind = 8 + int.from_bytes(head[4:8], "little"), b"mdat"
+            elif at == 0 and kind not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+                return
+            elif length == 1:
+                length = int.from_bytes(head[8:], "big")
+            if kind == b"mdat" and at + length > size:
+                raise MetricError(f"{path}: expected {at + length} bytes, found {size}: the file is cut short")
+            if length < 8 or head[:4] == b"RIFF":  # the last box, or bytes that are none
+                return
+            at += length
+
+
+def _stated(facts: dict[str, Any]) -> tuple[float, float]:
+    """Frames that the file says it has, and how far that may be off: ffmpeg rounds duration and rate to hundredths."""
+    duration, fps = facts["duration"], facts["fps"]
+    return duration * fps, 2 + 0.01 * fps + 0.006 * duration
+
+
+def _check_count(path: Path, facts: dict[str, Any], found: int) -> None:
+    """Refuse a video of which fewer frames were decoded than it says it has, or say so where it need not be exact."""
+    stated, tolerance = _stated(facts)
+    if stated - found <= tolerance:
+        return
+    words = f"{path}: expected {stated:.0f} frames ({facts['duration']:g} s at {facts['fps']:g} fps), found {found}"
+    why = None
+    if path.suffix.lower() in _ESTIMATED:
+        why = "its length is an estimate"
+    elif facts.get("audio_codec"):
+        why = "its sound may be longer"
+    elif not _is_constant(path):
+        why = "its frames last for different times"
+    if why is None:
+        raise MetricError(f"{words}: the file is cut short or damaged")
+    log.warning("%s: the file is cut short or damaged, or %s", words, why)
+
+
+def _is_constant(path: Path) -> bool:
+    """Whether ffmpeg gives a video the same rate on average ("fps") as from frame to frame ("tbr")."""
+    program = require("imageio_ffmpeg", '"freeloc_fx[cli]"', "reading a video").get_ffmpeg_exe()
+    said = subprocess.run([program, "-i", str(path)], capture_output=True, check=False, stdin=subprocess.DEVNULL).stderr
+    rates = re.search(rb" ([\d.]+k?) fps, ([\d.]+k?) tbr", said)
+    return rates is None or rates[1] == rates[2]
 
 
 def prompt_beside(path: str | os.PathLike[str]) -> str | None:
     """Find the prompt in the JSON report beside a video (same name, .json).
 
-    The report holds it as "prompt" or under "settings", as `freeloc compare` writes it.
+    The report holds it as "prompt" or under "settings", as `freeloc compare` writes it, and says under "file" whose it
+    is. out.mp4 and out.gif share a name, so the suffix has to be the video's; the rest may have been renamed since. One
+    that does not say it is taken as this video's.
 
     Args:
         path: the video.
@@ -160,7 +290,7 @@ def prompt_beside(path: str | os.PathLike[str]) -> str | None:
         The prompt; None where there is no report or no prompt in it.
 
     Raises:
-        MetricError: the report is there and is not JSON.
+        MetricError: the report is there and is not JSON, or is that of another video.
     """
     report = Path(path).with_suffix(".json")
     if not report.is_file():
@@ -169,6 +299,9 @@ def prompt_beside(path: str | os.PathLike[str]) -> str | None:
         data = json.loads(report.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MetricError(f"{report}: expected a JSON report beside the video, found {error}") from error
+    of = data.get("file") if isinstance(data, dict) else None
+    if isinstance(of, str) and Path(of).suffix.lower() != Path(path).suffix.lower():
+        raise MetricError(f"{report}: expected the report of {Path(path).name}, found that of {of}")
     for place in (data, data.get("settings") if isinstance(data, dict) else None):
         if isinstance(place, dict) and isinstance(place.get("prompt"), str):
             return str(place["prompt"])

@@ -17,14 +17,14 @@ import numpy as np
 from freeloc_fx.generation.tiny_wan.scenes import SIZE, parse_prompt
 
 from . import vbench
-from .clip import Clip, MetricError, prompt_beside
+from .clip import Clip, MetricError, prompt_beside, read_size
 from .ground_truth import GroundTruthScore, score_and_drift
 from .models import FeatureModel, FlowModel, InterpolationModel, QualityModel
 from .proxies import ColourLayout, DisFlow, FlowMidpoint, ShapeHistogram, Sharpness
 from .repetition import NoRepeat, loop, no_repeat
 from .vbench import Measure
 
-__all__ = ["MEASURES", "NO_AESTHETIC", "Evaluation", "Models", "evaluate"]
+__all__ = ["MEASURES", "NO_AESTHETIC", "Evaluation", "Models", "check_file", "evaluate"]
 
 
 MEASURES = (
@@ -221,10 +221,7 @@ def evaluate(
     """
     clip = Clip.of(video, fps)
     frames = len(clip.frames)
-    if frames < 3:
-        raise MetricError(f"{clip.name}: expected at least 3 frames, found {frames}")
-    if not 1 <= segments <= frames:
-        raise MetricError(f"segments: expected between 1 and the video's {frames} frames, found {segments}")
+    _check_length(clip.name, frames, segments, period)
     models = models or Models()
     truth = _ground_truth(clip, prompt, video, segments)
     repeat = no_repeat(clip, period) if period is not None else None
@@ -251,6 +248,41 @@ def evaluate(
     )
 
 
+def check_file(
+    video: str | os.PathLike[str], *, prompt: str | None = None, period: int | None = None, segments: int = 4
+) -> None:
+    """Check what can be told of a file before it is measured, so that no later one ends a run of several.
+
+    Args:
+        video: as of `evaluate`.
+        prompt: as of `evaluate`.
+        period: as of `evaluate`.
+        segments: as of `evaluate`.
+
+    Raises:
+        MetricError: as `evaluate`, which may still find more.
+        DependencyError: as `evaluate`.
+    """
+    frames, height, width = read_size(video, max(3, segments, (period or 0) + 1))
+    _check_length(str(video), frames, segments, period)
+    if prompt is not None:
+        try:
+            parse_prompt(prompt)
+            _check_native(str(video), height, width)
+        except ValueError as error:
+            raise MetricError(f"prompt: {error}") from error
+
+
+def _check_length(name: str, frames: int, segments: int, period: int | None) -> None:
+    """Refuse a video that is too short for what is asked of it."""
+    if frames < 3:
+        raise MetricError(f"{name}: expected at least 3 frames, found {frames}")
+    if not 1 <= segments <= frames:
+        raise MetricError(f"segments: expected between 1 and the {frames} frames of {name}, found {segments}")
+    if period is not None and period >= frames:
+        raise MetricError(f"{name}: NoRepeat expects a period inside the {frames} frames, found {period}")
+
+
 def _ground_truth(
     clip: Clip, prompt: str | None, source: Any, segments: int
 ) -> tuple[GroundTruthScore | None, tuple[GroundTruthScore, ...], str | None]:
@@ -274,8 +306,13 @@ def _ground_truth(
 def _native(clip: Clip) -> np.ndarray:
     """tiny-wan's own pixels as floats: the command line enlarges its videos by a whole factor."""
     height, width = clip.frames.shape[1:3]
-    if height != width or height % SIZE:
-        raise MetricError(f"{clip.name}: scores need {SIZE}x{SIZE} pixels or a whole multiple, found {width}x{height}")
+    _check_native(clip.name, height, width)
     k = height // SIZE
     cells = clip.frames.reshape(-1, SIZE, k, SIZE, k, 3)
     return np.stack([c.mean((1, 3)) for c in cells]).astype(np.float32) / 255
+
+
+def _check_native(name: str, height: int, width: int) -> None:
+    """Refuse a size that cannot be tiny-wan's."""
+    if height != width or height % SIZE:
+        raise MetricError(f"{name}: scores need {SIZE}x{SIZE} pixels or a whole multiple, found {width}x{height}")
