@@ -16,6 +16,7 @@ from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.execute import run_nodes
 from freeloc_fx.graph.flow import flow
 from freeloc_fx.graph.head_cut import AT_A_TIME, HeadCut, head_cuts
+from freeloc_fx.graph.held import of_module
 from freeloc_fx.graph.records import AttentionSite, note_values, sites, write
 from freeloc_fx.graph.shapes import UNKNOWN, shape_of, size_of
 from freeloc_fx.graph.slices import Slice, ancestors, linear_slice
@@ -336,11 +337,16 @@ class _Tables:
         return self._known[part.outside]
 
     def behind(self, part: Slice) -> list[fx.Node]:
-        """Inputs of the graph that a stretch's tables are made of, learned ones among them; not what picks valid
-        tokens. None of a stretch that nobody has asked `outside` for, or in vain."""
-        values = self._known.get(part.outside, {})
-        tables = [n for n, t in values.items() if isinstance(t, torch.Tensor) and not _picks(t)]
-        return [n for n in ancestors(self.view, tables) if isinstance(self.inputs.get(n), torch.Tensor)]
+        """Inputs of the graph that a stretch's tables are made of, learned ones among them; not arguments of the call
+        that pick valid tokens. None of a stretch that nobody has asked `outside` for, or in vain."""
+        read: dict[fx.Node, None] = {}
+        for table, value in self._known.get(part.outside, {}).items():
+            if not isinstance(value, torch.Tensor):
+                continue
+            found = [n for n in ancestors(self.view, [table]) if isinstance(self.inputs.get(n), torch.Tensor)]
+            if not _picks(value) or all(of_module(n, self.inputs[n]) for n in found):
+                read |= dict.fromkeys(found)
+        return list(read)
 
     def moved(self, part: Slice, node: fx.Node, by: torch.Tensor) -> dict[fx.Node, Any]:
         """`outside` as if `by` had been added to what `node` gives."""

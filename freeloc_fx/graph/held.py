@@ -19,7 +19,7 @@ from .flow import flow
 from .records import note_values
 from .slices import ancestors
 
-__all__ = ["Held"]
+__all__ = ["Held", "of_module"]
 
 
 class Held:
@@ -66,11 +66,16 @@ class Held:
         return ancestors(self._view, [node])
 
     def _all_held(self, nodes: list[fx.Node]) -> bool:
-        return all(_of_module(n, self.inputs.get(n)) for n in nodes if n.op == "placeholder")
+        return all(of_module(n, self.inputs.get(n)) for n in nodes if n.op == "placeholder")
 
 
-def _of_module(node: fx.Node, value: Any) -> bool:
-    """Whether a placeholder is a module's parameter or buffer, or a global's, rather than an argument of the call."""
+def of_module(node: fx.Node, value: Any) -> bool:
+    """Whether a placeholder is a module's parameter or buffer, or a global's, rather than an argument of the call.
+
+    Args:
+        node: the placeholder.
+        value: what the call has for it.
+    """
     if isinstance(value, torch.nn.Parameter):
         return True
     source = source_name(node) or ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import test_attention_kinds as kinds
 import test_foreign_kernels as kernels
 import torch
-from models import DiT, latents, wan
+import torch.nn.functional as F
+from models import DiT, latents, rotate_half, wan
 from ranks import context_parallel, of_first, on_ranks
 from test_attention_kinds import DIM
 from torch import nn
@@ -144,6 +146,37 @@ def test_a_layer_that_gets_its_rates_later() -> None:
     write_data(model, rates)
     assert torch.equal(run(changed), right(model))
     assert [[site.layer for site in plan.sites] for plan in plans(changed)] == [[0], [0, 1]]
+
+
+class Ordered(DiT):
+    """Tokens stand in the order that a buffer says while they attend."""
+
+    def __init__(self) -> None:
+        super().__init__((3, 2, 1), layers=1)
+        self.register_buffer("order", torch.arange(math.prod(SIZE)))
+
+    def forward(self, hidden_states: torch.Tensor, context: Any = None) -> torch.Tensor:
+        shape = tuple(int(n) for n in hidden_states.shape[2:])
+        x, tables = self.proj_in(hidden_states.flatten(2).transpose(1, 2)), self.tables(shape)  # type: ignore[arg-type]
+        for block in self.blocks:
+            own, y = block.attention, block.norm(x)
+            q, k, v = (of(y).unflatten(-1, (own.heads, -1)).transpose(1, 2) for of in (own.to_q, own.to_k, own.to_v))
+            q, k = rotate_half(q, *tables), rotate_half(k, *tables)
+            out = F.scaled_dot_product_attention(*(one.index_select(2, self.order) for one in (q, k, v)))
+            x = x + own.to_out(out[:, :, self.order.argsort()].transpose(1, 2).flatten(2))
+        result: torch.Tensor = self.proj_out(x).transpose(1, 2).unflatten(2, shape)
+        return result
+
+
+def test_frames_that_stand_in_another_order_later() -> None:
+    torch.manual_seed(4)
+    model = Ordered()
+    changed = transform(model, PROFILE, backend="eager", attention="reference")
+    before = run(changed)
+    model.order.copy_(model.order.view(SIZE[0], -1).flip(0).flatten())
+    found = run(changed)
+    assert (found - before).norm() > 1e-3 * before.norm(), "the order shows in the output"
+    assert torch.equal(found, right(model))
 
 
 @pytest.mark.parametrize("way", [swap_data, write_data])
