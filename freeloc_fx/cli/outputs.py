@@ -108,7 +108,7 @@ def _report(path: Path) -> dict[str, Any] | None:
 
 def _files(given: Path) -> list[Path]:
     """The file itself; of a model's folder those that may share their suffix with an output and are read."""
-    given = given.expanduser()
+    given = Path(os.path.expanduser(given))  # Path.expanduser fails for a user who is not known
     if not given.is_dir():
         return [given]
     named = ("model_index.json", "*config.json", "*.index.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from freeloc_fx import Profile
+from freeloc_fx import Profile, files
 from freeloc_fx.cli import finished, latents
 from freeloc_fx.cli.app import app
 from freeloc_fx.files import ClaimedError, claimed
@@ -279,3 +280,28 @@ def test_runs_at_once_keep_their_latents_under_names_of_their_own(tmp_path: Path
     assert library.Latents.load(other).tensor.tolist() == [2, 2]
     runs[2].__exit__(None, None, None)
     assert names(tmp_path) == [left.name]
+
+
+def test_a_disk_without_locks_refuses_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    for system in (None, SimpleNamespace(flock=unknown, LOCK_EX=2, LOCK_NB=4)):
+        monkeypatch.setattr(files, "fcntl", system)
+        with claimed(tmp_path / "x"), claimed(tmp_path / "x"):
+            assert names(tmp_path / "x") == []
+        assert names(tmp_path) == []
+    assert "this disk has no locks" in caplog.text and "No locks available" in caplog.text
+
+
+def test_latents_that_could_not_be_written_leave_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("freeloc_fx.generation.latents.write_bytes", stopped)
+    job: Any = SimpleNamespace(latent=(21, 8, 8))
+    with pytest.raises(KeyboardInterrupt), latents.kept(tmp_path / "v.gif", {}, "direct", job) as keep:
+        keep(library.Latents(torch.zeros(3), "WanPipeline", {}))
+    assert names(tmp_path) == []
