@@ -94,8 +94,9 @@ def probe(
         width: pixels for a pipeline, by default its own.
         reward: for "full" and for candidates, (video, seed) -> quality, larger = better; "full" without one takes ALD
             for the position sensitivity.
+        reward_name: what the reward is, so that a journal's rewards are not taken for those of another one.
         journal: folder of finished units; the same call goes on from it after a kill, and one with more lengths adds to
-            it. It knows the model by its weights, but not what `generate` and `reward` do.
+            it. It knows the model by its weights and the reward by its name, not what `generate` does.
         on_unit: called as on_unit(done, total, name) after each unit.
 
     Returns:
