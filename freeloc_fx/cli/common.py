@@ -346,7 +346,7 @@ def scorable(job: Job, prompt: str | Mapping[int, str]) -> str | None:
     if not isinstance(prompt, str):
         return "the prompt changes over time"
     if (job.height, job.width) != (SIZE, SIZE) or job.frames < 2:
-        return f"scores need a video of {SIZE}x{SIZE} pixels"
+        return f"scores need a video of {SIZE}x{SIZE} pixels and two frames or more"
     try:
         parse_prompt(prompt)
     except ValueError as error:
