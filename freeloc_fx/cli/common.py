@@ -273,6 +273,8 @@ def prepare(
     for name in strategies:
         if name not in (None, "profile"):
             parse(name)
+    if not math.isfinite(guidance or 0.0):
+        raise UsageError(f"--guidance: expected a finite number from 0, found {guidance}")
     loaded = Profile.load(profile) if profile is not None else None
     facts = library.Facts.read(model)
     if loaded is not None or any(name != "direct" for name in strategies):

@@ -15,7 +15,15 @@ from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.files import installed_version
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.tiny_wan.drawing import real
-from freeloc_fx.generation.video import SHEETS, check_folder, check_output, comparison_sheet, side_by_side, write_video
+from freeloc_fx.generation.video import (
+    SHEETS,
+    check_folder,
+    check_output,
+    check_rate,
+    comparison_sheet,
+    side_by_side,
+    write_video,
+)
 
 from . import common, times
 from .common import Job, UsageError, exits, load, out, prepare, progress, scorable, warn, without_nan, write_json
@@ -78,6 +86,7 @@ def compare(
         sheet = check_output(output.with_suffix(".png"), SHEETS)
         report = check_output(output.with_suffix(".json"), (".json",))
         check_folder(folder)
+        check_rate(output, fps)
         names = _names(strategies)
         numbers = _seeds(seeds)
         job = prepare(

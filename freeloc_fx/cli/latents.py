@@ -14,7 +14,7 @@ import typer
 
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.latents import Latents, LatentsError
-from freeloc_fx.generation.video import SHEETS, check_output
+from freeloc_fx.generation.video import SHEETS, check_output, check_rate
 
 from . import common
 from .common import Job, UsageError, err, exits, load, scorable, warn
@@ -118,9 +118,10 @@ def decode(
             raise LatentsError(
                 f"{latents}: expected the size of a video among its settings, found {settings}"
             ) from None
+        rate = fps if fps is not None else float(settings.get("fps") or 16.0)
+        check_rate(output, rate)
         job = common.prepare(source, None, ["direct"], frames, height, width, dtype=dtype, device=device)
         pipe = load(job)
-        rate = fps if fps is not None else float(settings.get("fps") or 16.0)
         with err.status("decoding"), filmed(output, job, rate) as film:
             take = None if film is None else film.add
             video = library.decode_latents(pipe, found, vae_tiling=tiling, on_frames=take)
