@@ -56,6 +56,7 @@ def bench(
         for name in names:
             parse(name)
         height, width = _size(size)
+        _check_device(device)
         try:
             attention = op.choose(attention, torch.device(device))
         except ValueError as error:
@@ -72,6 +73,15 @@ def bench(
             _show("peak memory, the output included", rows["memory"])
         if json is not None:
             write_json(json, rows)
+
+
+def _check_device(name: str) -> None:
+    """Refuse a device that cannot hold numbers here."""
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).strip().splitlines()[0].rstrip(".")
+        raise UsageError(f"--device: expected a device that torch can use here, found {name!r} ({why})") from error
 
 
 def _size(text: str) -> tuple[int, int]:

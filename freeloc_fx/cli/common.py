@@ -273,6 +273,8 @@ def prepare(
     for name in strategies:
         if name not in (None, "profile"):
             parse(name)
+    if not math.isfinite(guidance or 0.0):
+        raise UsageError(f"--guidance: expected a finite number from 0, found {guidance}")
     loaded = Profile.load(profile) if profile is not None else None
     facts = library.Facts.read(model)
     if loaded is not None or any(name != "direct" for name in strategies):
@@ -346,7 +348,7 @@ def scorable(job: Job, prompt: str | Mapping[int, str]) -> str | None:
     if not isinstance(prompt, str):
         return "the prompt changes over time"
     if (job.height, job.width) != (SIZE, SIZE) or job.frames < 2:
-        return f"scores need a video of {SIZE}x{SIZE} pixels"
+        return f"scores need a video of {SIZE}x{SIZE} pixels and two frames or more"
     try:
         parse_prompt(prompt)
     except ValueError as error:

@@ -16,7 +16,19 @@ from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.files import claimed, installed_version
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.tiny_wan.drawing import real
+<<<<<<< HEAD
 from freeloc_fx.generation.video import check_folder, comparison_sheet, side_by_side, write_video
+=======
+from freeloc_fx.generation.video import (
+    SHEETS,
+    check_folder,
+    check_output,
+    check_rate,
+    comparison_sheet,
+    side_by_side,
+    write_video,
+)
+>>>>>>> mend-e
 
 from . import common, times
 from .common import Job, UsageError, exits, load, out, prepare, progress, scorable, warn, without_nan, write_json
@@ -78,6 +90,7 @@ def compare(
     with exits(debug, left), ExitStack() as held:
         sheet, report = check_video(output, [("--profile", profile), ("--model", model)])
         check_folder(folder)
+        check_rate(output, fps)
         names = _names(strategies)
         numbers = _seeds(seeds)
         job = prepare(

@@ -142,8 +142,8 @@ def _from_configuration(
     source: str, profile: str | None, strategy: str | None, latent: str | None, trained_frames: int | None
 ) -> tuple[nn.Module, Profile, tuple[int, int, int]]:
     """A model without weights, its profile, and the latent size in question."""
-    sizes = re.fullmatch(r"(\d+)x(\d+)x(\d+)", latent or "")
-    if sizes is None:
+    sizes = re.fullmatch(r"(\d{1,9})x(\d{1,9})x(\d{1,9})", latent or "")
+    if sizes is None or not all(map(int, sizes.groups())):
         raise common.UsageError(f"--latent: expected FRAMESxHEIGHTxWIDTH, such as 33x60x104, found {latent!r}")
     model = without_weights(source)
     if trained_frames is not None:

@@ -15,6 +15,10 @@ import typer
 
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.latents import Latents, LatentsError
+<<<<<<< HEAD
+=======
+from freeloc_fx.generation.video import SHEETS, check_output, check_rate
+>>>>>>> mend-e
 
 from . import common
 from .common import Job, UsageError, err, exits, load, scorable, warn
@@ -52,7 +56,7 @@ def kept(
     def keep(latents: Latents) -> None:
         facts = {**latents.facts, "summary": describe(latents.plan, strategy, job.latent[0])}
         known = replace(latents, settings=dict(settings), facts=facts)
-        failures = []
+        failures: list[str] = []
         for folder in (output.parent, Path(tempfile.gettempdir())):
             try:
                 if file is not None and not failures:
@@ -134,9 +138,10 @@ def decode(
             raise LatentsError(
                 f"{latents}: expected the size of a video among its settings, found {settings}"
             ) from None
+        rate = fps if fps is not None else float(settings.get("fps") or 16.0)
+        check_rate(output, rate)
         job = common.prepare(source, None, ["direct"], frames, height, width, dtype=dtype, device=device)
         pipe = load(job)
-        rate = fps if fps is not None else float(settings.get("fps") or 16.0)
         with err.status("decoding"), filmed(output, job, rate) as film:
             take = None if film is None else film.add
             video = library.decode_latents(pipe, found, vae_tiling=tiling, on_frames=take)

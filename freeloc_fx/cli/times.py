@@ -70,7 +70,8 @@ def told(prompts: list[str] | None, times: list[str] | None, job: Job, fps: floa
         if time in marks:
             raise UsageError(f"--at {time}: expected times that rise, found it twice")
         marks[time] = prompt
-    timed = check_timeline(marks, job.frames, (job.frames - 1) // max(job.latent[0] - 1, 1), blend, fps)
+    per_latent = max(1, (job.frames - 1) // max(job.latent[0] - 1, 1))  # a single frame is one of either kind
+    timed = check_timeline(marks, job.frames, per_latent, blend, fps)
     return prompts[0] if len(timed) == 1 else timed
 
 

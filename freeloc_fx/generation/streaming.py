@@ -17,7 +17,7 @@ import numpy as np
 from freeloc_fx.files import replacing
 
 from .encoding import GifWriter, Mp4Writer, VideoError
-from .video import VIDEOS, check_output, spread
+from .video import VIDEOS, check_output, check_rate, spread
 
 __all__ = ["Film", "streamed"]
 
@@ -82,10 +82,11 @@ def streamed(
         What takes the frames.
 
     Raises:
-        VideoError: see `check_output`; or fewer frames came than were announced.
+        VideoError: see `check_output` and `check_rate`; or fewer frames came than were announced.
         WriteError: the video could not be written whole; what was there is untouched.
     """
     path = check_output(path, VIDEOS)
+    check_rate(path, fps)
 
     def opened(file: Path) -> Mp4Writer | GifWriter:
         if path.suffix.lower() == ".gif":

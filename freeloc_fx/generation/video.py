@@ -21,6 +21,7 @@ __all__ = [
     "VideoError",
     "check_folder",
     "check_output",
+    "check_rate",
     "comparison_sheet",
     "contact_sheet",
     "sheet_of",
@@ -59,6 +60,22 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str] | None = 
         raise VideoError(f"{path} is a folder; expected the name of a file")
     _check_writable(path.parent, f"{path}: the folder {path.parent}")
     return path
+
+
+def check_rate(path: str | os.PathLike[str], fps: float) -> None:
+    """Check that a video of this kind can be so quick: a gif counts in hundredths of a second.
+
+    Args:
+        path: of the video.
+        fps: frames per second.
+
+    Raises:
+        VideoError: it is no number above 0, more than 240, or more than the 100 of a gif.
+    """
+    if not 0 < fps <= 240:
+        raise VideoError(f"fps={fps} must be above 0 and at most 240")
+    if Path(path).suffix.lower() == ".gif" and fps > 100:
+        raise VideoError(f"{path}: a gif has at most 100 frames per second, found fps={fps:g}; expected a .mp4 file")
 
 
 def check_folder(path: str | os.PathLike[str]) -> Path:
@@ -102,7 +119,7 @@ def write_video(
     Args:
         path: the suffix picks the format.
         frames: (frames, height, width, 3) RGB, floats in [0, 1] (clipped) or uint8.
-        fps: frames per second; a gif rounds each frame to 1/100 s.
+        fps: frames per second; a gif rounds each frame to 1/100 s and has at most 100.
         scale: whole factor to enlarge by, each pixel becoming a square; use 4 or more for 64-pixel clips, whose
             colours yuv420p would otherwise smear over 2x2 pixels. An odd side is padded by a pixel for .mp4.
         crf: x264's constant rate factor, 0 (lossless) to 51; a .gif has none.
@@ -119,8 +136,7 @@ def write_video(
     if not is_whole(crf, 0, 51):
         raise VideoError(f"crf={crf!r} must be a whole number from 0 to 51")
     clip = _enlarge(_bytes(frames), scale)
-    if not 0 < fps <= 240:
-        raise VideoError(f"fps={fps} must be above 0 and at most 240")
+    check_rate(path, fps)
     with replacing(path) as temporary:
         if path.suffix.lower() == ".gif":
             write_gif(temporary, clip, fps)

@@ -32,7 +32,7 @@ def is_whole(value: Any, least: int | None = None, most: int | None = None, *, n
 
 
 def is_number(value: Any, *, numpy: bool = False) -> TypeGuard[float]:
-    """Tell whether a value is a finite integer or float; True and False are none.
+    """Tell whether a value is a finite integer or float, not beyond what floats hold; True and False are none.
 
     Args:
         value: anything.
@@ -43,7 +43,10 @@ def is_number(value: Any, *, numpy: bool = False) -> TypeGuard[float]:
     """
     if isinstance(value, bool) or not isinstance(value, Real if numpy else (int, float)):
         return False
-    return math.isfinite(value)
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True)

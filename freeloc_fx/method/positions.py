@@ -207,8 +207,9 @@ class VRPR:
     def __post_init__(self) -> None:
         for name in ("w1", "w2", "g1", "g2"):
             value = getattr(self, name)
-            if not is_whole(value):
-                raise StrategyError(f"vrpr.{name}: expected an integer, found {value!r}")
+            if not is_whole(value, most=2**53):  # exact in float64, and sums of them are in int64
+                what = "an integer of at most 2**53" if is_whole(value) else "an integer"
+                raise StrategyError(f"vrpr.{name}: expected {what}, found {value!r}")
         if not 0 <= self.w1 <= self.w2:
             raise StrategyError(f"vrpr: expected 0 <= w1 <= w2, found w1={self.w1}, w2={self.w2}")
         if not 1 <= self.g1 <= self.g2:

@@ -153,6 +153,26 @@ def test_bad_input_is_refused_before_loading(
 
 
 @pytest.mark.usefixtures("no_loading")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--guidance=inf"], "--guidance: expected a finite number from 0, found inf"),
+        ([f"--seed={2**63}"], "--seed: expected a number from 0 to 2**63 - 1, found 9223372036854775808"),
+        (["--fps=101", "-o", "a.gif"], "a.gif: a gif has at most 100 frames per second, found fps=101"),
+    ],
+)
+def test_numbers_that_no_video_has_are_refused_before_loading(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("generate", "compare"):
+        if command == "compare" and "seed" in arguments[0]:
+            continue  # it has --seeds
+        result = run(command, PROMPT, "--frames=13", *small, *arguments)
+        assert result.exit_code == 2 and message in result.stderr, result.output
+
+
+@pytest.mark.usefixtures("no_loading")
 @pytest.mark.parametrize("arguments", [["--seeds=0,x"], ["--seeds=-1"], ["--strategies=,"]])
 def test_lists_that_make_no_sense(small: list[str], arguments: list[str], tmp_path: Path) -> None:
     result = run("compare", PROMPT, "--frames=13", *small, *arguments, "-o", tmp_path / "a.mp4")

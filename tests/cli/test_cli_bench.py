@@ -53,6 +53,9 @@ def test_all_questions_in_one_table_each(tmp_path: Path) -> None:
         (["masks", "--size", "8"], "--size: expected height x width, such as 8x8, found '8'"),
         (["masks", "--strategies", "wrong"], "unknown strategy 'wrong'"),
         (["attention", "--attention", "fast"], "found 'fast'"),
+        (["masks", "--device", "gpu0"], "--device: expected a device that torch can use here, found 'gpu0'"),
+        (["memory", "--device", "cuda:77"], "--device: expected a device that torch can use here, found 'cuda:77'"),
+        (["attention", "--device", "meta"], "found 'meta'"),
     ],
 )
 def test_what_makes_no_sense_is_one_line_and_code_2(arguments: list[str], words: str) -> None:

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pipelines
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from freeloc_fx import Profile
+from freeloc_fx.cli import times
 from freeloc_fx.cli.app import app
+from freeloc_fx.cli.common import Job
+from freeloc_fx.errors import FreelocError
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation import video as v
 
@@ -40,6 +44,16 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(library, "generate", watched)
     return found
+
+
+@pytest.mark.parametrize("latent", [(1, 4, 4), (1, 8, 6)])
+def test_one_frame_is_told_like_any_clip(latent: tuple[int, int, int]) -> None:
+    size: dict[str, Any] = {"frames": 1, "height": 32, "width": 32, "latent": latent}
+    job = Job("m", None, steps=1, guidance=1.0, negative_prompt=None, dtype=torch.float32, device="cpu",
+              backend="eager", attention="auto", **size)  # fmt: skip
+    assert times.told([FIRST], None, job, 16.0, "16") == times.told([FIRST], ["0"], job, 16.0, "1s") == FIRST
+    with pytest.raises(FreelocError, match="inside the clip, at most frame 0"):
+        times.told([FIRST, SECOND], ["1"], job, 16.0, "16")
 
 
 def test_generate_records_the_prompts_and_letters_the_sheet(small: list[str], told: list[Any], tmp_path: Path) -> None:

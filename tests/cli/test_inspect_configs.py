@@ -49,6 +49,12 @@ def test_every_class_from_its_configuration(name: str, tmp_path: Path) -> None:
     assert (data["grid"]["frames"], data["grid"]["text_first"], data["grid"]["text_last"]) == (10, *case.text)
 
 
+@pytest.mark.parametrize("latent", ["0x4x6", "10x0x6", "00x00x00", "10x4", f"{10**30}x4x6"])
+def test_a_latent_size_that_is_none(latent: str, tmp_path: Path) -> None:
+    result = run(tmp_path, "WanTransformer3DModel", {}, latent)
+    assert result.exit_code == 2 and "--latent: expected FRAMESxHEIGHTxWIDTH" in result.stderr, result.output
+
+
 @pytest.mark.skipif(not hasattr(diffusers, "MiniMaxH3Transformer3DModel"), reason="an older diffusers")
 @pytest.mark.parametrize(("size", "beside"), [("8x4x6", 102), ("16x16x24", 190)])
 def test_a_clip_among_words_and_sound(size: str, beside: int, tmp_path: Path) -> None:

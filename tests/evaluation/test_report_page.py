@@ -190,6 +190,11 @@ def test_videos_that_are_missing_too_large_or_none_are_refused(folder: Path, tmp
     found = Results.load(folder)
     with pytest.raises(PageError, match="larger than the page's"):
         render([found], most=1000)
+    for most, words in ((3 * 2**20, "3 MB"), (2**20 // 2, "0.5 MB")):
+        (tmp_path / "long.mp4").write_bytes(b"\0\0\0\0ftyp" + bytes(most))
+        with pytest.raises(PageError, match=f"larger than the page's {words}"):
+            render([], tmp_path, most)
+    (tmp_path / "long.mp4").unlink()
     with pytest.raises(PageError, match=r"direct-321-0\.mp4"):
         render([replace(found, folder=tmp_path)])
     (tmp_path / "a.mp4").write_bytes(b"no video at all")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from freeloc_fx.errors import FreelocError
 from freeloc_fx.generation import video as v
+from freeloc_fx.generation.streaming import streamed
 from freeloc_fx.generation.tiny_wan.scenes import Scene
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
@@ -138,11 +140,26 @@ def test_check_output_leaves_nothing(tmp_path: Path) -> None:
         (np.zeros((4, 8, 8, 3)), {"scale": 0}, "scale=0"),
         (np.zeros((4, 8, 8, 3)), {"scale": 1.5}, "scale=1.5"),
         (np.zeros((4, 8, 8, 3)), {"fps": 0}, "fps=0"),
+        (np.zeros((4, 8, 8, 3)), {"fps": math.nan}, "fps=nan"),
+        (np.zeros((4, 8, 8, 3)), {"fps": 120}, r"a\.gif: a gif has at most 100 frames per second, found fps=120"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, frames: np.ndarray, options: dict, words: str) -> None:
     with pytest.raises(v.VideoError, match=words):
         v.write_video(tmp_path / "a.gif", frames, **options)
+    assert os.listdir(tmp_path) == []
+
+
+def test_rates_that_a_gif_and_a_video_can_have(tmp_path: Path) -> None:
+    v.check_rate(tmp_path / "a.gif", 100)
+    v.check_rate("A.mp4", 240)
+    with pytest.raises(v.VideoError, match="at most 100"):
+        v.check_rate("A.GIF", 100.5)
+    with (
+        pytest.raises(v.VideoError, match="at most 100"),
+        streamed(tmp_path / "a.gif", frames=1, height=8, width=8, fps=144),
+    ):
+        raise AssertionError("frames were asked for")
     assert os.listdir(tmp_path) == []
 
 

@@ -45,7 +45,7 @@ class State:
         self._warned = False
         self.units = UnitCheck(type(result).__name__, backend.profile)
         before = state_of(result)  # of a model that is given another backend
-        self.onto = Onto(result) if before is None else before.onto
+        self.onto: Onto = Onto(result) if before is None else before.onto
         vars(result)[STATE] = self
 
     def warn_of_gradients(self, given: Mapping[str, Any]) -> None:

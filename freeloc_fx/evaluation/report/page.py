@@ -32,6 +32,13 @@ class PageError(FreelocError, ValueError):
     """The page cannot be made: a video is missing, no mp4, or all of them are too large."""
 
 
+class _Budget:
+    """Bytes of video that a page may hold, and how many are left."""
+
+    def __init__(self, most: int) -> None:
+        self.most = self.left = most
+
+
 def render(results: Sequence[Results], videos: str | os.PathLike[str] | None = None, most: int = _MOST) -> str:
     """Make the page.
 
@@ -48,7 +55,7 @@ def render(results: Sequence[Results], videos: str | os.PathLike[str] | None = N
         DependencyError: Jinja2 or matplotlib is missing.
     """
     jinja2 = require("jinja2", "jinja2", "the report's page")
-    budget = [most]
+    budget = _Budget(most)
     models = [_model(r, budget) for r in results]
     extra = _folder(Path(videos), budget) if videos is not None else []
     if not models and not extra:
@@ -66,7 +73,7 @@ def render(results: Sequence[Results], videos: str | os.PathLike[str] | None = N
     return made
 
 
-def _model(results: Results, budget: list[int]) -> dict[str, Any]:
+def _model(results: Results, budget: _Budget) -> dict[str, Any]:
     videos = _videos(results, budget)  # first: it is what may fail
     records, verdicts = summarise(results), judge_claims(results)
     main = next(iter(results.groups.values()), ())
@@ -160,7 +167,7 @@ def _table(
     return {"head": head, "rows": rows}
 
 
-def _videos(results: Results, budget: list[int]) -> list[dict[str, Any]]:
+def _videos(results: Results, budget: _Budget) -> list[dict[str, Any]]:
     """Groups of videos that play together: one a length and clip."""
     groups: dict[tuple[int, int], list[dict[str, str]]] = {}
     order = {name: place for place, name in enumerate(results.contestants())}  # one may have a video and no row
@@ -174,7 +181,7 @@ def _videos(results: Results, budget: list[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _folder(folder: Path, budget: list[int]) -> list[dict[str, Any]]:
+def _folder(folder: Path, budget: _Budget) -> list[dict[str, Any]]:
     files = sorted(folder.glob("*.mp4")) if folder.is_dir() else []
     if not files:
         found = "none" if folder.is_dir() else "no folder"
@@ -183,7 +190,7 @@ def _folder(folder: Path, budget: list[int]) -> list[dict[str, Any]]:
     return [{"title": folder.name, "caption": "", "videos": videos}]
 
 
-def _embed(path: Path, budget: list[int]) -> str:
+def _embed(path: Path, budget: _Budget) -> str:
     """An mp4 as a data URL."""
     try:
         data = path.read_bytes()
@@ -191,7 +198,8 @@ def _embed(path: Path, budget: list[int]) -> str:
         raise PageError(f"{path}: the video cannot be read ({error.strerror})") from error
     if data[4:8] != b"ftyp":
         raise PageError(f"{path}: expected an mp4 file, found one that begins with {data[:8]!r}")
-    budget[0] -= len(data)
-    if budget[0] < 0:
-        raise PageError(f"{path}: the videos are together larger than the page's {_MOST // 2**20} MB; keep fewer")
+    budget.left -= len(data)
+    if budget.left < 0:
+        most = f"{budget.most / 2**20:g} MB"
+        raise PageError(f"{path}: the videos are together larger than the page's {most}; keep fewer, or allow more")
     return "data:video/mp4;base64," + base64.b64encode(data).decode("ascii")
