@@ -16,19 +16,7 @@ from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.files import claimed, installed_version
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.tiny_wan.drawing import real
-<<<<<<< HEAD
-from freeloc_fx.generation.video import check_folder, comparison_sheet, side_by_side, write_video
-=======
-from freeloc_fx.generation.video import (
-    SHEETS,
-    check_folder,
-    check_output,
-    check_rate,
-    comparison_sheet,
-    side_by_side,
-    write_video,
-)
->>>>>>> mend-e
+from freeloc_fx.generation.video import check_folder, check_rate, comparison_sheet, side_by_side, write_video
 
 from . import common, times
 from .common import Job, UsageError, exits, load, out, prepare, progress, scorable, warn, without_nan, write_json

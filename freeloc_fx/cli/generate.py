@@ -9,10 +9,7 @@ import typer
 
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.noise import default_stride, for_pipeline
-<<<<<<< HEAD
-=======
-from freeloc_fx.generation.video import SHEETS, check_output, check_rate
->>>>>>> mend-e
+from freeloc_fx.generation.video import check_rate
 from freeloc_fx.generation.windows import context_windows
 
 from . import common, times
@@ -77,16 +74,10 @@ def generate(
         ranks(parallel, shard) as here,
     ):
         if here.writes:
-<<<<<<< HEAD
             check_video(output, [("--profile", profile), ("--model", model)])
-=======
-            check_output(output)
-            check_output(output.with_suffix(".png"), SHEETS)
-            check_output(output.with_suffix(".json"), (".json",))
         check_rate(output, fps)
         if seed >= 2**63:
             raise UsageError(f"--seed: expected a number from 0 to 2**63 - 1, found {seed}")
->>>>>>> mend-e
         if windows and strategy not in (None, "direct"):
             raise UsageError(f"--windows: a window has the trained length, so --strategy {strategy} would do nothing")
         strategy = "direct" if windows else strategy

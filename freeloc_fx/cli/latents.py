@@ -15,10 +15,7 @@ import typer
 
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.latents import Latents, LatentsError
-<<<<<<< HEAD
-=======
-from freeloc_fx.generation.video import SHEETS, check_output, check_rate
->>>>>>> mend-e
+from freeloc_fx.generation.video import check_rate
 
 from . import common
 from .common import Job, UsageError, err, exits, load, scorable, warn
