@@ -52,7 +52,7 @@ def kept(
     def keep(latents: Latents) -> None:
         facts = {**latents.facts, "summary": describe(latents.plan, strategy, job.latent[0])}
         known = replace(latents, settings=dict(settings), facts=facts)
-        failures = []
+        failures: list[str] = []
         for folder in (output.parent, Path(tempfile.gettempdir())):
             try:
                 if file is not None and not failures:
