@@ -14,7 +14,7 @@ from slow import slow
 from torch import nn
 
 from freeloc_fx import Profile, plan, transform
-from freeloc_fx.compiler.capture import attach
+from freeloc_fx.compiler.capture import captures
 from freeloc_fx.compiler.capture.trace_once import Marks
 from freeloc_fx.errors import CaptureError, PlanError
 
@@ -84,7 +84,7 @@ def test_every_block_keeps_its_own_weights(name: str, monkeypatch: pytest.Monkey
     once = transform(model, PROFILE, backend="eager")
     assert torch.equal(run(once, short), run(model, short))
     found = run(once, long)
-    monkeypatch.setattr(attach, "Marks", lambda blocks: Marks(()))
+    monkeypatch.setattr(captures, "Marks", lambda blocks: Marks(()))
     each = run(transform(model, PROFILE, backend="eager", attention="reference"), long)
     assert torch.allclose(found, each, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(found, run(model, long), atol=1e-3)
