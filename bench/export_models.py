@@ -42,6 +42,10 @@ def export(args: argparse.Namespace) -> Path:
     out = args.out or args.work / args.model
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     (_tiny_wan if args.model == "tiny-wan" else _tiny_joint)(out, model, tokenizer, vae.half())
+    for path in out.glob("*/config.json"):  # diffusers writes where on this machine a model was read from
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known.pop("_name_or_path", None) is not None:
+            write_text(path, json.dumps(known, indent=2, sort_keys=True) + "\n")
     recipe: dict[str, Any] = {
         "command": f"python bench/train.py --model {args.model}",
         "seed": args.seed,
