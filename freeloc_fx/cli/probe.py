@@ -192,7 +192,7 @@ def _judge_name(files: tuple[Path, Path] | None, model: str) -> str:
         return "composite"
     content = hashlib.sha256()
     for file in files:
-        content.update(file.read_bytes() if file.is_file() else b"")
+        content.update(file.read_bytes())
     return f"VisionReward {model} {content.hexdigest()[:16]}"
 
 

@@ -134,7 +134,7 @@ def _state(model: nn.Module) -> State:
 
 
 def restore(model: Model) -> Model:
-    """The original of a transformed model, with what was put onto the transformed one since: adapters, caches, hooks.
+    """The original of a transformed model, with what was put onto the transformed one since: adapters, caches.
 
     Args:
         model: what `transform` returned.
@@ -144,7 +144,7 @@ def restore(model: Model) -> Model:
 
     Raises:
         TransformError: the model is not transformed, its tokens were shared out after it was, or hooks were put on it
-            and on the original.
+            or taken off it since.
     """
     state = _state(model)
     if (alone := sharding_hooks(model)) and len(sharding_hooks(state.original)) < len(alone):
@@ -152,7 +152,7 @@ def restore(model: Model) -> Model:
             f"context parallelism was enabled on this transformed {type(model).__name__}, whose hooks the original "
             "shares but for those on the model itself; expected enable_parallelism before transform"
         )
-    state.onto.give_back(state.original, model)
+    state.additions.give_back(state.original, model)
     return state.original  # type: ignore[return-value]
 
 

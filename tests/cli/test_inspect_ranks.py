@@ -44,7 +44,7 @@ def inspected(folder: Path, name: str, ranks: int, frames: int, *options: str) -
 def test_what_a_run_refuses_is_not_counted(case: str, tmp_path: Path) -> None:
     name, ranks, frames, refused, by_hand = LOOKED_AT[case]
     if name not in CASES:
-        pytest.skip("an older diffusers")
+        pytest.skip(f"this diffusers has no {name}")
     told = json.loads(inspected(tmp_path, name, ranks, frames, "--json=-").stdout)["ranks"]
     assert ({"one GPU", "fsdp"} <= told["held"].keys()) and told["count"] == ranks
     for said, words in ((told["refused"], refused), (told["by_hand"], by_hand)):

@@ -182,6 +182,8 @@ def test_visionreward_rewards_a_full_probe(
 ) -> None:
     monkeypatch.setattr(command, "VisionReward", Judge)
     files = (tmp_path / "q.txt", tmp_path / "w.json")
+    for file in files:
+        file.touch()
     options = ["--visionreward", *files, "--seeds=2", "--prompt", "a cat", "-o", tmp_path / "p.json"]
     result = run(model, "--mode=full", *options, "--visionreward-model=here", "--trust-remote-code")
     assert result.exit_code == 0, result.output

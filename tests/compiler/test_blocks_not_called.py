@@ -9,24 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from answers import changed_of, distance
 from diffusers_models import arguments, build
 from models import DiT, latents, wan, wan_inputs
 from slow import slow
 from torch import nn
 
-from freeloc_fx import Profile, restore, transform
+from freeloc_fx import restore
 from freeloc_fx.errors import CaptureError, TransformError
-
-PROFILE = Profile(trained_frames=5, layers="vrpr+tsa")
-
-
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
-
-
-def changed_of(model: Any) -> Any:
-    return transform(model, PROFILE, backend="eager", attention="reference")
-
 
 # Caches that skip every block of a step
 

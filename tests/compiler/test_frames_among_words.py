@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from answers import distance
 from literal import attention, literal
 from packed_dit import Packed
 from slow import slow
@@ -62,10 +63,6 @@ def run(model: Any, given: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         result: torch.Tensor = model(**given)
     return result
-
-
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.parametrize(("name", "lowering"), [

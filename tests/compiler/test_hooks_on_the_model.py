@@ -7,20 +7,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
+from answers import PROFILE, changed_of, distance
 from models import DiT, latents
 
-from freeloc_fx import Profile, plan, plans, restore, transform
+from freeloc_fx import plan, plans, restore
 
-PROFILE = Profile(trained_frames=5, layers="vrpr+tsa")
 LONG, SHORT = latents(9, 2, 4), latents(4, 2, 4)
-
-
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
-
-
-def changed_of(model: Any) -> Any:
-    return transform(model, PROFILE, backend="eager", attention="reference")
 
 
 def dit() -> DiT:

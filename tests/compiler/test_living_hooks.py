@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from answers import PROFILE, changed_of, distance
 from diffusers_models import CASES, arguments, build
 from slow import slow
 from torch import nn
 
 import freeloc_fx
-from freeloc_fx import Profile, plans, transform
+from freeloc_fx import plans
 from freeloc_fx.errors import CaptureError
 
-PROFILE = Profile(trained_frames=5, layers="vrpr+tsa")
 CPU = torch.device("cpu")
 
 
@@ -26,14 +26,6 @@ def run(model: Any, given: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         result: torch.Tensor = model(**given)[0]
     return result
-
-
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
-
-
-def changed_of(model: Any, **options: Any) -> Any:
-    return transform(model, PROFILE, **({"backend": "eager", "attention": "reference"} | options))
 
 
 @functools.cache

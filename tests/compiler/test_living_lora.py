@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from answers import changed_of, distance
 from diffusers_models import arguments, build
 from slow import slow
 
-from freeloc_fx import Profile, plans, restore, transform
+from freeloc_fx import plans, restore
 
-PROFILE = Profile(trained_frames=5, layers="vrpr+tsa")
 LONG = 10
 WEIGHTS = "pytorch_lora_weights.safetensors"
 pytest.importorskip("peft", reason="adapters are peft's")
@@ -23,14 +23,6 @@ def run(model: Any, given: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         result: torch.Tensor = model(**given)[0]
     return result
-
-
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
-
-
-def changed_of(model: Any) -> Any:
-    return transform(model, PROFILE, backend="eager", attention="reference")
 
 
 def with_adapter(name: str, rank: int, seed: int) -> Any:

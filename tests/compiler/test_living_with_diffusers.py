@@ -9,29 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from answers import changed_of, distance
 from diffusers.models import attention_dispatch
 from diffusers_models import CASES, arguments, build
 from models import wan, wan_inputs
 from slow import slow
 
-from freeloc_fx import Profile, plans, restore, transform
+from freeloc_fx import plans, restore
 from freeloc_fx.errors import TransformError
-
-PROFILE = Profile(trained_frames=5, layers="vrpr+tsa")
 
 
 def run(model: Any, given: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         result: torch.Tensor = model(**given)[0]
     return result
-
-
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
-
-
-def changed_of(model: Any, **options: Any) -> Any:
-    return transform(model, PROFILE, **({"backend": "eager", "attention": "reference"} | options))
 
 
 @pytest.fixture(autouse=True)

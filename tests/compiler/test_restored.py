@@ -9,25 +9,17 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from answers import changed_of, distance
 from diffusers import FirstBlockCacheConfig
 from diffusers import hooks as diffusers_hooks
 from diffusers_models import arguments, build
 from models import DiT, latents
 
-from freeloc_fx import Profile, plans, restore, transform
+from freeloc_fx import plans, restore
 from freeloc_fx.compat import diffusers_hooks as hooks_on
 from freeloc_fx.errors import TransformError
 
-PROFILE = Profile(trained_frames=5, layers="vrpr+tsa")
 LONG = latents(8, 2, 6)
-
-
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
-
-
-def changed_of(model: Any) -> Any:
-    return transform(model, PROFILE, backend="eager", attention="reference")
 
 
 def dit() -> DiT:

@@ -11,6 +11,7 @@ import torch
 import torch.fx as fx
 import torch.nn.functional as F
 from accelerate.hooks import ModelHook, add_hook_to_module
+from answers import distance
 from conditioned import NAMES, conditioned, minimax_h3, pixel_coords
 from literal import attention, literal
 from models import DiT, latents
@@ -42,10 +43,6 @@ def run(model: Any, given: dict[str, Any]) -> torch.Tensor:
     result = result[0] if isinstance(result, tuple) else result
     assert isinstance(result, torch.Tensor) and result.isfinite().all()
     return result
-
-
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.parametrize("name", [n if n == "LTX" else slow(n) for n in NAMES])

@@ -1,4 +1,4 @@
-"""What a video transformer answers to a call, and how far two answers are apart."""
+"""What a video transformer, as it is or transformed, answers to a call, and how far two answers are apart."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from newer_models import first_tensor
 
-__all__ = ["distance", "run"]
+from freeloc_fx import Profile, transform
+
+__all__ = ["PROFILE", "changed_of", "distance", "run"]
+
+PROFILE = Profile(trained_frames=5, layers="vrpr+tsa")
+
+
+def changed_of(model: Any, **options: Any) -> Any:
+    """A model transformed by `PROFILE`, with literal attention unless told otherwise."""
+    return transform(model, PROFILE, **({"backend": "eager", "attention": "reference"} | options))
 
 
 def run(model: Any, given: dict[str, Any]) -> torch.Tensor:

@@ -106,9 +106,10 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
             state.calls += 1
             before = backend.plans.total
             group = token_group_of(result)
-            blocked = check_blocks(blocks_of(result, backend.layers))
-            taken = captures.now()
-            if blocked and taken.by_block is None and group is None:
+            blocks = blocks_of(result, backend.layers)
+            hooks = check_blocks(blocks)
+            taken = captures.now(dict(blocks))
+            if hooks and taken.by_block is None and group is None:
                 taken.by_block = BlockByBlock(result, taken.backend, HOOKED)
                 log.info("%s: captured block by block: %s", type(result).__name__, HOOKED)
             with (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Taken:
 
     Args:
         model: transformed.
+        blocks: its transformer blocks.
         backend: of its own: Dynamo takes what it captured before wherever code object, guards and backend are the same.
 
     Attributes:
@@ -43,9 +44,9 @@ class Taken:
         by_block: what runs it block by block; None where it is one graph as far as is known.
     """
 
-    def __init__(self, model: nn.Module, backend: Backend) -> None:
+    def __init__(self, model: nn.Module, blocks: Iterable[nn.Module], backend: Backend) -> None:
         self.backend = backend
-        self.marks = Marks(model.get_submodule(path) for path in backend.layers)
+        self.marks = Marks(blocks)
         self.compiled: Callable[..., Any] = torch.compile(
             plain_call(model), backend=backend, fullgraph=True, dynamic=False
         )
@@ -67,13 +68,15 @@ class Captures:
         self._last: Signature | None = None
         self._changes = 0
 
-    def now(self) -> Taken:
+    def now(self, blocks: Mapping[str, nn.Module]) -> Taken:
         """What belongs to the model as it is.
+
+        Args:
+            blocks: path -> transformer block, as the model has them now.
 
         Returns:
             What was captured when it was like this before; else something new, in which nothing is captured yet.
         """
-        blocks = {path: self.model.get_submodule(path) for path in self.backend.layers}
         state = signature(self.model, blocks)
         if state not in self._taken:
             if self._last is not None:
@@ -83,7 +86,7 @@ class Captures:
                     "%s: captured again, %s has changed (%d times something has)",
                     type(self.model).__name__, difference(self._last, state), self._changes,
                 )  # fmt: skip
-            self._taken[state] = Taken(self.model, copy.copy(self.backend))
+            self._taken[state] = Taken(self.model, blocks.values(), copy.copy(self.backend))
             while len(self._taken) > KEPT:
                 self._taken.popitem(last=False)
         self._taken.move_to_end(state)

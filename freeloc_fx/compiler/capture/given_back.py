@@ -17,7 +17,7 @@ from .gate import GATE
 from .hooks import hooks_of
 from .swapped import ABSENT
 
-__all__ = ["STATE", "Onto"]
+__all__ = ["STATE", "Additions"]
 
 STATE = "_freeloc"
 """Attribute of a transformed model that holds what transform keeps on it."""
@@ -25,7 +25,7 @@ STATE = "_freeloc"
 _OURS = frozenset({STATE, GATE, COMPILED_CALL, "compile", "compile_repeated_blocks", "forward", *HOOK_NAMES})
 
 
-class Onto:
+class Additions:
     """Knows what a transformed model had when it was made, so that what was put onto it since can be told.
 
     Args:

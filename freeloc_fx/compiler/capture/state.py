@@ -14,7 +14,7 @@ from torch import nn
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.errors import TransformError
 
-from .given_back import STATE, Onto
+from .given_back import STATE, Additions
 from .units import UnitCheck
 
 __all__ = ["State", "lock_of", "state_of"]
@@ -35,7 +35,7 @@ class State:
     Attributes:
         calls: how many calls were made, for callers who want to know that the model was called at all.
         units: notices a trained length in frames of the video.
-        onto: what others have put onto the transformed model since it was made.
+        additions: what others have put onto the transformed model since it was made.
     """
 
     def __init__(self, original: nn.Module, result: nn.Module, backend: Backend) -> None:
@@ -45,7 +45,7 @@ class State:
         self._warned = False
         self.units = UnitCheck(type(result).__name__, backend.profile)
         before = state_of(result)  # of a model that is given another backend
-        self.onto: Onto = Onto(result) if before is None else before.onto
+        self.additions: Additions = Additions(result) if before is None else before.additions
         vars(result)[STATE] = self
 
     def warn_of_gradients(self, given: Mapping[str, Any]) -> None:

@@ -194,8 +194,7 @@ def _read_gif(path: Path) -> tuple[np.ndarray, float]:
 
 def _read_ffmpeg(path: Path) -> tuple[np.ndarray, float]:
     reader, facts = _opened(path)
-    width, height = facts["size"]
-    fps = float(facts["fps"])
+    (width, height), fps = facts["size"], facts["fps"]
     try:
         frames = [np.frombuffer(data, np.uint8).reshape(height, width, 3) for data in reader]
     except (OSError, RuntimeError, ValueError) as error:
