@@ -1,12 +1,14 @@
 """Does the composite order videos as a viewer does? Pairs of videos, ordered by eye before any score is computed.
 
-    python bench/by_eye.py make     # videos of drawn strategies, and a blind contact sheet a pair, in --work
+    python bench/by_eye.py make --dozen 3 --model bench/training/tiny-wan    # videos of drawn strategies, and a blind
+                                                                             # contact sheet a pair, in --work
     # look at each sheet, write "A" or "B" for each pair into results/by_eye_choices.json
     python bench/by_eye.py score    # how often the scores agree: results/by_eye.json and .md
 
 Which strategies a pair shows and which of the two is A are drawn from a fixed seed and written on no sheet. The file of
 choices holds, beside them, what was seen: {"pair-00": {"better": "A", "seen": "..."}, ...}; "-" where no difference is
-seen, which is left out of the counts.
+seen, which is left out of the counts. A dozen is one model's: what --work has no videos of keeps the scores that the
+results hold.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from common import RESULTS, save, save_table
 from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.files import write_bytes
 
-DOZENS = 2  # the scores were mended after the first was ordered, so only a later one can test them
+DOZENS = 4  # only one that was ordered after the scores were last mended can test them
 DOZEN = 12
 LONG = 4  # pairs of a dozen that have 801 frames; the others have 321
 NAMES = ("direct", "profile", "vrpr+tsa", "window", "vrpr", "riflex", "freenoise", "context-windows")
@@ -54,14 +56,14 @@ def drawn() -> list[dict[str, Any]]:
     return pairs
 
 
-def make(work: Path, steps: int) -> None:
+def make(work: Path, dozen: int, model: str, profile: str | None, steps: int) -> None:
     from contestants import contestants
     from studio import Job, Pipeline
 
     work.mkdir(parents=True, exist_ok=True)
-    studio = Pipeline("tiny-wan")
+    studio = Pipeline(model, profile)
     known, _ = contestants(studio.profile, studio.layers, text=False)
-    for pair in drawn():
+    for pair in drawn()[(dozen - 1) * DOZEN : dozen * DOZEN]:
         if (work / f"{pair['pair']}.png").exists():
             continue
         for side in "AB":
@@ -103,13 +105,18 @@ def choices() -> dict[str, Any]:
 def agreement(work: Path) -> dict[str, Any]:
     """Each pair with its scores, and for each score in how many pairs of each dozen it orders them as the eye did."""
     rows, seen = [], choices()
+    path = RESULTS / "by_eye.json"
+    before = {row["pair"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]} if path.exists() else {}
     for pair in drawn():
         if pair["pair"] not in seen:
+            continue
+        if not all((work / f"{pair['pair']}-{side}.npy").exists() for side in "AB") and pair["pair"] in before:
+            rows.append(before[pair["pair"]])
             continue
         prompt = prompt_of(pair["seed"])
         found = {s: score(np.load(work / f"{pair['pair']}-{s}.npy").astype(np.float32) / 255, prompt) for s in "AB"}
         row = {**pair, **seen[pair["pair"]]}
-        for name in (*SCORES, "constancy", "permanence", "pops", "loop", "freeze", "motion", "identity"):
+        for name in (*SCORES, "constancy", "permanence", "pops", "loop", "repeated", "freeze", "motion", "identity"):
             row[name] = [float(getattr(found[side], name)) for side in "AB"]
         rows.append(row)
     agrees = []
@@ -121,7 +128,7 @@ def agreement(work: Path) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    names = (*SCORES, "constancy", "permanence", "pops", "loop", "freeze")
+    names = (*SCORES, "constancy", "permanence", "pops", "loop", "repeated", "freeze")
     head = ["pair", "frames", "A", "B", "better by eye", *names]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in found["rows"]:
@@ -139,10 +146,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["make", "score"])
     parser.add_argument("--work", type=Path, default=Path("bench-by-eye"))
+    parser.add_argument("--dozen", type=int, choices=range(1, DOZENS + 1), default=DOZENS, help="that is made")
+    parser.add_argument("--model", default="tiny-wan", help="that makes it, a name or a folder")
+    parser.add_argument("--profile", help="name or path; default the one that the package ships for the model")
     parser.add_argument("--steps", type=int, default=8)
     args = parser.parse_args(arguments)
     if args.what == "make":
-        make(args.work, args.steps)
+        make(args.work, args.dozen, args.model, args.profile, args.steps)
         return
     if not choices():
         raise SystemExit(f"{RESULTS / 'by_eye_choices.json'}: expected the choices made by eye, found none")

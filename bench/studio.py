@@ -12,6 +12,8 @@ import numpy as np
 from clips import peak_growth, prompt_of, real_clip, reconstruct
 from contestants import Contestant, originals_of
 
+from freeloc_fx.generation.tiny_wan.scenes import SIZE
+
 REFERENCE = "reconstruction"
 REAL = "real"
 
@@ -88,10 +90,9 @@ class Pipeline:
     def site(self) -> Any:
         """A video self-attention of the model, as planned for a clip of the trained length."""
         from freeloc_fx import plan
-        from freeloc_fx.generation.request import check_request, defaults
+        from freeloc_fx.generation.request import check_request
 
-        usual = defaults(self.pipe)
-        frames, height, width = check_request(self.pipe, self.short, usual.height, usual.width)
+        frames, height, width = check_request(self.pipe, self.short, SIZE, SIZE)
         first = next(iter(self.originals.values()))
         return plan(first, self.profile, frames=frames, height=height, width=width).sites[0]
 
@@ -107,7 +108,6 @@ class Pipeline:
     def film(self, job: Job, steps: int, guidance: float) -> Film:
         from freeloc_fx.generation.noise import for_pipeline
         from freeloc_fx.generation.pipelines import generate
-        from freeloc_fx.generation.request import defaults
 
         who = job.contestant
         if who.name == REFERENCE:
@@ -122,15 +122,14 @@ class Pipeline:
             who.put_on(self.pipe, self.originals, self.trained, self.backend)
             self._on = key
         self._frames = job.frames
-        usual = defaults(self.pipe)
         latents = None
         if who.noise:
-            latents = for_pipeline(self.pipe, job.frames, usual.height, usual.width, self.trained, seed=job.seed)
+            latents = for_pipeline(self.pipe, job.frames, SIZE, SIZE, self.trained, seed=job.seed)
         cpu = time.process_time()
         video, memory = peak_growth(
             lambda: generate(
                 self.pipe, prompt_of(job.seed), frames=job.frames, steps=steps, guidance=guidance, seed=job.seed,
-                latents=latents,
+                latents=latents, height=SIZE, width=SIZE,
             ),
             self.device,
         )  # fmt: skip

@@ -40,7 +40,7 @@ TRUTH = {
     name: name
     for name in (
         "composite", "composite_before", "quality", "constancy", "permanence", "pops", "motion", "identity", "presence",
-        "shape_accuracy", "sharpness", "area", "speed", "psnr", "foreign", "scroll_error", "loop",
+        "shape_accuracy", "sharpness", "area", "speed", "psnr", "foreign", "scroll_error", "loop", "repeated",
     )
 } | {"freeze": "frozen"}  # fmt: skip
 """Field of `metrics.GroundTruthScore` -> column; freeze is a column of the pixels already."""

@@ -41,14 +41,14 @@ def test_agreement_counts_each_dozen(tmp_path: Path, monkeypatch: pytest.MonkeyP
             np.save(tmp_path / f"{pair['pair']}-{side}.npy", np.full((2, 4, 4, 3), level, np.uint8))
 
     def score(video: np.ndarray, prompt: str) -> Any:
-        names = ("constancy", "permanence", "pops", "loop", "freeze", "motion", "identity")
+        names = ("constancy", "permanence", "pops", "loop", "repeated", "freeze", "motion", "identity")
         value = float(video.mean())
         return SimpleNamespace(composite=value, composite_before=-value, **dict.fromkeys(names, 0.5))
 
     monkeypatch.setattr(by_eye, "score", score)
     found = by_eye.agreement(tmp_path)
-    assert [a["composite"] for a in found["agrees"]] == [8, 8]
-    assert [a["composite_before"] for a in found["agrees"]] == [4, 4]
+    assert [a["composite"] for a in found["agrees"]] == [8] * by_eye.DOZENS
+    assert [a["composite_before"] for a in found["agrees"]] == [4] * by_eye.DOZENS
     text = by_eye.table(found)
     assert "Dozen 2: of 12 pairs composite agrees in 8, composite_before agrees in 4." in text
 

@@ -211,10 +211,11 @@ def test_rows_of_before_load_and_show_what_they_have(tmp_path: Path) -> None:
     assert "| constancy |" in markdown(known, summarise(known), judge_claims(known))
 
 
-def test_composites_of_two_kinds_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["composite_before", "repeated"])
+def test_composites_of_two_kinds_are_refused(tmp_path: Path, name: str) -> None:
     found = results(GOOD)
     rows = [dict(r) for r in found.rows]
-    rows[3] = {**rows[3], "scores": {n: v for n, v in rows[3]["scores"].items() if n != "composite_before"}}
+    rows[3] = {**rows[3], "scores": {n: v for n, v in rows[3]["scores"].items() if n != name}}
     (tmp_path / "tables.json").write_text(json.dumps(replace(found, rows=rows).as_dict()))
-    with pytest.raises(ResultsError, match=r"rows\[3\] without and rows\[0\] with scores.composite_before"):
+    with pytest.raises(ResultsError, match=rf"rows\[3\] without and rows\[0\] with scores.{name}"):
         Results.load(tmp_path)

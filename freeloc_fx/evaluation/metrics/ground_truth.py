@@ -91,6 +91,8 @@ class GroundTruthScore:
         scroll_error: px per frame between the background's measured and true velocity (for stripes: across them).
         loop: 0..1. Over all lags of at least 16 frames, the largest share of the times t at which every shape is within
             1.5 px of where it was a lag earlier, for 9 frames on end, after having been more than 6 px away in between.
+        repeated: 0..1, share of the clip's time that so repeats an earlier time, at the lag at which that is most: of a
+            perfect loop all but its first round, so that one of two rounds is 0.5 and one of ten 0.9.
         constancy: 0..1, how far each shape keeps the colour, size and kind that it had in the first trained length; 0
             in frames where it is missing.
         permanence: 0..1, share of the frames in which each shape is there exactly once, hidden ones left out.
@@ -100,7 +102,7 @@ class GroundTruthScore:
             shape anything but what others hide, or of none in the whole clip what stays or what goes on (noise).
             What is shown: identity = presence * shape_accuracy * asked / (asked + foreign). How it looks:
             min(sharpness, 1 / sharpness) * min(area, 1 / area). What stays: constancy * permanence * exp(-pops / 20).
-            What goes on: motion * (1 - freeze) * (1 - loop).
+            What goes on: motion * (1 - freeze) * (1 - repeated).
         composite_before: 0..1, the composite of results that know no constancy: geometric mean of identity,
             min(sharpness, 1 / sharpness), motion and min(area, 1 / area). It hardly sees loops and freezes.
         shapes: the score of each shape.
@@ -117,6 +119,7 @@ class GroundTruthScore:
     foreign: float
     scroll_error: float
     loop: float
+    repeated: float
     constancy: float
     permanence: float
     pops: float
@@ -265,13 +268,13 @@ def _score_shape(track: Track, name: str, window: slice, speed: float) -> ShapeS
     )
 
 
-def _loop(tracks: tuple[Track, ...], window: slice, shortest: int = 16, run: int = 9, away: float = 6.0) -> float:
-    """See `GroundTruthScore.loop`."""
+def _loop(tracks: tuple[Track, ...], window: slice, shortest: int = 16, run: int = 9, away: float = 6.0) -> tuple[float, float]:
+    """See `GroundTruthScore.loop` and `repeated`."""
     centre = np.stack([t.centre[window] for t in tracks], 1)
     known = np.stack([np.nan_to_num(t.visible[window]) > 0.5 for t in tracks], 1)
-    frames, best = len(centre), 0.0
+    frames, best, most = len(centre), 0.0, 0.0
     if frames < 3 * shortest:
-        return 0.0
+        return 0.0, 0.0
     farthest = np.zeros(frames)
     for lag in range(1, frames - max(shortest, frames // 4) + 1):
         gap = np.hypot(*(centre[lag:] - centre[:-lag]).transpose(2, 0, 1))
@@ -283,8 +286,9 @@ def _loop(tracks: tuple[Track, ...], window: slice, shortest: int = 16, run: int
         same = both.any(1) & (gap < _MATCH).all(1) & (farthest > away)
         width = min(run, len(same))
         total = np.convolve(same, np.ones(width), "valid")
-        best = max(best, float((total > width - 0.5).mean()))
-    return best
+        share = float((total > width - 0.5).mean())
+        best, most = max(best, share), max(most, share * (frames - lag) / frames)
+    return best, most
 
 
 def _identity(shapes: tuple[ShapeScore, ...], foreign: float, asked: float) -> float:
@@ -331,14 +335,14 @@ def _aggregate(analysis: Analysis, window: slice) -> GroundTruthScore:
     asked = sum(track.size for track in tracks) / SIZE**2
     things, strangers = identities(analysis)
     stays = _stays(things, strangers, window)
-    loop, freeze = _loop(tracks, window), _freeze(tracks, window, speed)
+    (loop, repeated), freeze = _loop(tracks, window), _freeze(tracks, window, speed)
     close = [float(_closeness(mean["sharpness"])), float(_closeness(mean["area"]))]
     still = [_identity(shapes, foreign, asked), *close]
     terms = [
         still[0],
         _product(close),
         _product([stays["constancy"], stays["permanence"], math.exp(-stays["pops"] / _NOTICED)]),
-        _product([mean["motion"], 1 - freeze, 1 - loop]),
+        _product([mean["motion"], 1 - freeze, 1 - repeated]),
     ]
     found = _told(tracks, things, speed) and (mean["presence"] > 0 or _away(tracks, shapes, window))
     return GroundTruthScore(
@@ -347,6 +351,7 @@ def _aggregate(analysis: Analysis, window: slice) -> GroundTruthScore:
         foreign=foreign,
         scroll_error=_mean(np.hypot.reduce(np.array(errors), axis=0)) if errors else math.nan,
         loop=loop,
+        repeated=repeated,
         freeze=freeze,
         composite=_geometric(terms) if found else 0.0,
         composite_before=_geometric([*still, mean["motion"]]) if found else 0.0,

@@ -68,6 +68,7 @@ COLUMNS: dict[str, Column] = {
     "foreign": Column("foreign", "truth", 0.0, 3, help="share of pixels in shapes that were not asked for"),
     "scroll_error": Column("scroll err.", "truth", 0.0, 2, "px", "background's velocity beside the prompt's, a frame"),
     "loop": Column("loop", "truth", 0.0, help="an exact repeat of the shapes' path is 1"),
+    "repeated": Column("repeated", "truth", 0.0, help="share of the time in which the path repeats an earlier time's"),
     "subject_consistency": Column("subject cons.", "proxy", digits=3),
     "background_consistency": Column("backgr. cons.", "proxy", digits=3),
     "motion_smoothness": Column("smoothness", "proxy", digits=3),
@@ -332,21 +333,22 @@ def _check_parts(results: Results) -> None:
 
 
 def _check_composites(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse rows of which some have the composite of before: the two cannot stand in one table. Rows that know no
-    constancy have that of before, under the name "composite".
+    """Refuse rows whose composites are not of one kind: they cannot stand in one table. Rows without "composite_before"
+    have that one under the name "composite"; those without "repeated" took all of a loop off.
 
     Raises:
         ValueError: names two rows.
     """
-    kinds: dict[bool, int] = {}
-    for number, row in enumerate(rows):
-        if "composite" in row["scores"]:
-            kinds.setdefault("composite_before" in row["scores"], number)
-    if len(kinds) > 1:
-        raise ValueError(
-            f"rows[{kinds[False]}] without and rows[{kinds[True]}] with scores.composite_before: their composites are "
-            "of two kinds; make the older rows again"
-        )
+    for name in ("composite_before", "repeated"):
+        kinds: dict[bool, int] = {}
+        for number, row in enumerate(rows):
+            if "composite" in row["scores"]:
+                kinds.setdefault(name in row["scores"], number)
+        if len(kinds) > 1:
+            raise ValueError(
+                f"rows[{kinds[False]}] without and rows[{kinds[True]}] with scores.{name}: their composites are of two "
+                "kinds; make the older rows again"
+            )
 
 
 def _check_scores(place: str, row: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ __all__ = [
 TRUTH = (
     "composite", "seconds", "memory", "quality", "constancy", "permanence", "pops", "motion", "frozen", "identity",
     "presence", "shape_accuracy", "sharpness", "area", "speed", "psnr", "foreign", "scroll_error", "loop",
-    "composite_before",
+    "repeated", "composite_before",
 )  # fmt: skip
 """What a video costs stands right beside its quality."""
 
