@@ -268,7 +268,9 @@ def _score_shape(track: Track, name: str, window: slice, speed: float) -> ShapeS
     )
 
 
-def _loop(tracks: tuple[Track, ...], window: slice, shortest: int = 16, run: int = 9, away: float = 6.0) -> tuple[float, float]:
+def _loop(
+    tracks: tuple[Track, ...], window: slice, shortest: int = 16, run: int = 9, away: float = 6.0
+) -> tuple[float, float]:
     """See `GroundTruthScore.loop` and `repeated`."""
     centre = np.stack([t.centre[window] for t in tracks], 1)
     known = np.stack([np.nan_to_num(t.visible[window]) > 0.5 for t in tracks], 1)
