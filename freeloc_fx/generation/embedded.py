@@ -13,7 +13,7 @@ from typing import Any
 
 from . import tiny_joint, tiny_wan
 
-__all__ = ["EMBEDDED", "TINY_JOINT", "TINY_WAN", "Defaults", "Embedded", "embedded", "embedded_by_parts"]
+__all__ = ["EMBEDDED", "TINY_JOINT", "TINY_WAN", "Defaults", "Embedded", "embedded", "embedded_by_parts", "loader_of"]
 
 
 TINY_WAN, TINY_JOINT = "tiny-wan", "tiny-joint"
@@ -108,6 +108,26 @@ def embedded(model: str | os.PathLike[str]) -> Embedded | None:
         if Path(name) == Path(str(found.package.__file__)).parent / "model":
             return found
     return None
+
+
+def loader_of(model: str | os.PathLike[str]) -> Any:
+    """Find the class whose `from_pretrained` takes a model: an embedded one's, also for other folders of its kind.
+
+    Args:
+        model: an embedded model's name, a pipeline's folder, or a hub id.
+
+    Returns:
+        The class; diffusers' own for whatever names none of ours.
+    """
+    ours = embedded(model)
+    if ours is not None:
+        return ours.loader()
+    index = Path(os.fspath(model)) / "model_index.json"
+    named = json.loads(index.read_text(encoding="utf-8")).get("_class_name") if index.is_file() else None
+    for found in EMBEDDED.values():
+        if found.loader is not _diffusers and found.loader().__name__ == named:
+            return found.loader()
+    return _diffusers()
 
 
 def embedded_by_parts(transformer: Mapping[str, Any], vae: Mapping[str, Any] | None) -> Embedded | None:

@@ -12,7 +12,7 @@ import torch
 from freeloc_fx.errors import ModelError
 
 from .components import transformers_of
-from .embedded import TINY_WAN, embedded
+from .embedded import TINY_WAN, loader_of
 from .request import resolve_model
 
 __all__ = ["load_pipeline"]
@@ -62,11 +62,8 @@ def load_pipeline(
         ModelError: there is no such model, the folder is not a pipeline, or the pipeline has no transformer.
     """
     source = resolve_model(model)
-    from diffusers import DiffusionPipeline
     from diffusers import __version__ as diffusers_version
 
-    ours = embedded(source)
-    loader = DiffusionPipeline if ours is None else ours.loader()
     if transformer_only:
         options = {"vae": None, "tokenizer": None, "text_encoder": None, **options}
     dtypes = dtype if transformer_only or dtype == torch.float32 else {"default": dtype, "vae": torch.float32}
@@ -74,8 +71,10 @@ def load_pipeline(
     options["dtype" if recent else "torch_dtype"] = dtypes
     try:
         with _quiet():
-            pipe = loader.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
+            pipe = loader_of(source).from_pretrained(source, **options)
+    except ModelError:
+        raise
+    except (OSError, ValueError, AttributeError) as error:  # the last where diffusers has no class of the folder's name
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model {os.fspath(model)!r} cannot be loaded: {why}") from error
     if not transformers_of(pipe):

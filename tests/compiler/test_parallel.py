@@ -309,6 +309,7 @@ def test_before_and_after_transform(ranks: int, frames: int) -> None:
         assert len(found) == (5 if ranks == 2 else 2) and max(found) <= 1e-5
 
 
+@pytest.mark.slow
 def test_flex_and_what_ranks_do_not_divide() -> None:
     for found in on_ranks(wan_other_ways, 2):
         assert max(map(abs, found.values())) <= 1e-5, found

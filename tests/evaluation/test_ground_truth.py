@@ -158,17 +158,16 @@ def test_vanishing_is_not_hiding() -> None:
 
 def test_loop() -> None:
     assert score(np.tile(SCENE.render(50), (3, 1, 1, 1)), PROMPT).loop > 0.95
-    assert score(SCENE.render(150), PROMPT).loop < 0.1
+    once = score(SCENE.render(150), PROMPT)
+    assert once.loop < 0.1 and once.repeated < 0.05
 
 
-@pytest.mark.parametrize("rounds", [2, 3, 5])
+@pytest.mark.parametrize("rounds", [2, 4])
 def test_all_rounds_of_a_loop_but_the_first_are_repeated_time(rounds: int) -> None:
-    found = score(np.tile(SCENE.render(60), (rounds, 1, 1, 1)), PROMPT)
+    found = score(np.tile(SCENE.render(48), (rounds, 1, 1, 1)), PROMPT)
     assert found.loop > 0.8
     assert found.repeated == pytest.approx(1 - 1 / rounds, abs=0.12)
-    once = score(SCENE.render(60 * rounds), PROMPT)
-    assert once.repeated < 0.05
-    assert found.composite < once.composite * (1.3 / rounds) ** 0.25
+    assert found.composite < (1.3 / rounds) ** 0.25
 
 
 def test_drift_over_time(real: GroundTruthScore) -> None:

@@ -19,6 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
+from freeloc_fx.errors import ModelError
 from freeloc_fx.generation import tiny_wan
 
 __all__ = ["MAX_TEXT", "TinyJointPipeline"]
@@ -79,16 +80,25 @@ class TinyJointPipeline(_Pipeline):
             The pipeline.
 
         Raises:
-            ModelError: tiny-wan's VAE is needed and its files are missing.
+            ModelError: tiny-wan's VAE is needed and its files are missing, or its latents are not those of the folder's
+                transformer.
         """
+        lent = None
         if "vae" not in options and not (Path(folder) / "vae").is_dir():
             given = {}
             for name in ("dtype", "torch_dtype"):  # diffusers renamed it
                 if name in options:
                     wanted = options[name]
                     given[name] = wanted.get("vae", wanted.get("default")) if isinstance(wanted, dict) else wanted
-            options["vae"] = AutoencoderKLWan.from_pretrained(tiny_wan.path(), subfolder="vae", **given)
-        return super().from_pretrained(folder, **options)
+            lent = options["vae"] = AutoencoderKLWan.from_pretrained(tiny_wan.path(), subfolder="vae", **given)
+        pipe: Any = super().from_pretrained(folder, **options)
+        channels = pipe.transformer.config.in_channels
+        if lent is not None and lent.config.z_dim != channels:
+            raise ModelError(
+                f"{os.fspath(folder)}: expected a folder vae beside a transformer of {channels} latent channels, found "
+                f"none; tiny-wan's VAE, which stands in, has {lent.config.z_dim}"
+            )
+        return pipe
 
     @property
     def guidance_scale(self) -> float:
