@@ -111,7 +111,8 @@ def agreement(work: Path) -> dict[str, Any]:
         if pair["pair"] not in seen:
             continue
         if not all((work / f"{pair['pair']}-{side}.npy").exists() for side in "AB") and pair["pair"] in before:
-            rows.append(before[pair["pair"]])
+            print(f"{pair['pair']}: no videos in {work}, the scores are those of {path}")
+            rows.append({**before[pair["pair"]], **seen[pair["pair"]]})
             continue
         prompt = prompt_of(pair["seed"])
         found = {s: score(np.load(work / f"{pair['pair']}-{s}.npy").astype(np.float32) / 255, prompt) for s in "AB"}

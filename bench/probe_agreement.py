@@ -26,6 +26,7 @@ from halving import OutOfBudget, bootstrap
 from search import LIBRARY, Library, Scorer
 
 from freeloc_fx import Profile
+from freeloc_fx.evaluation.metrics import COMPOSITE
 from freeloc_fx.files import Journal, save_figure
 from freeloc_fx.method.sensitivity import Sensitivity
 from freeloc_fx.probing.rule import assign
@@ -47,6 +48,8 @@ def probed(args: argparse.Namespace, scorer: Scorer, trained: int) -> Figures:
         for mode in args.modes:
             job = [mode, seed, args.frames, args.steps, args.every, args.shifts, scorer.weights]
             job += ["ald"] * ("ald" in PREDICTORS[mode])  # rows without it are of another measure of position
+            rewards = {"reward": _reward(scorer, prompt_of(seed)), "reward_name": COMPOSITE} if mode == "full" else {}
+            job += [COMPOSITE] * (mode == "full")
             row = next((r for r in lines.rows if r["job"] == job), None)
             if row is None:
                 if scorer.pipe is None:
@@ -58,7 +61,7 @@ def probed(args: argparse.Namespace, scorer: Scorer, trained: int) -> Figures:
                 profile = scorer.library.probe(
                     scorer.pipe, prompts=[prompt], trained_frames=trained, target_frames=(args.frames - 1) // 4 + 1,
                     mode=mode, seeds=[seed], steps=args.steps, every=args.every, settings=settings,
-                    reward=_reward(scorer, prompt) if mode == "full" else None,
+                    **rewards,
                     journal=args.work / f"probe-{mode}-{seed}-{args.frames}-{args.steps}-{scorer.weights}",
                     on_unit=lambda done, total, name: print(f"{done} of {total}: {name}", flush=True),
                 )  # fmt: skip

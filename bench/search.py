@@ -28,7 +28,7 @@ from halving import Candidate, OutOfBudget, bootstrap, groups_of, neighbours, se
 
 import freeloc_fx
 from freeloc_fx import Profile
-from freeloc_fx.evaluation.metrics import score
+from freeloc_fx.evaluation.metrics import COMPOSITE, score
 from freeloc_fx.files import Journal, write_text
 from freeloc_fx.generation.pipelines import apply, generate, load_pipeline
 from freeloc_fx.method import solve
@@ -78,7 +78,9 @@ class Scorer:
 
     @staticmethod
     def _key(row: dict[str, Any]) -> str:
-        return json.dumps([row[f] for f in ("plan", "seed", "frames", "steps", "guidance", "weights")], sort_keys=True)
+        # Rows of before the measure had a name are of another one, so their key is another.
+        fields = ("plan", "seed", "frames", "steps", "guidance", "weights", "measure")
+        return json.dumps([row.get(field) for field in fields], sort_keys=True)
 
     def __call__(self, profile: Profile | None, seed: int, frames: int | None = None) -> float:
         """The composite of one clip; see `row`."""
@@ -99,6 +101,7 @@ class Scorer:
             "steps": args.steps,
             "guidance": args.guidance,
             "weights": self.weights,
+            "measure": COMPOSITE,
         }
         if (key := self._key(row)) not in self.known:
             if self.pipe is None:

@@ -12,7 +12,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from freeloc_fx.evaluation.metrics import score
+from freeloc_fx.evaluation.metrics import COMPOSITE, score
 from freeloc_fx.evaluation.metrics.visionreward import VisionReward
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.video import SHEETS, check_folder, check_output
@@ -189,7 +189,7 @@ def _judge(
 def _judge_name(files: tuple[Path, Path] | None, model: str) -> str:
     """What the reward is: VisionReward by its model and the content of its files, or tiny-wan's ground truth."""
     if files is None:
-        return "composite, repeated time"  # another name than that of before, which took all of a loop off
+        return COMPOSITE
     content = hashlib.sha256()
     for file in files:
         content.update(file.read_bytes())

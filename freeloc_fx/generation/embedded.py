@@ -60,12 +60,14 @@ class Embedded:
         loader: gives the class whose `from_pretrained` takes that folder; a function, since the class needs
             transformers.
         shared: parts of the pipeline that are another package's, by the part's name.
+        pipeline: name of the pipeline's class where that is this package's own; None where it is one of diffusers'.
     """
 
     package: ModuleType
     defaults: Defaults
     loader: Callable[[], Any] = _diffusers
     shared: Mapping[str, ModuleType] = field(default_factory=dict)
+    pipeline: str | None = None
 
     def folder(self, part: str | None = None) -> Path:
         """Find the pipeline's folder, or the one that holds a part of it as a subfolder.
@@ -86,7 +88,7 @@ class Embedded:
 EMBEDDED: Mapping[str, Embedded] = MappingProxyType(
     {
         TINY_WAN: Embedded(tiny_wan, Defaults(64, 64, 20, 3.0)),
-        TINY_JOINT: Embedded(tiny_joint, Defaults(64, 64, 20, 3.0), _joint, {"vae": tiny_wan}),
+        TINY_JOINT: Embedded(tiny_joint, Defaults(64, 64, 20, 3.0), _joint, {"vae": tiny_wan}, "TinyJointPipeline"),
     }
 )
 """Embedded models by name."""
@@ -118,16 +120,17 @@ def loader_of(model: str | os.PathLike[str]) -> Any:
 
     Returns:
         The class; diffusers' own for whatever names none of ours.
+
+    Raises:
+        ValueError: the folder's model_index.json is no JSON.
     """
     ours = embedded(model)
     if ours is not None:
         return ours.loader()
-    index = Path(os.fspath(model)) / "model_index.json"
+    index = Path(model) / "model_index.json"
     named = json.loads(index.read_text(encoding="utf-8")).get("_class_name") if index.is_file() else None
-    for found in EMBEDDED.values():
-        if found.loader is not _diffusers and found.loader().__name__ == named:
-            return found.loader()
-    return _diffusers()
+    loaders = [found.loader for found in EMBEDDED.values() if named is not None and found.pipeline == named]
+    return loaders[0]() if loaders else _diffusers()
 
 
 def embedded_by_parts(transformer: Mapping[str, Any], vae: Mapping[str, Any] | None) -> Embedded | None:

@@ -53,6 +53,17 @@ def test_agreement_counts_each_dozen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "Dozen 2: of 12 pairs composite agrees in 8, composite_before agrees in 4." in text
 
 
+def test_a_pair_without_videos_keeps_its_scores_and_takes_todays_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pair, *_), other = by_eye.drawn(), {"A": "B", "B": "A", "-": "A"}
+    known = json.loads((by_eye.RESULTS / "by_eye.json").read_text())["rows"][0]
+    now = {"better": other[known["better"]], "seen": "another choice than before"}
+    monkeypatch.setattr(by_eye, "choices", lambda: {pair["pair"]: now})
+    (row,) = by_eye.agreement(tmp_path)["rows"]
+    assert row == {**known, **now}
+
+
 def test_the_counts_reported_are_those_of_the_rows() -> None:
     found = json.loads((by_eye.RESULTS / "by_eye.json").read_text())
     rows, choices = found["rows"], by_eye.choices()

@@ -205,6 +205,10 @@ def test_the_script_searches_resumes_and_reports(tmp_path: Path, capsys: pytest.
     assert (tmp_path / "results" / "search.json").is_file()
     with pytest.raises(SystemExit, match="nothing to report yet"):
         run("--report", "--frames=801")
+    of_before = [{k: v for k, v in json.loads(line).items() if k != "measure"} for line in lines]
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_before))
+    with pytest.raises(SystemExit, match="nothing to report yet"):  # composites of another kind are none of these
+        run("--report")
 
 
 def test_the_grid_of_all_assignments_is_what_the_search_could_choose() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 import torch.distributed as dist
 from diffusers_models import CASES, arguments, build
 from models import DiT, latents, wan
-from ranks import RanksError, context_parallel, of_first, on_ranks
+from ranks import context_parallel, of_first, on_ranks
 from sharing_plans import PLANS
 from slow import slow
 from transformed import ALL, distance, run
@@ -262,25 +260,6 @@ def split_by_hand(rank: int) -> Any:
     return model
 
 
-def one_of_them_is_killed(rank: int) -> None:
-    changed = shared_wan(2, True, ALL, PLAIN)
-    if rank == 1:
-        os._exit(9)
-    run(changed)
-    time.sleep(600)
-
-
-def one_of_them_raises(rank: int) -> None:
-    if rank == 1:
-        raise LookupError("no such thing on rank 1")
-    dist.barrier()
-
-
-def one_of_them_hangs(rank: int) -> None:
-    if rank == 0:
-        time.sleep(600)
-
-
 def inductor(rank: int) -> float:
     torch.set_grad_enabled(False)
     changed = shared_wan(2, True, ALL, {"backend": "inductor", "attention": "tiles"})
@@ -377,23 +356,6 @@ def test_what_cannot_serve_is_refused_on_every_rank() -> None:
     for name in looked_at:
         assert first[name] == second[name] == first[name.removesuffix(", inspected")], "known before anything is called"
     assert len(looked_at) == 3
-
-
-def test_a_rank_that_is_killed_ends_the_run() -> None:
-    started = time.monotonic()
-    with pytest.raises(RanksError, match=r"rank 1: it was killed, exit code 9|rank 0: .*[Cc]onnection"):
-        on_ranks(one_of_them_is_killed, 2)
-    assert time.monotonic() - started < 60
-
-
-def test_a_rank_that_fails_ends_the_others_with_its_message() -> None:
-    with pytest.raises(RanksError, match=r"no such thing on rank 1|[Cc]onnection"):
-        on_ranks(one_of_them_raises, 2)
-
-
-def test_ranks_that_hang_are_ended() -> None:
-    with pytest.raises(RanksError, match=r"ranks \[0.*still running"):
-        on_ranks(one_of_them_hangs, 2, limit=4)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
+import pytest
 import torch
 from models import DiT, latents, wan
 from ranks import context_parallel, of_first, on_ranks
@@ -140,6 +141,7 @@ def test_group_offload_in_both_orders() -> None:
         assert len(found) == 2 and max(found.values()) <= 1e-5, found
 
 
+@pytest.mark.slow
 def test_a_map_over_devices_is_refused() -> None:
     for before in (True, False):
         for said in on_ranks(mapped, 2, before):

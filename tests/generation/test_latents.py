@@ -22,7 +22,7 @@ BY_HAND = Profile(trained_frames=2, layers={0: "vrpr", 1: "vrpr+tsa"})
 SIZE: dict[str, Any] = {"frames": 13, "height": 32, "width": 48, "steps": 3, "guidance": 2.0, "seed": 5}
 
 
-@pytest.fixture(params=["wan", "joint"])
+@pytest.fixture(params=["wan", slow("joint")])
 def any_pipe(request: pytest.FixtureRequest, folder: Path) -> Any:
     """Wan's, and a pipeline that is none of diffusers' own."""
     return library.load_pipeline(folder if request.param == "wan" else "tiny-joint")

@@ -90,6 +90,7 @@ def test_the_first_of_two_ranks_gets_all_frames() -> None:
     assert second == [] and 5 in first and max(first) == 5, "its own four by four, the other's five by five"
 
 
+@pytest.mark.slow
 def test_what_fails_on_another_rank_ends_the_first() -> None:
     with pytest.raises(RanksError, match=rf"rank 1: (.|\n)*{FreelocError.__name__}|[Cc]onnection"):
         on_ranks(on_each, 2, True)

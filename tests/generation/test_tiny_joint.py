@@ -209,7 +209,7 @@ def test_the_gate_can_fail(clips: list[np.ndarray], reconstructed: list[GroundTr
     assert mean(other, "presence") < 0.7 * mean(reconstructed, "presence")
 
 
-@pytest.mark.parametrize("strategy", [slow("vrpr"), slow("tsa+temp"), "vrpr+tsa"])
+@pytest.mark.parametrize("strategy", [slow("vrpr"), slow("tsa+temp"), slow("vrpr+tsa")])
 def test_161_frames_on_tiles_equal_the_reference(pipe: Any, strategy: str) -> None:
     outputs = []
     for attention in ("tiles", "reference"):
@@ -223,6 +223,7 @@ def test_161_frames_on_tiles_equal_the_reference(pipe: Any, strategy: str) -> No
     torch.testing.assert_close(outputs[0], outputs[1], atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_guidance_and_batches(pipe: Any) -> None:
     """Two prompts of different lengths at once, with guidance, are the same two videos as one by one."""
     apply(pipe, "tiny-joint", "vrpr+tsa")

@@ -298,6 +298,7 @@ def test_a_joint_model_is_observed_and_left_as_it_is(name: str) -> None:
         assert (outputs[what] - expected).norm() > 1e-3 * expected.norm()
 
 
+@pytest.mark.slow
 def test_one_probe_answers_for_several_lengths(model: Any, tmp_path: Path) -> None:
     made: list[int] = []
 

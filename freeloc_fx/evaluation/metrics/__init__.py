@@ -2,9 +2,10 @@
 
 from .clip import Clip, DependencyError, MetricError, read_clip
 from .evaluation import Evaluation, Models, evaluate
-from .ground_truth import GroundTruthScore, ShapeScore, per_time, score
+from .ground_truth import COMPOSITE, GroundTruthScore, ShapeScore, per_time, score
 
 __all__ = [
+    "COMPOSITE",
     "Clip",
     "DependencyError",
     "Evaluation",

@@ -23,7 +23,12 @@ from .blobs import SEEN
 from .identity import Identity, constancy, identities, permanence, pops
 from .tracking import LAG, Analysis, Track, analyse
 
-__all__ = ["GroundTruthScore", "ShapeScore", "per_time", "score", "score_and_drift"]
+__all__ = ["COMPOSITE", "GroundTruthScore", "ShapeScore", "per_time", "score", "score_and_drift"]
+
+
+COMPOSITE = "composite, repeated time"
+"""What `GroundTruthScore.composite` is. Journals hold it beside their values, so that none goes on with values of the
+composite of before, which took all of a loop off; whoever changes the composite changes this."""
 
 
 _CHUNK = 24  # frames a median is taken over: few enough that a wall is met at most once on an axis
@@ -268,13 +273,13 @@ def _score_shape(track: Track, name: str, window: slice, speed: float) -> ShapeS
     )
 
 
-def _loop(
+def _loop_and_repeated(
     tracks: tuple[Track, ...], window: slice, shortest: int = 16, run: int = 9, away: float = 6.0
 ) -> tuple[float, float]:
     """See `GroundTruthScore.loop` and `repeated`."""
     centre = np.stack([t.centre[window] for t in tracks], 1)
     known = np.stack([np.nan_to_num(t.visible[window]) > 0.5 for t in tracks], 1)
-    frames, best, most = len(centre), 0.0, 0.0
+    frames, loop, repeated = len(centre), 0.0, 0.0
     if frames < 3 * shortest:
         return 0.0, 0.0
     farthest = np.zeros(frames)
@@ -289,8 +294,8 @@ def _loop(
         width = min(run, len(same))
         total = np.convolve(same, np.ones(width), "valid")
         share = float((total > width - 0.5).mean())
-        best, most = max(best, share), max(most, share * (frames - lag) / frames)
-    return best, most
+        loop, repeated = max(loop, share), max(repeated, share * (frames - lag) / frames)
+    return loop, repeated
 
 
 def _identity(shapes: tuple[ShapeScore, ...], foreign: float, asked: float) -> float:
@@ -337,7 +342,7 @@ def _aggregate(analysis: Analysis, window: slice) -> GroundTruthScore:
     asked = sum(track.size for track in tracks) / SIZE**2
     things, strangers = identities(analysis)
     stays = _stays(things, strangers, window)
-    (loop, repeated), freeze = _loop(tracks, window), _freeze(tracks, window, speed)
+    (loop, repeated), freeze = _loop_and_repeated(tracks, window), _freeze(tracks, window, speed)
     close = [float(_closeness(mean["sharpness"])), float(_closeness(mean["area"]))]
     still = [_identity(shapes, foreign, asked), *close]
     terms = [
