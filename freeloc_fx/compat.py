@@ -1,8 +1,8 @@
-"""What keeps other versions working: private names of other libraries.
+"""What keeps other versions working: private names of torch.
 
-Every name of torch, diffusers, accelerate and peft that is not part of their documented interface is used here and
-nowhere else. Each says in which version it was seen, and what happens where it is missing. `tests/test_compat.py` looks
-at each of them, so that a new version that moves one says which.
+Every name of torch that is not part of its documented interface is used here and nowhere else, and those of diffusers,
+accelerate and peft in `compat_diffusers`. Each says in which version it was seen, and what happens where it is missing.
+`tests/test_compat.py` looks at each of them, so that a new version that moves one says which.
 """
 
 from __future__ import annotations
@@ -61,20 +61,29 @@ def dynamo_settings(**settings: Any) -> Iterator[None]:
 
 
 def dynamo_switched_off(*, entirely: bool = False) -> str:
-    """What keeps torch.compile from compiling in this process, by the name of the switch; empty for nothing.
+    """What keeps torch.compile from compiling here and now, by the name of the switch; empty for nothing.
 
-    Seen in torch 2.13.0 (`torch._dynamo.config.disable`, `torch._dynamo.eval_frame._stance`).
+    Seen in torch 2.13.0 (`torch._dynamo.config.disable`, `torch._dynamo.eval_frame._stance`, and modes such as
+    `torch.utils.flop_counter.FlopCounterMode`: a call under one captures nothing, and Dynamo then leaves alone what it
+    met there for as long as the process lives).
 
     Args:
         entirely: leave out what still runs that which was compiled before.
     """
     from torch._dynamo import config, eval_frame
+    from torch.utils import _python_dispatch
 
     if getattr(config, "disable", False):
         return "TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE (torch._dynamo.config.disable)"
     stance = getattr(getattr(eval_frame, "_stance", None), "stance", "default")
     if stance == "force_eager" or (stance == "eager_on_recompile" and not entirely):
         return f"torch.compiler.set_stance({stance!r})"
+    if torch.jit.is_tracing():
+        return "torch.jit.trace"
+    for mode in _python_dispatch._get_current_dispatch_mode_stack():
+        ignores = getattr(mode, "ignore_compile_internals", bool)  # absent from versions before
+        if not mode.is_infra_mode() and not ignores():
+            return f"{type(mode).__name__}, a TorchDispatchMode,"
     return ""
 
 
@@ -308,89 +317,7 @@ def without_default_cpu() -> Iterator[None]:
         change(kept, found)
 
 
-# diffusers 0.42.1 and accelerate 1.14: hooks. Both replace a module's forward and keep the one before.
-
-
-def diffusers_hooks(module: nn.Module) -> Mapping[str, Any]:
-    """Name -> hook of diffusers' registry on one module."""
-    found: Mapping[str, Any] = getattr(vars(module).get(HOOK_REGISTRY), "hooks", {})
-    return found
-
-
-HOOK_REGISTRY = "_diffusers_hook"
-"""Attribute of a module that holds diffusers' registry of hooks."""
-
-
-HOOK_NAMES = (HOOK_REGISTRY, "_hf_hook", "_old_forward")
-"""Attributes of a module by which diffusers and accelerate know what they have put around its forward."""
-
-
-def accelerate_hook(module: nn.Module) -> Any:
-    """Accelerate's hook on one module, None for none."""
-    return vars(module).get("_hf_hook")
-
-
-def call_inside_hooks(module: nn.Module) -> tuple[Any, str]:
-    """(object, attribute) that holds a module's call inside its hooks; its compiled call where it has none."""
-    references = getattr(vars(module).get(HOOK_REGISTRY), "_fn_refs", None)
-    if references:
-        return references[0], "forward" if references[0].original_forward is None else "original_forward"
-    if accelerate_hook(module) is not None:
-        return module, "_old_forward"
-    return module, COMPILED_CALL
-
-
-def keeps_results(hook: Any) -> bool:
-    """Whether a hook of diffusers remembers results; some share what another of them keeps."""
-    return getattr(hook, "_is_stateful", False) or hasattr(hook, "state_manager")
-
-
-# diffusers 0.42.1: AutoencoderKLWan.
-
-
-def wan_frames(vae: Any) -> int:
-    """Video frames that a latent frame after the first makes."""
-    return int(2 ** sum(vae.temperal_downsample))  # as diffusers spells it
-
-
-def wan_cache(vae: Any) -> Any:
-    """An empty causal cache of the decoder, which is that of no other call."""
-    vae.clear_cache()
-    return vae._feat_map
-
-
-def wan_decode_piece(vae: Any, hidden: torch.Tensor, cache: Any, **options: bool) -> Any:
-    """Decode some latent frames after those before, by the decoder's causal cache.
-
-    Args:
-        vae: an AutoencoderKLWan.
-        hidden: (batch, channels, latent frames, height, width), after `post_quant_conv`.
-        cache: of `wan_cache`, changed in place.
-        **options: `first_chunk=True` for the first latent frame.
-
-    Returns:
-        (batch, channels, frames, height, width), in patches where the VAE makes patches.
-    """
-    return vae.decoder(hidden, feat_cache=cache, feat_idx=[0], **options)
-
-
-# torch 2.13.0, diffusers 0.42.1: parallelism. Hooks share out the tokens; attention processors may exchange them.
-
-PARALLEL = "_parallel_config"
-"""Attribute of an attention processor (and of a model) that says by which ranks it exchanges tokens."""
-SHARING_PLAN = "_cp_plan"
-"""Attribute of a model that says how its tokens are shared out; None or absent where its class does not know."""
-
-
-def sharding_hooks(module: nn.Module) -> list[Any]:
-    """Hooks on a module that share out its tokens over ranks or gather them: `metadata` says which of them."""
-    return [hook for hook in diffusers_hooks(module).values() if hasattr(hook, "parallel_config")]
-
-
-def token_group(config: Any) -> tuple[str, int, int]:
-    """Name of the process group over which a ContextParallelConfig shares out tokens, its size, and this rank in it."""
-    group = config._flattened_mesh.get_group()
-    return str(group.group_name), torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+# torch: collectives. Seen in 2.13.0.
 
 
 def all_to_all(flat: torch.Tensor, received: list[int], sent: list[int], group: str) -> torch.Tensor:

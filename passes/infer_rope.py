@@ -105,6 +105,17 @@ class _PerSampleError(ValueError):
 
 
 def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables) -> Found | MatchFailure:
+    found: Found | MatchFailure = MatchFailure("")
+    for tolerance in tables.tolerances(part):
+        found = _measure_within(tolerance, view, part, site, tables)
+        if not isinstance(found, MatchFailure):
+            break
+    return found
+
+
+def _measure_within(
+    tolerance: float, view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
+) -> Found | MatchFailure:
     name = part.end.name
     _, heads, tokens, dim = site.query_shape
     if not part.nodes:
@@ -123,8 +134,6 @@ def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables
     except LookupError as error:
         return MatchFailure(f"a position table needs {error}, which the capture does not hold", name)
     inputs = rope.probes(groups * dim).unflatten(1, (groups, dim)).repeat_interleave(heads // groups, 1)
-    half = any(isinstance(t, torch.Tensor) and t.dtype in (torch.float16, torch.bfloat16) for t in outside.values())
-    tolerance = 3e-2 if half else 1e-4
     device = next((t.device for t in outside.values() if isinstance(t, torch.Tensor)), torch.device("cpu"))
     written = part.written
 
@@ -313,6 +322,17 @@ def _picks(table: torch.Tensor) -> bool:
     return not (table.is_floating_point() or table.is_complex())
 
 
+def _rounded(table: torch.Tensor) -> bool:
+    """Whether a float table holds what half precision can, as after `model.bfloat16().float()`, and not just integers
+    and the like."""
+    if not table.is_floating_point() or bool((8 * table == (8 * table).round()).all()):
+        return False
+    return any(torch.equal(table, table.to(dtype).to(table.dtype)) for dtype in _HALF)
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
 class _Tables:
     """Values of nodes that no activation reaches: position tables, computed from the capture's real inputs.
 
@@ -335,6 +355,16 @@ class _Tables:
         if part.outside not in self._known:
             self._known[part.outside] = self.values(part.outside)
         return self._known[part.outside]
+
+    def tolerances(self, part: Slice) -> list[float]:
+        """By how much what its tables do may differ from a rotation, the strictest first."""
+        try:
+            tables = [t for t in self.outside(part).values() if isinstance(t, torch.Tensor)]
+        except LookupError:  # whoever measures will say so
+            tables = []
+        if any(t.dtype in _HALF for t in tables):
+            return [3e-2]
+        return [1e-4, 3e-2] if any(map(_rounded, tables)) else [1e-4]
 
     def behind(self, part: Slice) -> list[fx.Node]:
         """Inputs of the graph that a stretch's tables are made of, learned ones among them; not arguments of the call

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ import pytest
 import torch
 from models import wan, wan_inputs
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from freeloc_fx import compat
+from freeloc_fx import compat, compat_diffusers
 
 
 def there(holds: bool, name: str, package: str = "torch") -> None:
@@ -23,8 +23,12 @@ def there(holds: bool, name: str, package: str = "torch") -> None:
 
 
 def test_nothing_is_left_out() -> None:
-    """Every public function and constant of the file is looked at here, or in the file beside this one."""
-    code = ast.parse(Path(compat.__file__).read_text(encoding="utf-8")).body
+    """Every public function and constant of the two files is looked at here, or in the file beside this one."""
+    code = [
+        node
+        for module in (compat, compat_diffusers)
+        for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
+    ]
     names = {node.name for node in code if isinstance(node, ast.FunctionDef)}
     names |= {
         node.targets[0].id for node in code if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
@@ -78,7 +82,19 @@ def test_a_setting_that_dynamo_does_not_have_is_left_out() -> None:
         pass
 
 
+class Counts(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class CountsWhatIsNotCompiled(Counts):
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+
 def test_dynamo_switched_off() -> None:
+    said: list[str] = []
     from torch._dynamo import config, eval_frame
 
     there(hasattr(config, "disable"), "torch._dynamo.config.disable")
@@ -90,6 +106,12 @@ def test_dynamo_switched_off() -> None:
         with torch.compiler.set_stance(stance):
             assert compat.dynamo_switched_off() == f"torch.compiler.set_stance({stance!r})"
             assert bool(compat.dynamo_switched_off(entirely=True)) == (stance == "force_eager")
+    with Counts():
+        assert compat.dynamo_switched_off() == "Counts, a TorchDispatchMode,"
+    with CountsWhatIsNotCompiled(), compat.fake_mode():
+        assert compat.dynamo_switched_off(entirely=True) == ""
+    torch.jit.trace(lambda x: said.append(compat.dynamo_switched_off()) or x + 1, torch.ones(2), check_trace=False)
+    assert said == ["torch.jit.trace"]
     assert compat.dynamo_switched_off() == ""
 
 
@@ -279,89 +301,15 @@ def test_fake_mode() -> None:
         assert torch.nn.functional.pad(found, (0, 0, 0, 3 - found.shape[0])).shape == (3, 1)
 
 
+def test_set_example_value() -> None:
+    node = torch.fx.Graph().placeholder("x")
+    compat.set_example_value(node, torch.ones(2, 3))
+    assert compat.example_value(node).shape == (2, 3)
+
+
 def test_outside_fake_mode() -> None:
     from torch._subclasses import fake_tensor
 
     there(hasattr(fake_tensor, "unset_fake_temporarily"), "torch._subclasses.fake_tensor.unset_fake_temporarily")
     with compat.fake_mode(), compat.outside_fake_mode():
         assert torch.ones(3).tolist() == [1.0, 1.0, 1.0]
-
-
-# diffusers and accelerate: hooks
-
-
-class Plain(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + 1
-
-
-def test_diffusers_hooks() -> None:
-    from diffusers.hooks import HookRegistry, ModelHook
-
-    module, hook = Plain(), ModelHook()
-    assert compat.diffusers_hooks(module) == {}
-    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, "mine")
-    there(compat.HOOK_REGISTRY in vars(module), f"{compat.HOOK_REGISTRY} of a module with hooks", "diffusers")
-    found = compat.diffusers_hooks(module)
-    there(isinstance(found, Mapping) and found.get("mine") is hook, "HookRegistry.hooks", "diffusers")
-
-
-def test_the_call_inside_diffusers_hooks() -> None:
-    from diffusers.hooks import HookRegistry, ModelHook
-
-    class Doubles(ModelHook):
-        def new_forward(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-            result: torch.Tensor = 2 * self.fn_ref.original_forward(x)
-            return result
-
-    module = Plain()
-    registry = HookRegistry.check_if_exists_or_initialize(module)
-    registry.register_hook(hook := Doubles(), "doubles")
-    there(bool(getattr(registry, "_fn_refs", None)), "HookRegistry._fn_refs", "diffusers")
-    there(hasattr(registry._fn_refs[0], "original_forward"), "HookFunctionReference.original_forward", "diffusers")
-    there(hasattr(registry._fn_refs[0], "forward"), "HookFunctionReference.forward", "diffusers")
-    there(registry._fn_refs == [hook.fn_ref], "ModelHook.fn_ref, what the registry holds for it", "diffusers")
-    owner, name = compat.call_inside_hooks(module)
-    setattr(owner, name, lambda x: x + 10)
-    there(module(torch.ones(1)).item() == 22, f"HookFunctionReference.{name} as what a hook runs", "diffusers")
-
-
-@pytest.mark.parametrize("name", compat.HOOK_NAMES)
-def test_by_which_attributes_hooks_are_known(name: str) -> None:
-    from accelerate.hooks import ModelHook, add_hook_to_module
-    from diffusers.hooks import HookRegistry
-
-    module = Plain()
-    add_hook_to_module(module, ModelHook())
-    HookRegistry.check_if_exists_or_initialize(module)
-    there(name in vars(module), f"{name} of a module with hooks", "diffusers")
-
-
-def test_accelerate_hook() -> None:
-    from accelerate.hooks import ModelHook, add_hook_to_module
-
-    module, hook = Plain(), ModelHook()
-    assert compat.accelerate_hook(module) is None
-    add_hook_to_module(module, hook)
-    there(compat.accelerate_hook(module) is hook, "_hf_hook of a module with a hook", "accelerate")
-    there("_old_forward" in vars(module), "_old_forward of a module with a hook", "accelerate")
-    owner, name = compat.call_inside_hooks(module)
-    assert (owner, name) == (module, "_old_forward")
-    setattr(owner, name, lambda x: x + 10)
-    there(module(torch.ones(1)).item() == 11, "_old_forward as what a hook runs", "accelerate")
-
-
-def test_a_module_without_hooks_is_called_by_its_compiled_call() -> None:
-    module = Plain()
-    assert compat.call_inside_hooks(module) == (module, compat.COMPILED_CALL)
-
-
-def test_hooks_that_keep_results() -> None:
-    from diffusers.hooks import ModelHook
-    from diffusers.hooks.first_block_cache import FBCBlockHook, FBCHeadBlockHook
-
-    there(hasattr(ModelHook, "_is_stateful"), "ModelHook._is_stateful", "diffusers")
-    there(FBCHeadBlockHook._is_stateful is True, "FBCHeadBlockHook._is_stateful", "diffusers")
-    assert not compat.keeps_results(ModelHook())
-    taken = inspect.signature(FBCBlockHook.__init__).parameters
-    there("state_manager" in taken, "FBCBlockHook.state_manager, shared with the hook of the first block", "diffusers")

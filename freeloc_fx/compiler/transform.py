@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from freeloc_fx.compat import compiled_call, sharding_hooks, unwrapped
+from freeloc_fx.compat import compiled_call, unwrapped
+from freeloc_fx.compat_diffusers import sharding_hooks
 from freeloc_fx.compiler.capture.attach import Model, attach, check_forward, check_mode
 from freeloc_fx.compiler.capture.conventions import check_limits, check_one_clip, layer_table
 from freeloc_fx.compiler.capture.examples import example_inputs

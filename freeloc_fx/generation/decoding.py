@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from freeloc_fx.compat import wan_cache, wan_decode_piece, wan_frames
+from freeloc_fx.compat_diffusers import wan_cache, wan_decode_piece, wan_frames
 from freeloc_fx.compiler.capture.swapped import swapped
 from freeloc_fx.errors import FreelocError
 from freeloc_fx.method.shards import Shards

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from freeloc_fx.compat import SHARING_PLAN
+from freeloc_fx.compat_diffusers import SHARING_PLAN
 from freeloc_fx.compiler.capture.conventions import config_of, layer_table, patches
 from freeloc_fx.compiler.capture.swapped import swapped
 from freeloc_fx.errors import ModelError

@@ -12,6 +12,7 @@ from diffusers_models import CASES, arguments, build
 from models import DiT, latents, wan, wan_inputs
 from slow import slow
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from freeloc_fx import Profile, plan, transform
 from freeloc_fx.compiler.capture import captures
@@ -207,6 +208,22 @@ def test_a_switch_that_would_run_the_model_untransformed_is_named() -> None:
             with pytest.raises(CaptureError, match=r"set_stance\('eager_on_recompile'\) keeps"):
                 changed(**wan_inputs(11))
         assert torch.equal(changed(**wan_inputs(9))[0], expected)
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["first call", "later call"])
+def test_counting_and_tracing_around_a_transformed_model(warm: bool) -> None:
+    """Dynamo captures nothing there, and would capture nothing more of any model's in this process."""
+    changed = transform(wan(), Profile(trained_frames=5, layers="vrpr"), backend="eager")
+    with torch.no_grad():
+        if warm:
+            changed(**wan_inputs(9))
+        with FlopCounterMode(display=False), pytest.raises(CaptureError, match=r"FlopCounterMode, a TorchDispatchMode"):
+            changed(**wan_inputs(9))
+        inputs = wan_inputs(9)
+        latents = inputs.pop("hidden_states")
+        with pytest.raises(CaptureError, match=r"torch\.jit\.trace"):
+            torch.jit.trace(lambda x: changed(x, **inputs)[0], latents)
+        assert torch.isfinite(changed(**wan_inputs(9))[0]).all()
 
 
 @pytest.mark.parametrize("by_block", [False, True], ids=["whole", "block by block"])

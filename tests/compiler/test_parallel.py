@@ -20,7 +20,7 @@ import freeloc_fx
 from freeloc_fx import Profile, plans, transform
 from freeloc_fx.attention.exchange import gather_along, heads_to_tokens, tokens_to_heads
 from freeloc_fx.cli.shares import shares
-from freeloc_fx.compat import sharding_hooks
+from freeloc_fx.compat_diffusers import sharding_hooks
 from freeloc_fx.compiler.capture.parallel import gathering, token_group_of
 from freeloc_fx.errors import CaptureError, TransformError
 from freeloc_fx.method.catalogue import PARTS

@@ -16,7 +16,7 @@ from diffusers_models import arguments, build
 from models import DiT, latents
 
 from freeloc_fx import plans, restore
-from freeloc_fx.compat import diffusers_hooks as hooks_on
+from freeloc_fx.compat_diffusers import diffusers_hooks as hooks_on
 from freeloc_fx.errors import TransformError
 
 LONG = latents(8, 2, 6)

@@ -141,6 +141,18 @@ def test_bfloat16_with_tables_in_float32() -> None:
     assert float((found.double() - expected.double()).norm() / expected.double().norm()) <= 2e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_that_was_cast_and_cast_back(dtype: torch.dtype) -> None:
+    """Its position tables are rounded for good; as the model itself does, the rewritten one goes on with them."""
+    model = wan()
+    changed, whole = transform(model, ALL, backend="eager"), run(transform(wan(), ALL, backend="eager"))
+    run(changed.to(dtype), dtype=dtype)
+    again = run(changed.float())
+    assert 1e-6 < distance(again, whole) <= 3e-2
+    with torch.no_grad():
+        assert distance(again, reference(model)) <= 1e-5
+
+
 def test_an_unseen_geometry_with_a_profile_by_hand() -> None:
     model = wan(num_layers=3, num_attention_heads=3, attention_head_dim=24, patch_size=(1, 1, 2), qk_norm=None)
     profile = Profile(trained_frames=16, layers="vrpr+tsa")

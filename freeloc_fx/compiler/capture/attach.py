@@ -92,7 +92,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
         if switch := dynamo_switched_off(entirely=True):
             raise CaptureError(
                 f"{type(result).__name__}: {switch} keeps torch.compile from capturing, so this transformed model "
-                "would run untransformed; expected it unset, or restore(model) to run the original"
+                "would run untransformed; expected it unset or left, or restore(model) to run the original"
             )
         check_forward(result)
         check_devices(result)

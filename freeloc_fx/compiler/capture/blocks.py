@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from freeloc_fx.compat import COMPILED_CALL, call_inside_hooks, dynamo_errors, plain_call
+from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, plain_call
+from freeloc_fx.compat_diffusers import call_inside_hooks
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.errors import CaptureError, FreelocError
 from freeloc_fx.graph.capture import CallFacts

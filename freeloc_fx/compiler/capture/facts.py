@@ -99,7 +99,7 @@ def check_captured(what: str, before: int) -> None:
         switch = dynamo_switched_off() or "something that is not known"
         raise CaptureError(
             f"{what}: {switch} keeps torch.compile from capturing, so this transformed model ran untransformed; "
-            "expected it unset, or restore(model) to run the original"
+            "expected it unset or left, or restore(model) to run the original"
         )
 
 

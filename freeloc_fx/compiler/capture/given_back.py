@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from freeloc_fx.compat import COMPILED_CALL, HOOK_NAMES, HOOK_REGISTRY
+from freeloc_fx.compat import COMPILED_CALL
+from freeloc_fx.compat_diffusers import HOOK_NAMES, HOOK_REGISTRY
 from freeloc_fx.errors import TransformError
 
 from .gate import GATE

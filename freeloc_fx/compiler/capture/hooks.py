@@ -14,15 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from freeloc_fx.compat import (
-    HOOK_REGISTRY,
-    accelerate_hook,
-    compiled_call,
-    diffusers_hooks,
-    keeps_results,
-    own_hooks,
-    plain_call,
-)
+from freeloc_fx.compat import compiled_call, own_hooks, plain_call
+from freeloc_fx.compat_diffusers import HOOK_REGISTRY, accelerate_hook, diffusers_hooks, keeps_results
 from freeloc_fx.errors import CaptureError, TransformError
 from freeloc_fx.graph.leaf import Leaf
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from freeloc_fx.attention.exchange import gather_along
-from freeloc_fx.compat import PARALLEL, keeps_results, sharding_hooks, token_group
+from freeloc_fx.compat_diffusers import PARALLEL, keeps_results, sharding_hooks, token_group
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.shards import Shards
 
