@@ -165,6 +165,24 @@ def test_frequencies_are_those_of_a_model_built_with_them() -> None:
     assert distance(reference(*case.tensors(), spec), expected) <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["tiles", "calls", "flex"])
+def test_keyframes_that_move_are_where_the_denoising_step_puts_them(name: str) -> None:
+    from freeloc_fx.attention.registry import Specs
+    from freeloc_fx.attention.running import denoising_step
+
+    case = named("direct+temp", grid=(17, 2, 2), batch=1)
+    strategy = build("anchors", Geometry(5, *case.grid))
+    spec = dataclasses.replace(case.spec, strategy=strategy)
+    specs, tensors, seen = Specs(), case.tensors(), []
+    key = specs.add(spec)
+    for step in range(3):
+        expected = reference(*tensors, spec.at(step))
+        with denoising_step(step):
+            assert distance(torch.ops.freeloc_fx.long_attention(*tensors, key, name, None), expected) <= 1e-5
+        seen.append(expected)
+    assert distance(seen[0], seen[1]) > 1e-3, "they do not move"
+
+
 def test_a_denoising_step_chooses_the_strategy_without_another_graph() -> None:
     from freeloc_fx.attention.registry import Specs
     from freeloc_fx.attention.running import denoising_step

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from freeloc_fx.attention.cache import Cache
+from freeloc_fx.attention.running import running
 from freeloc_fx.attention.text import valid_keys
 from freeloc_fx.compat import flex_as_it_is
 from freeloc_fx.method.spec import AttentionSpec
@@ -35,7 +36,7 @@ def flex(
     key_mask: torch.Tensor | None = None,
     *,
     options: FlexOptions | None = None,
-    step: int = 0,
+    step: int | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """Run a long attention as the rewritten graph does.
@@ -48,7 +49,7 @@ def flex(
         scale: factor on q k; None for 1 / sqrt(head_dim). The strategy's temperature multiplies it.
         key_mask: the model's padding mask, see `text.valid_keys`; None for none.
         options: see `FlexOptions`; None for the defaults.
-        step: the denoising step, for a strategy that follows it.
+        step: the denoising step, for a strategy that follows it; None for that of the call that is running.
         backend: of torch.compile; None for "inductor" on CUDA and no compiler elsewhere.
 
     Returns:
@@ -58,6 +59,7 @@ def flex(
         CaptureError: a key mask that is no padding of text, see `text.valid_keys`.
     """
     valid_keys(key_mask, q.shape[0], spec.grid)  # refuses what is no padding
+    step = running().step if step is None else step
     if spec.strategy.stages:
         spec = spec.at(step)
     padded = key_mask is not None and spec.grid.text > 0
