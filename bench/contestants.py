@@ -19,7 +19,9 @@ from freeloc_fx.method.positions import VRPR
 from freeloc_fx.planning.profile import Profile
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "main": ("direct", "window", "riflex", "freelong", "freenoise", "profile"),
+    "main": (
+        "direct", "window", "window-no-sink", "context-windows", "freenoise", "riflex", "freelong", "profile",
+    ),
     "peers": (
         "direct", "freelong++", "longdiff", "ultravico", "anchors", "pi", "ntk", "yarn", "clip", "group",
         "context-windows", "profile",
@@ -42,6 +44,8 @@ ABOUT = {
     "freelong": "spectral blend of global and local attention, from FreeNoise's initial noise",
     "freelong++": "several windows, one band each, from FreeNoise's initial noise",
     "freenoise": "FreeNoise's initial noise, predictions of overlapping windows fused with pyramid weights",
+    "window": "a sliding window of 12 of 21 latent frames to either side; every frame sees the first one, the sink",
+    "window-no-sink": "the same window; the first frame is seen by those near it only",
     "context-windows": "predictions of half-overlapping windows fused with pyramid weights, independent noise",
     "random": "the layer-wise strategies dealt to the layers at random, fixed seeds, several draws",
     "split": "TSA in the 17 of 30 layers (in proportion) most sensitive to context, VRPR in the rest, as the paper has",
@@ -190,6 +194,9 @@ def contestants(
             made[name] = [Contestant(name, None, False, max(1, window // 2))]
         elif TEXT_PARTS & set(name.split("+")) and not text:
             absent[name] = "no text stands beside the video in the model's attentions"
+        elif name == "window-no-sink":
+            without = {**(profile.parts or {}), "window": {**(profile.parts or {}).get("window", {}), "sink": False}}
+            made[name] = [Contestant(name, replace(profile.with_layers("window"), parts=without))]
         elif name == "vrpr-separable":
             made[name] = [Contestant(name, separable(profile).with_layers("vrpr"))]
         else:

@@ -6,6 +6,7 @@
     python bench/tables.py --model tiny-wan --report                        # no generation: what the journal holds
     python bench/tables.py --model tiny-wan --published     # on another machine: go on from what results/ holds
     python bench/tables.py --model tiny-joint --groups text --only profile,vrpr+tsa+hold --output held-out
+    python bench/tables.py --groups main,ablation --seeds 0-7 --also main,ablation:321,801:0-19 --also peers:321:0-7
 
 Groups: main, peers, ablation, temperature, positions, text (`contestants.py`). Each finished video is one line of a
 journal, so a run that was killed goes on where it stopped, and the same seeds give the same figures. A clip is a seed,
@@ -129,8 +130,9 @@ class Run:
         measure: Callable[..., tuple[dict[str, Any], dict[str, Any]]] = measure,
     ) -> None:
         """temporal: frames of a latent frame after the first. measure: gives scores and curve, as `measure` does."""
-        self.journal, self.model, self.weights, self.short, self.jobs = journal, model, weights, short, jobs
+        self.journal, self.model, self.weights, self.short = journal, model, weights, short
         self.steps, self.guidance, self.temporal, self.measure = steps, guidance, temporal, measure
+        self.jobs = list({self.key(job): job for job in jobs}.values())  # each once, however often it is asked for
         self.machine = {name: value for name, value in environment().items() if name != "command"}
 
     def key(self, job: Job) -> str:
@@ -255,7 +257,29 @@ def write_results(results: Results, folder: Path, draw: Callable[[Results, Path]
 
 
 def numbers(text: str) -> list[int]:
-    return [int(n) for n in text.split(",")]
+    """Whole numbers, with commas between them, and 0-3 for 0,1,2,3."""
+    found = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        some = range(int(first), int(last or first) + 1)
+        if not some:
+            raise argparse.ArgumentTypeError(f"{part}: expected the smaller number first")
+        found += some
+    return found
+
+
+def further(text: str) -> tuple[list[str], list[int], list[int]]:
+    """Groups, lengths and seeds out of GROUPS:FRAMES:SEEDS."""
+    groups, frames, seeds = text.split(":")
+    return checked_groups(groups), numbers(frames), numbers(seeds)
+
+
+def checked_groups(text: str) -> list[str]:
+    """Groups with commas between them, all of which there are."""
+    groups = text.split(",")
+    if unknown := [group for group in groups if group not in GROUPS]:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(GROUPS)}, found {', '.join(unknown)}")
+    return groups
 
 
 def main(arguments: Sequence[str] | None = None, open_studio: Callable[..., Pipeline] = Pipeline) -> None:
@@ -263,10 +287,12 @@ def main(arguments: Sequence[str] | None = None, open_studio: Callable[..., Pipe
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-wan", help="tiny-wan, tiny-joint or a folder")
     parser.add_argument("--profile", help="a probed profile, by name or path; default the model's shipped one")
-    parser.add_argument("--groups", default=",".join(GROUPS), help="of contestants")
+    parser.add_argument("--groups", type=checked_groups, default=list(GROUPS), help="of contestants")
     parser.add_argument("--only", help="contestants of the groups; default all")
     parser.add_argument("--frames", type=numbers, default=[81, 161, 321, 801, 1281])
     parser.add_argument("--seeds", type=numbers, default=[0, 1, 2, 3, 4], help="clips; fewer than 5 decide no claim")
+    parser.add_argument("--also", type=further, action="append", default=[], metavar="GROUPS:FRAMES:SEEDS",
+                        help="further videos, as of more clips at some lengths; more than once")  # fmt: skip
     parser.add_argument("--draws", type=int, default=3, help="of the random assignment")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
@@ -278,9 +304,8 @@ def main(arguments: Sequence[str] | None = None, open_studio: Callable[..., Pipe
     parser.add_argument("--report", action="store_true", help="no generation: results of what the journal holds")
     parser.add_argument("--output", type=Path, help="folder, default bench/results/tables-MODEL")
     args = parser.parse_args(arguments)
-    groups = args.groups.split(",")
-    if unknown := [g for g in groups if g not in GROUPS]:
-        raise SystemExit(f"--groups: expected some of {', '.join(GROUPS)}, found {', '.join(unknown)}")
+    asked = [(args.groups, args.frames, args.seeds), *args.also]
+    groups = list(dict.fromkeys(group for some, *_ in asked for group in some))
     named = {n for g in groups for n in GROUPS[g]}
     only = args.only.split(",") if args.only else None
     if unknown := [n for n in only or () if n not in named]:
@@ -289,7 +314,7 @@ def main(arguments: Sequence[str] | None = None, open_studio: Callable[..., Pipe
     folder = args.output or RESULTS / f"tables-{name}"
     studio = open_studio(args.model, args.profile, args.device, args.backend)
     known, absent = contestants(studio.profile, studio.layers, args.draws, text=bool(studio.site.grid.text))
-    jobs = jobs_of(known, groups, args.frames, args.seeds, studio.short, only)
+    jobs = [job for some, frames, seeds in asked for job in jobs_of(known, some, frames, seeds, studio.short, only)]
     run = Run(
         Journal(args.work / f"{name}.jsonl"), name, studio.weights, studio.short, jobs, args.steps, args.guidance,
         studio.temporal,

@@ -23,6 +23,9 @@ def test_every_member_of_a_group_takes_part_or_is_absent_for_a_reason() -> None:
     # tiny-wan's profile gives every layer one strategy, so the profile's pixels are those of that strategy.
     assert "freenoise" in made and made["freenoise"][0].noise and made["freenoise"][0].stride == default_stride(21)
     assert made["freelong"][0].noise and not made["context-windows"][0].noise
+    windows = [made[name][0].profile for name in ("window", "window-no-sink")]
+    sinks = [w.settings(0, 81).get("window", {}).get("sink", True) for w in windows if w is not None]
+    assert sinks == [True, False]
     _, cross = people.contestants(PROFILE, 10, 3, text=False)
     assert set(cross) - set(absent) == {n for n in names if "squeeze" in n or "hold" in n}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -14,19 +15,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import clips
 import contestants as people
 import numpy as np
 import pytest
 import tables
-import torch
-from studio import Film, Job, Pipeline
+from studio import Film, Job
 
 from freeloc_fx import Profile
-from freeloc_fx.errors import LengthError, StrategyError
+from freeloc_fx.errors import StrategyError
 from freeloc_fx.evaluation.report import COLUMNS
 from freeloc_fx.files import Journal
-from freeloc_fx.generation.noise import default_stride, for_pipeline, freenoise
 
 PROFILE = Profile.load("tiny-wan")
 SHORT = 9
@@ -269,100 +267,47 @@ def test_rows_of_before_are_made_again() -> None:
     assert set(run._known()) == {"a", "c"}
 
 
-@pytest.mark.parametrize(("option", "value"), [("--only", "profile,hold"), ("--groups", "main,all")])
-def test_unknown_groups_and_contestants_fail_before_the_model_is_loaded(option: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "found"),
+    [
+        ("--only", "profile,hold", "hold"),
+        ("--groups", "main,all", "all"),
+        ("--also", "all:321:0", "all"),
+        ("--also", "main:321", "invalid further value"),
+        ("--seeds", "7-0", "7-0: expected the smaller number first"),
+    ],
+)
+def test_what_cannot_be_asked_for_fails_before_the_model_is_loaded(
+    option: str, value: str, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def never(*_: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    with pytest.raises(SystemExit, match=f"{option}: expected some of .*, found {value.split(',')[1]}"):
+    with pytest.raises(SystemExit) as ended:
         tables.main([option, value], never)
+    told = f"{ended.value} {capsys.readouterr().err}"
+    assert option in told and found in told
 
 
-# Noise, measurements
-
-
-class Latents:
-    """The part of a pipeline that knows the layout of its latents."""
-
-    vae_scale_factor_temporal, vae_scale_factor_spatial = 4, 8
-
-    def __init__(self, frames_first: bool) -> None:
-        self.frames_first = frames_first
-        self.transformer = torch.nn.Module()
-        self.transformer.config = type("Config", (dict,), {"in_channels": 6})(patch_size=(1, 2, 2))  # type: ignore[assignment]
-
-    def prepare_latents(self, **k: Any) -> torch.Tensor:
-        frames = (k["num_frames"] - 1) // 4 + 1
-        sizes = (frames, k["num_channels_latents"]) if self.frames_first else (k["num_channels_latents"], frames)
-        return torch.randn(k["batch_size"], *sizes, k["height"] // 8, k["width"] // 8, generator=k["generator"])
-
-
-@pytest.mark.parametrize(("frames_first", "dim"), [(False, 2), (True, 1)])
-def test_freenoise_takes_the_pipelines_layout(frames_first: bool, dim: int) -> None:
-    found = for_pipeline(Latents(frames_first), 33, 32, 16, window=5, seed=3)
-    shape = (1, 9, 6, 4, 2) if frames_first else (1, 6, 9, 4, 2)
-    expected = freenoise(shape, 5, default_stride(5), torch.Generator().manual_seed(3), dim=dim)
-    assert torch.equal(found, expected)
-
-
-def test_freenoise_refuses_a_layout_without_frames() -> None:
-    pipe = Latents(False)
-    pipe.prepare_latents = lambda **k: torch.zeros(1, 2, 3)  # type: ignore[method-assign]
-    with pytest.raises(LengthError, match="5 axes with 9 frames"):
-        for_pipeline(pipe, 33, 32, 16, window=5)
-
-
-def test_the_papers_stride() -> None:
-    assert (default_stride(16), default_stride(21), default_stride(1)) == (4, 5, 1)
-
-
-def test_every_score_of_a_video_is_a_known_column() -> None:
-    pytest.importorskip("cv2")
-    video = clips.real_clip(0, 48)
-    scores, curve = tables.measure(video, clips.prompt_of(0), period=24)
-    assert set(scores) == {n for n, c in COLUMNS.items() if c.kind != "cost"}
-    assert scores["composite"] is not None and scores["composite"] > 0.8 and scores["no_repeat"] == 1.0
-    assert scores["quality"] is not None and scores["quality"] > 0.8
-    assert set(curve) == {"at", *tables.CURVE} and {len(v) for v in curve.values()} == {1}
-    assert "no_repeat" not in tables.measure(video, clips.prompt_of(0), period=100)[0]
-    json.dumps([scores, curve], allow_nan=False)
-
-
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no high-water mark to reset here")
-def test_peak_memory_is_that_of_the_run_each_time() -> None:
-    def run() -> int:
-        return int(np.ones(40_000_000, np.uint8).sum())
-
-    for _ in range(2):  # what the first one left behind does not hide the second
-        result, grown = clips.peak_growth(run)
-        assert result == 40_000_000 and grown is not None and 36e6 < grown < 80e6
-    assert (clips.peak_growth(lambda: None)[1] or 0) < 5e6
-
-
-# The real pipeline
-
-
-@pytest.mark.slow
-def test_the_pipeline_films_contestants_at_pipeline_level() -> None:
-    studio = Pipeline("tiny-wan")
-    assert studio.short == 81 and studio.period > 81
-    known, _ = people.contestants(studio.profile, studio.layers, 1)
-    found = {}
-    for name in ("direct", "freenoise", "context-windows", "profile", "direct"):
-        film = studio.film(Job(known[name][0], 97, 0), 1, 3.0)
-        assert film.frames.shape == (97, 64, 64, 3) and film.captured == (name == "profile")
-        if name in found:  # what others put on was taken off
-            assert np.array_equal(found[name], film.frames)
-        found[name] = film.frames
-    assert len({f.tobytes() for f in found.values()}) == 4
-    assert not studio.film(Job(known["direct"][0], 97, 0), 1, 3.0).captured
-
-
-def test_the_pipeline_undoes_a_contestant() -> None:
-    model = torch.nn.Linear(1, 1)
-    pipe = SimpleNamespace(transformer=model, transformer_2=None)
-    originals = people.originals_of(pipe)
-    people.Contestant("w", None, stride=2).put_on(pipe, originals, 4)
-    assert pipe.transformer is not model
-    people.Contestant("direct", None).put_on(pipe, originals, 4)
-    assert pipe.transformer is model and set(originals) == {"transformer"}
+def test_more_clips_at_some_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each video once, however often it is asked for; a group that only --also names is a table, too."""
+    grid = SimpleNamespace(grid=SimpleNamespace(text=0))
+    about = {"profile": PROFILE, "layers": 10, "site": grid, "short": SHORT, "weights": "w", "temporal": 1}
+    studio = StandIn()
+    vars(studio).update(about)
+    monkeypatch.setattr(tables, "Run", functools.partial(tables.Run, measure=quick))
+    written: list[Any] = []
+    monkeypatch.setattr(tables, "write_results", lambda results, folder: written.append(results))
+    asked = ["--groups", "main", "--frames", "9,17,33", "--seeds", "0-1", "--also", "main:17:0-3", "--also"]
+    asked += ["positions:33:1", "--only", "direct,window,clip", "--work", str(tmp_path)]
+    tables.main(asked, lambda *_: studio)  # type: ignore[arg-type,return-value]
+    assert len(studio.made) == len(set(studio.made))
+    (results,) = written
+    assert list(results.groups) == ["main", "positions"]
+    counts = {(name, n): results.clips(name, n) for name in ("real", "direct", "window", "clip") for n in (9, 17, 33)}
+    assert counts == {
+        **{("real", n): c for n, c in ((9, 2), (17, 4), (33, 2))},
+        **{("direct", n): c for n, c in ((9, 2), (17, 4), (33, 2))},
+        **{("window", n): c for n, c in ((9, 0), (17, 4), (33, 2))},
+        **{("clip", n): c for n, c in ((9, 0), (17, 0), (33, 1))},
+    }

@@ -31,8 +31,8 @@ Word = Literal["holds", "does not hold", "undecided", "not measured"]
 
 
 PEERS = (
-    "window", "riflex", "freelong", "freenoise", "freelong++", "longdiff", "ultravico", "anchors", "pi", "ntk", "yarn",
-    "clip", "group", "context-windows",
+    "window", "window-no-sink", "riflex", "freelong", "freenoise", "freelong++", "longdiff", "ultravico", "anchors",
+    "pi", "ntk", "yarn", "clip", "group", "context-windows",
 )  # fmt: skip
 """Contestants that other people published."""
 
@@ -137,6 +137,17 @@ CLAIMS: tuple[Claim, ...] = (
             Comparison("subject_consistency", "direct", "profile", "above"),
             Comparison("motion", "direct", "profile", "below"),
             Comparison("flow", "direct", "profile", "below"),
+        ),
+    ),
+    Claim(
+        "trade",
+        "paper",
+        "A sliding window restores motion and loses constancy; FreeLOC restores motion and keeps constancy.",
+        (
+            Comparison("motion", "window", "direct", "above"),
+            Comparison("constancy", "window", "direct", "below"),
+            Comparison("motion", "profile", "direct", "above"),
+            Comparison("constancy", "profile", "window", "above"),
         ),
     ),
     Claim("peers", "paper", "FreeLOC is at least as good as each of its peers.", _peers("not below", "profile")),

@@ -94,6 +94,7 @@ def _model(results: Results, budget: _Budget) -> dict[str, Any]:
         ],
         "curves": plots.svg(plots.curves(results, main)),
         "cost": plots.svg(plots.cost(results)),
+        "trade": plots.svg(plots.trade(results, main)),
         "videos": videos,
         "refused": dict(results.refused),
         "environment": dict(results.environment),

@@ -10,9 +10,9 @@ from typing import Any
 from freeloc_fx.evaluation.metrics.clip import require
 from freeloc_fx.files import plain_label, save_figure
 
-from .rows import COLUMNS, Results, interval
+from .rows import COLUMNS, Interval, Results, interval
 
-__all__ = ["cost", "curves", "draw_all", "lengths", "svg"]
+__all__ = ["cost", "curves", "draw_all", "lengths", "svg", "trade"]
 
 
 LENGTHS = ("composite", "quality", "motion", "subject_consistency", "flow", "recurrence")
@@ -23,6 +23,7 @@ CURVES = ("composite", "constancy", "quality", "motion")
 
 
 _REFERENCE = "reconstruction"
+_REAL = "real"
 
 
 def _pyplot() -> Any:
@@ -90,6 +91,18 @@ def lengths(results: Results, members: Sequence[str], columns: Sequence[str] = L
     return figure
 
 
+def _panels(count: int) -> tuple[Any, Any]:
+    """A figure, and as many of its axes as asked for; the grid's others are empty."""
+    columns = min(2, max(1, count))
+    lines = -(-count // columns) or 1
+    figure, axes = _pyplot().subplots(
+        lines, columns, figsize=(5.8 * columns, 4.6 * lines), squeeze=False, constrained_layout=True
+    )
+    for axis in list(axes.flat)[count:]:
+        axis.set_axis_off()
+    return figure, axes.flat[:count]
+
+
 def cost(results: Results) -> Any:
     """Draw the composite against seconds of generation, a panel for each length beyond the trained one, names in order
     of score.
@@ -100,16 +113,12 @@ def cost(results: Results) -> Any:
     Returns:
         A matplotlib figure.
     """
-    plt = _pyplot()
+    _pyplot()
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
     long = [n for n in results.lengths if n > results.short]
-    columns = min(2, max(1, len(long)))
-    lines = -(-len(long) // columns) or 1
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(5.8 * columns, 4.6 * lines), squeeze=False, constrained_layout=True
-    )
-    for axis, frames in zip(axes.flat, long, strict=False):
+    figure, axes = _panels(len(long))
+    for axis, frames in zip(axes, long, strict=True):
         points = []
         for name in results.contestants(frames):
             seconds, score = (results.mean(name, frames, c)[0] for c in ("seconds", "composite"))
@@ -127,23 +136,61 @@ def cost(results: Results) -> Any:
         axis.grid(alpha=0.2)
         axis.margins(0.06, 0.06)
         _names(axis, sorted(points))
-    for axis in list(axes.flat)[len(long) :]:
-        axis.set_axis_off()
     return figure
 
 
+def trade(results: Results, members: Sequence[str]) -> Any:
+    """Draw constancy against motion with their intervals, a panel for each length beyond the trained one, the real
+    clips as a star: what a strategy keeps, and what that costs it.
+
+    Args:
+        results: of one model.
+        members: contestants to draw beside the real clips.
+
+    Returns:
+        A matplotlib figure.
+    """
+    long = [n for n in results.lengths if n > results.short]
+    figure, axes = _panels(len(long))
+    for axis, frames in zip(axes, long, strict=True):
+        points = []
+        for name in [n for n in results.contestants(frames) if n in members or n == _REAL]:
+            motion, constancy = (results.mean(name, frames, column) for column in ("motion", "constancy"))
+            if motion[0] is None or constancy[0] is None:
+                continue
+            color = "gray" if name == _REAL else _style(results, name)["color"]
+            axis.errorbar(
+                motion[0], constancy[0], xerr=_reach(motion), yerr=_reach(constancy), color=color, elinewidth=0.8,
+                marker="*" if name == _REAL else "o", ms=11 if name == _REAL else 5,
+            )  # fmt: skip
+            points.append((constancy[0], motion[0], name, color))
+        axis.set_title(f"{frames} frames")
+        axis.set_xlabel(COLUMNS["motion"].label)
+        axis.set_ylabel(COLUMNS["constancy"].label)
+        axis.grid(alpha=0.2)
+        axis.margins(0.06, 0.06)
+        _names(axis, sorted(points))
+    return figure
+
+
+def _reach(found: Interval) -> list[list[float]] | None:
+    """How far an interval reaches below and above its mean, as `errorbar` wants it; None without an interval."""
+    mean, low, high = found
+    return None if mean is None or low is None or high is None else [[mean - low], [high - mean]]
+
+
 def _names(axis: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names of (score, seconds, name, color), sorted, in a column beside the axis: at the points they would overlap."""
+    """Names of (up, across, name, color), sorted, in a column beside the axis: at the points they would overlap."""
     low, high = axis.get_ylim()
     gap = min(0.045, 1 / max(1, len(points) - 1))
     places: list[float] = []
-    for score, *_ in points:
-        places.append(max((score - low) / (high - low), places[-1] + gap if places else 0.0))
+    for up, *_ in points:
+        places.append(max((up - low) / (high - low), places[-1] + gap if places else 0.0))
     for index in range(len(places) - 1, -1, -1):  # what was pushed out at the top moves the ones below it
         places[index] = min(places[index], 1 - gap * (len(places) - 1 - index))
-    for place, (score, seconds, name, color) in zip(places, points, strict=True):
+    for place, (up, across, name, color) in zip(places, points, strict=True):
         axis.annotate(
-            plain_label(name), (seconds, score), (1.04, place), textcoords="axes fraction", fontsize=7, va="center",
+            plain_label(name), (across, up), (1.04, place), textcoords="axes fraction", fontsize=7, va="center",
             color=color, arrowprops={"arrowstyle": "-", "lw": 0.5, "color": color, "alpha": 0.5},
         )  # fmt: skip
 
@@ -227,7 +274,7 @@ def svg(figure: Any) -> str:
 
 
 def draw_all(results: Results, folder: Path) -> list[Path]:
-    """Write lengths-GROUP.png for each group, curves.png and cost.png.
+    """Write lengths-GROUP.png for each group, curves.png, cost.png and trade.png.
 
     Args:
         results: of one model.
@@ -239,7 +286,7 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
     plt = _pyplot()
     main = next(iter(results.groups.values()), ())
     figures = {f"lengths-{group}": lengths(results, members) for group, members in results.groups.items()}
-    figures |= {"curves": curves(results, main), "cost": cost(results)}
+    figures |= {"curves": curves(results, main), "cost": cost(results), "trade": trade(results, main)}
     written = []
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png", format="png", dpi=100, metadata={"Software": None})
