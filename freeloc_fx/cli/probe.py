@@ -23,7 +23,7 @@ from freeloc_fx.probing.plot import draw
 from freeloc_fx.probing.trials import check
 
 from . import common
-from .common import EXAMPLE, Job, UsageError, exits, load, out, prepare, progress, scorable
+from .common import EXAMPLE, Job, UsageError, err, exits, load, out, prepare, progress, scorable
 from .outputs import check_apart, check_report
 
 __all__ = ["probe"]
@@ -127,8 +127,11 @@ def probe(
         needed = mode == "full" or bool(tried)
         judge = _judge(job, needed, texts, range(seeds), visionreward, visionreward_model, trust_remote_code)
         named = None if judge is None else _judge_name(visionreward, visionreward_model)
-        if tried and judge is None:
-            raise UsageError("--candidate: expected prompts that can be scored, or --visionreward; found neither")
+        if needed and judge is None:
+            why = next(reason for text in texts if (reason := scorable(job, text)))
+            if tried:
+                raise UsageError(f"--candidate: expected prompts that can be scored, or --visionreward; found: {why}")
+            err.print(f"videos are not rewarded, positions are measured by ALD: {why}", highlight=False)
         pipe = load(job)
         with progress() as bar:
             task = bar.add_task("probing", total=None)

@@ -157,6 +157,7 @@ def test_bad_candidates_are_refused_before_the_model_is_loaded(
         (["--candidate=window@x", "--seeds=3"], "--candidate: expected multiples of the trained length above 1"),
         (["--candidate=window", "--candidate=window@4", "--seeds=3"], "--candidate: expected each strategy once"),
         (["--candidate=window", "--seeds=3", "--prompt=a cat"], "--candidate: expected prompts that can be scored"),
+        (["--candidate=window", "--seeds=3", "--prompt=a cat"], "found: scores need a video of 64x64 pixels"),
     ):
         result = run(model, *options, "-o", tmp_path / "p.json")
         assert result.exit_code != 0 and words in " ".join(result.output.split()), result.output
@@ -197,6 +198,13 @@ def test_visionreward_rewards_a_full_probe(
     assert again.exit_code == 0 and asked["reward_name"] not in (named, "composite"), again.output
     refused = run(model, *options)
     assert refused.exit_code == 2 and "--mode full" in refused.stderr and len(Judge.loaded) == 2
+
+
+def test_a_full_probe_without_a_reward_says_so(model: Path, asked: dict[str, Any], tmp_path: Path) -> None:
+    for options, told in (("--height=64", "--width=64"), "prompt 'a cat' is not in"), ((), "scores need a video of"):
+        result = run(model, "--mode=full", *options, "--prompt=a cat", "-o", tmp_path / f"p{len(options)}.json")
+        assert result.exit_code == 0 and asked["reward"] is None, result.output
+        assert f"positions are measured by ALD: {told}" in " ".join(result.stderr.split()), result.stderr
 
 
 def test_without_its_files_visionreward_is_not_loaded(model: Path, tmp_path: Path) -> None:
