@@ -80,6 +80,8 @@ def dynamo_switched_off(*, entirely: bool = False) -> str:
         return f"torch.compiler.set_stance({stance!r})"
     if torch.jit.is_tracing():
         return "torch.jit.trace"
+    if torch.compiler.is_exporting():
+        return "torch.export"
     for mode in _python_dispatch._get_current_dispatch_mode_stack():
         ignores = getattr(mode, "ignore_compile_internals", bool)  # absent from versions before
         if not mode.is_infra_mode() and not ignores():

@@ -221,7 +221,9 @@ def test_counting_and_tracing_around_a_transformed_model(warm: bool) -> None:
             changed(**wan_inputs(9))
         inputs = wan_inputs(9)
         latents = inputs.pop("hidden_states")
-        with pytest.raises(CaptureError, match=r"torch\.jit\.trace"):
+        with pytest.raises(CaptureError, match=r"torch\.export keeps"):
+            torch.export.export(changed, (), wan_inputs(9))
+        with pytest.raises(CaptureError, match=r"torch\.jit\.trace keeps"):
             torch.jit.trace(lambda x: changed(x, **inputs)[0], latents)
         assert torch.isfinite(changed(**wan_inputs(9))[0]).all()
 
