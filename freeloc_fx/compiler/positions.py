@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from freeloc_fx.compat import outside_fake_mode
 from freeloc_fx.planning.plan import Plan
 
 from .capture.facts import running_call
@@ -70,7 +71,9 @@ class KnownPositions:
         if seen is not None and last is not None and seen.stands(call, version):
             return last
         likely = [] if last is None else [last]
-        found = next((one for one in [*likely, *list(self._all)] if _equal(one.value, value)), None) or Position(value)
+        with outside_fake_mode():  # a call of one that measures shapes only, with the model's real tables
+            equal = (one for one in [*likely, *list(self._all)] if _equal(one.value, value))
+            found = next(equal, None) or Position(value)
         self._all.add(found)
         self._seen = {key: entry for key, entry in self._seen.items() if entry.tensor() is not None}
         self._seen[id(value)] = _Seen(weakref.ref(value), weakref.ref(found), call, version)

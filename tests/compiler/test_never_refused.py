@@ -14,6 +14,7 @@ from diffusers_models import CASES, Case, arguments, build
 from models import DiT, latents, wan, wan_inputs
 from slow import slow
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from freeloc_fx import Profile, plan, plans, transform
 from freeloc_fx.compiler.capture.examples import example_inputs
@@ -282,3 +283,13 @@ def test_a_forward_that_is_compiled_is_refused() -> None:
     model.forward = torch.compile(model.forward, backend="eager")
     with pytest.raises(TransformError, match="is compiled on its own"):
         transform(model, PROFILE)
+
+
+def test_shapes_alone() -> None:
+    """As whoever counts memory calls it, before or after a call with values."""
+    changed, given = transform(wan(), Profile(trained_frames=5, layers="vrpr+tsa"), backend="eager"), wan_inputs(9)
+    with torch.no_grad():
+        for _ in range(2):
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                assert changed(**given)[0].shape == given["hidden_states"].shape
+            assert torch.isfinite(changed(**given)[0]).all()
