@@ -12,17 +12,30 @@ from typing import Any
 
 import numpy as np
 
+from freeloc_fx.generation.tiny_wan.drawing import varied
 from freeloc_fx.generation.tiny_wan.scenes import Scene
 
 
-def prompt_of(seed: int) -> str:
-    """The prompt that a seed stands for: scenes that training never drew (their generator has its own key)."""
-    return Scene.random(np.random.default_rng((seed, 4))).prompt
+def scene_of(seed: int, leaves_open: bool = False) -> Scene:
+    """The scene that a seed stands for, which training never drew (its generators have other keys).
+
+    Args:
+        seed: of the clip.
+        leaves_open: whether its prompt leaves things open (`drawing.varied`), or tells everything.
+    """
+    if leaves_open:
+        return varied(np.random.default_rng((seed, 5)))
+    return Scene.random(np.random.default_rng((seed, 4)))
 
 
-def real_clip(seed: int, frames: int) -> np.ndarray:
-    """The scene of `prompt_of(seed)` itself, float32 (frames, 64, 64, 3)."""
-    return Scene.random(np.random.default_rng((seed, 4))).render(frames)
+def prompt_of(seed: int, leaves_open: bool = False) -> str:
+    """The prompt of `scene_of`."""
+    return scene_of(seed, leaves_open).prompt
+
+
+def real_clip(seed: int, frames: int, leaves_open: bool = False) -> np.ndarray:
+    """The clip of `scene_of`, float32 (frames, 64, 64, 3)."""
+    return scene_of(seed, leaves_open).render(frames)
 
 
 def reconstruct(pipe: Any, video: np.ndarray) -> np.ndarray:

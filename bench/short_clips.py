@@ -3,17 +3,19 @@
     python bench/short_clips.py --seed 20261129 --clips 8                          # embedded, and bench/training
     python bench/short_clips.py --seed 7 --folder train/tiny-wan-pipeline --sheet sheet.png
 
-Clips of the trained length, of prompts that tell everything, seeds counted from --seed. Rows: the real clips, what each
-VAE makes of them, what each model makes of their prompts. Columns: how often a thing is there twice or missing (share
-of the frames in which it is to be seen), pops per 100 frames, constancy, composite. --sheet draws eight frames of each
-clip of the last model below those of the real one. Writes results/short_clips.json and short_clips.md.
+Clips of the trained length, of prompts that tell everything and of ones that leave things open, seeds counted from
+--seed. Rows: the real clips, what each VAE makes of them, what each model makes of their prompts. Columns: how often a
+thing is there twice or missing (share of the frames in which it is to be seen), pops per 100 frames, constancy,
+composite. --sheet draws eight frames of each clip of the last model below those of the real one, SHEET-open beside it
+those of open prompts. Writes results/short_clips.json and short_clips.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,11 @@ from freeloc_fx.generation.tiny_wan.scenes import SIZE
 SHOWN = 8
 """Frames of a clip on the sheet."""
 
-Make = Callable[[int], np.ndarray]
+KINDS = ("told", "open")
+"""Of prompts: those that tell everything, and those that leave things open."""
+
+Make = Callable[[int, bool], np.ndarray]
+"""A clip of a seed, and of whether its prompt leaves things open."""
 
 
 def measure(video: np.ndarray, prompt: str) -> dict[str, float]:
@@ -56,19 +62,28 @@ def measure(video: np.ndarray, prompt: str) -> dict[str, float]:
     }
 
 
+def mean(clips: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Each figure's mean over the clips in which it could be measured."""
+    return {key: statistics.fmean(c[key] for c in clips if not math.isnan(c[key])) for key in clips[0]}
+
+
 def sources(folders: dict[str, Path], steps: int, guidance: float) -> Iterator[tuple[str, Make]]:
     """What makes clips of a seed, by its name."""
-    yield "real", lambda seed: real_clip(seed, FRAMES)
+    yield "real", lambda seed, leaves_open: real_clip(seed, FRAMES, leaves_open)
     for name, folder in folders.items():
         pipe = load_pipeline(str(folder))
-        yield f"{name}, VAE alone", lambda seed, pipe=pipe: reconstruct(pipe, real_clip(seed, FRAMES))
+        yield (
+            f"{name}, VAE alone",
+            lambda seed, leaves_open, pipe=pipe: reconstruct(pipe, real_clip(seed, FRAMES, leaves_open)),
+        )
         yield name, partial(sample, pipe, steps=steps, guidance=guidance)
 
 
-def sample(pipe: Any, seed: int, steps: int, guidance: float) -> np.ndarray:
+def sample(pipe: Any, seed: int, leaves_open: bool, steps: int, guidance: float) -> np.ndarray:
     """A model's clip of a seed's prompt, float32 (frames, 64, 64, 3)."""
+    prompt = prompt_of(seed, leaves_open)
     options: dict[str, Any] = {"frames": FRAMES, "height": SIZE, "width": SIZE}
-    made: np.ndarray = generate(pipe, prompt_of(seed), steps=steps, guidance=guidance, seed=seed, **options).frames
+    made: np.ndarray = generate(pipe, prompt, steps=steps, guidance=guidance, seed=seed, **options).frames
     return made
 
 
@@ -92,6 +107,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--prompts", choices=KINDS, nargs="+", default=list(KINDS))
     parser.add_argument("--folder", type=Path, help="of one pipeline, in place of the two; no results are written")
     parser.add_argument("--sheet", type=Path)
     given = parser.parse_args()
@@ -102,24 +118,30 @@ def main() -> None:
         del folders["in training"]
     if given.folder is not None:
         folders = {given.folder.name: given.folder}
-    found: dict[str, list[dict[str, float]]] = {}
-    means: dict[str, dict[str, float]] = {}
-    videos: dict[str, list[np.ndarray]] = {}
+    found: dict[str, dict[str, list[dict[str, float]]]] = {kind: {} for kind in given.prompts}
     for name, make in sources(folders, given.steps, given.guidance):
-        videos[name] = [make(seed) for seed in seeds]
-        found[name] = [measure(video, prompt_of(seed)) for video, seed in zip(videos[name], seeds, strict=True)]
-        means[name] = {key: statistics.fmean(clip[key] for clip in found[name]) for key in found[name][0]}
-        print(name, " ".join(f"{key} {value:.3f}" for key, value in means[name].items()), flush=True)
-    if given.sheet is not None:
-        sheet(given.sheet, videos["real"], videos[name])
+        for kind in given.prompts:
+            leaves_open = kind == "open"
+            if leaves_open and name == "embedded" and len(folders) > 1:
+                continue  # it was trained on prompts that tell everything
+            made = [make(seed, leaves_open) for seed in seeds]
+            clips = [measure(v, prompt_of(seed, leaves_open)) for v, seed in zip(made, seeds, strict=True)]
+            found[kind][name] = clips
+            print(kind, name, " ".join(f"{key} {value:.3f}" for key, value in mean(clips).items()), flush=True)
+            if given.sheet is not None and name == list(folders)[-1]:
+                path = given.sheet.with_stem(given.sheet.stem + "-open") if leaves_open else given.sheet
+                sheet(path, [real_clip(seed, FRAMES, leaves_open) for seed in seeds], made)
     if given.folder is not None:
         return
-    head = (f"clips of {FRAMES} frames", "a thing twice", "missing", "pops per 100 frames", "constancy", "motion")
+    head = ("prompts", f"clips of {FRAMES} frames", "a thing twice", "missing", "pops per 100 frames", "constancy")
     table = []
-    for name, mean in means.items():
-        shares = [f"{mean[key]:.0%}" for key in ("twice", "missing")]
-        table.append([name, *shares, *(f"{mean[key]:.2f}" for key in ("pops", "constancy", "motion", "composite"))])
-    save_table("short_clips", lines((*head, "composite"), table))
+    for kind, rows in found.items():
+        for name, clips in rows.items():
+            figures = mean(clips)
+            shares = [f"{figures[key]:.0%}" for key in ("twice", "missing")]
+            rest = [f"{figures[key]:.2f}" for key in ("pops", "constancy", "motion", "composite")]
+            table.append([kind, name, *shares, *rest])
+    save_table("short_clips", lines((*head, "motion", "composite"), table))
     options = {"seed": given.seed, "steps": given.steps, "guidance": given.guidance}
     save("short_clips", {**options, "clips": found})
 

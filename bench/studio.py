@@ -26,11 +26,13 @@ class Job:
         contestant: what makes it.
         frames: video frames.
         seed: of the clip: its prompt and its noise.
+        leaves_open: whether the prompt leaves things open, see `clips.scene_of`.
     """
 
     contestant: Contestant
     frames: int
     seed: int
+    leaves_open: bool = False
 
     def latent(self, temporal: int) -> int:
         """Latent frames of the clip, of which each after the first holds `temporal` video frames."""
@@ -110,11 +112,12 @@ class Pipeline:
         from freeloc_fx.generation.pipelines import generate
 
         who = job.contestant
-        if who.name == REFERENCE:
-            made, memory = peak_growth(lambda: reconstruct(self.pipe, real_clip(job.seed, job.frames)), self.device)
+        if who.name in (REAL, REFERENCE):
+            real = real_clip(job.seed, job.frames, job.leaves_open)
+            if who.name == REAL:
+                return Film(real, 0.0, None, False)
+            made, memory = peak_growth(lambda: reconstruct(self.pipe, real), self.device)
             return Film(made, 0.0, memory, False)
-        if who.name == REAL:
-            return Film(real_clip(job.seed, job.frames), 0.0, None, False)
         key = (who.name, who.draw, who.content(job.latent(self.temporal)))
         fresh = (self._on, self._frames) != (key, job.frames)
         if self._on != key:
@@ -128,8 +131,8 @@ class Pipeline:
         cpu = time.process_time()
         video, memory = peak_growth(
             lambda: generate(
-                self.pipe, prompt_of(job.seed), frames=job.frames, steps=steps, guidance=guidance, seed=job.seed,
-                latents=latents, height=SIZE, width=SIZE,
+                self.pipe, prompt_of(job.seed, job.leaves_open), frames=job.frames, steps=steps, guidance=guidance,
+                seed=job.seed, latents=latents, height=SIZE, width=SIZE,
             ),
             self.device,
         )  # fmt: skip

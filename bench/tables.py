@@ -97,20 +97,22 @@ def jobs_of(
     seeds: Sequence[int],
     short: int,
     only: Sequence[str] | None = None,
+    leaves_open: bool = False,
 ) -> list[Job]:
     """In the order in which they are done: by length, contestant, seed, so that one capture serves all seeds.
 
     only: of the groups' contestants; at the trained length the untouched model makes its clips in any case.
+    leaves_open: whether the clips' prompts leave things open.
     """
     names = [n for n in dict.fromkeys(n for group in groups for n in GROUPS[group]) if only is None or n in only]
     jobs = []
     for length in sorted(frames):
         if length <= short:  # within the trained length every strategy is the untouched model
             who = [Contestant(REFERENCE, None)] if length == short else []
-            jobs += [Job(c, length, s) for c in (Contestant(REAL, None), *who, *known["direct"]) for s in seeds]
-            continue
-        jobs += [Job(Contestant(REAL, None), length, s) for s in seeds]
-        jobs += [Job(c, length, s) for n in names for c in known.get(n, ()) for s in seeds]
+            who = [Contestant(REAL, None), *who, *known["direct"]]
+        else:
+            who = [Contestant(REAL, None), *(c for n in names for c in known.get(n, ()))]
+        jobs += [Job(c, length, s, leaves_open) for c in who for s in seeds]
     return jobs
 
 
@@ -140,7 +142,7 @@ class Run:
         who = job.contestant
         content = who.content(job.latent(self.temporal))
         values = (self.model, self.weights, who.name, who.draw, content, job.frames, job.seed, self.steps)
-        return json.dumps([*values, self.guidance])
+        return json.dumps([*values, self.guidance, *(["open"] if job.leaves_open else [])])
 
     def _known(self) -> dict[str, dict[str, Any]]:
         return {row["key"]: row for row in self.journal.rows if "refused" in row or _is_scored(row)}
@@ -196,7 +198,7 @@ class Run:
         except FreelocError as error:
             print(who.name, job.frames, job.seed, "refused:", error, flush=True)
             return {**facts, "refused": str(error)}
-        scores, curve = self.measure(film.frames, prompt_of(job.seed), studio.period)
+        scores, curve = self.measure(film.frames, prompt_of(job.seed, job.leaves_open), studio.period)
         if who.name not in (REFERENCE, REAL):
             scores |= {"seconds": film.seconds, "memory": None if film.memory is None else film.memory / 1e6}
         if keep is not None:
@@ -232,7 +234,7 @@ class Run:
                 "steps": self.steps,
                 "guidance": self.guidance,
                 "seeds": sorted({j.seed for j in self.jobs}),
-                "prompts": {str(s): prompt_of(s) for s in sorted({j.seed for j in self.jobs})},
+                "prompts": {str(j.seed): prompt_of(j.seed, j.leaves_open) for j in self.jobs},
                 "weights": self.weights,
                 "videos missing": len(self.jobs) - len(found),
             },
@@ -291,6 +293,7 @@ def main(arguments: Sequence[str] | None = None, open_studio: Callable[..., Pipe
     parser.add_argument("--only", help="contestants of the groups; default all")
     parser.add_argument("--frames", type=numbers, default=[81, 161, 321, 801, 1281])
     parser.add_argument("--seeds", type=numbers, default=[0, 1, 2, 3, 4], help="clips; fewer than 5 decide no claim")
+    parser.add_argument("--open", action="store_true", help="clips whose prompts leave things open")
     parser.add_argument("--also", type=further, action="append", default=[], metavar="GROUPS:FRAMES:SEEDS",
                         help="further videos, as of more clips at some lengths; more than once")  # fmt: skip
     parser.add_argument("--draws", type=int, default=3, help="of the random assignment")
@@ -302,7 +305,7 @@ def main(arguments: Sequence[str] | None = None, open_studio: Callable[..., Pipe
     parser.add_argument("--keep-videos", action="store_true", help="of group main and the first seed, as .mp4")
     parser.add_argument("--published", action="store_true", help="begin with the rows that --output holds already")
     parser.add_argument("--report", action="store_true", help="no generation: results of what the journal holds")
-    parser.add_argument("--output", type=Path, help="folder, default bench/results/tables-MODEL")
+    parser.add_argument("--output", type=Path, help="folder, default bench/results/tables-MODEL, or open-MODEL")
     args = parser.parse_args(arguments)
     asked = [(args.groups, args.frames, args.seeds), *args.also]
     groups = list(dict.fromkeys(group for some, *_ in asked for group in some))
@@ -311,10 +314,10 @@ def main(arguments: Sequence[str] | None = None, open_studio: Callable[..., Pipe
     if unknown := [n for n in only or () if n not in named]:
         raise SystemExit(f"--only: expected some of {', '.join(sorted(named))}, found {', '.join(unknown)}")
     name = Path(args.model).name
-    folder = args.output or RESULTS / f"tables-{name}"
+    folder = args.output or RESULTS / f"{'open' if args.open else 'tables'}-{name}"
     studio = open_studio(args.model, args.profile, args.device, args.backend)
     known, absent = contestants(studio.profile, studio.layers, args.draws, text=bool(studio.site.grid.text))
-    jobs = [job for some, frames, seeds in asked for job in jobs_of(known, some, frames, seeds, studio.short, only)]
+    jobs = [job for some in asked for job in jobs_of(known, *some, studio.short, only, args.open)]
     run = Run(
         Journal(args.work / f"{name}.jsonl"), name, studio.weights, studio.short, jobs, args.steps, args.guidance,
         studio.temporal,

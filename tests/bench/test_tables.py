@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import clips
 import contestants as people
 import numpy as np
 import pytest
@@ -251,6 +253,19 @@ def test_only_some_contestants_of_the_groups() -> None:
     jobs = tables.jobs_of(known, ["main", "ablation"], [321, 81], [5, 6], 81, ["profile", "tsa"])
     assert {j.contestant.name for j in jobs if j.frames == 321} == {"profile", "tsa", "real"}
     assert {j.contestant.name for j in jobs if j.frames == 81} == {"real", "reconstruction", "direct"}
+
+
+def test_clips_whose_prompts_leave_things_open_are_other_videos(tmp_path: Path) -> None:
+    """The same seed is another prompt, another real clip and another line of the journal."""
+    told, opened = run_of(tmp_path), run_of(tmp_path)
+    opened.jobs = [dataclasses.replace(job, leaves_open=True) for job in opened.jobs]
+    assert not {told.key(job) for job in told.jobs} & {opened.key(job) for job in opened.jobs}
+    prompts = [run.results(None, {}, ["main"]).settings["prompts"] for run in (told, opened)]
+    assert set(prompts[0]) == set(prompts[1]) and all(prompts[0][seed] != prompts[1][seed] for seed in prompts[0])
+    for seed in range(6):
+        scene = clips.scene_of(seed, leaves_open=True)
+        assert clips.prompt_of(seed, leaves_open=True) == scene.prompt
+        assert np.array_equal(clips.real_clip(seed, 3, leaves_open=True), scene.render(3))
 
 
 def test_rows_of_before_are_made_again() -> None:
