@@ -13,7 +13,7 @@ run that was stopped goes on with the batch that it had not seen. A stop of any 
 minute old in --work; the same command goes on from it. The learning rate falls at the end of each run's --minutes.
 An empty --work starts from bench/training/MODEL where there is one, which `--stage export --out bench/training/MODEL`
 writes, so that machines that come and go can take turns; else from the embedded weights. Its batches are counted from
-0 again, so --seed has to be one that was not used before (1 to 5 were).
+0 again, so --seed has to be one that was not used before (1 to 6 were).
 
 On CPU glibc gives the memory of large tensors back to the system and asks for it again in every step. With
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296 in
