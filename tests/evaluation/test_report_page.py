@@ -113,7 +113,7 @@ def test_what_is_embedded_is_the_files(page: str, folder: Path) -> None:
     assert all(s.startswith("data:video/mp4;base64,") for s in sources)
     data = [base64.b64decode(s.split(",", 1)[1], validate=True) for s in sources]
     assert data == [(folder / "videos" / f"{n}-321-0.mp4").read_bytes() for n in ("direct", "profile")]
-    assert page.count("<svg") == 4  # two groups, curves, cost
+    assert page.count("<svg") == 5  # two groups, curves, trade, cost
 
 
 def test_the_tables_have_their_rows_and_claims(page: str) -> None:
