@@ -282,7 +282,7 @@ def test_every_strategy_gives_what_one_process_gives() -> None:
         assert found["plan"], "a rank reports the plan of the whole model"
 
 
-@pytest.mark.parametrize(("ranks", "frames"), [(2, 12), (4, 21)])
+@pytest.mark.parametrize(("ranks", "frames"), [(2, 12), slow(4, 21)])
 def test_before_and_after_transform(ranks: int, frames: int) -> None:
     for found in on_ranks(wan_in_both_orders, ranks, ranks, frames):
         assert len(found) == (5 if ranks == 2 else 2) and max(found) <= 1e-5

@@ -141,7 +141,7 @@ def test_bfloat16_with_tables_in_float32() -> None:
     assert float((found.double() - expected.double()).norm() / expected.double().norm()) <= 2e-2
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, slow(torch.float16)])
 def test_a_model_that_was_cast_and_cast_back(dtype: torch.dtype) -> None:
     """Its position tables are rounded for good; as the model itself does, the rewritten one goes on with them."""
     model = wan()

@@ -64,6 +64,7 @@ def _small(model: Any) -> None:
     SMALL["model"] = model
 
 
+@pytest.mark.slow
 def test_what_the_videos_say_beats_the_rule(tmp_path: Path) -> None:
     made: list[tuple[int, int]] = []
 
