@@ -105,11 +105,12 @@ class _PerSampleError(ValueError):
 
 
 def _measure(view: nx.DiGraph, part: Slice, site: AttentionSite, tables: _Tables) -> Found | MatchFailure:
-    found: Found | MatchFailure = MatchFailure("")
-    for tolerance in tables.tolerances(part):
-        found = _measure_within(tolerance, view, part, site, tables)
-        if not isinstance(found, MatchFailure):
-            break
+    """The rotation of a stretch, by the strictest tolerance within which it is one; why it is none, by the loosest."""
+    strictest, *looser = tables.tolerances(part)
+    found = _measure_within(strictest, view, part, site, tables)
+    for tolerance in looser:
+        if isinstance(found, MatchFailure):
+            found = _measure_within(tolerance, view, part, site, tables)
     return found
 
 
@@ -357,7 +358,7 @@ class _Tables:
         return self._known[part.outside]
 
     def tolerances(self, part: Slice) -> list[float]:
-        """By how much what its tables do may differ from a rotation, the strictest first."""
+        """By how much what its tables do may differ from a rotation, as a complex modulus, the strictest first."""
         try:
             tables = [t for t in self.outside(part).values() if isinstance(t, torch.Tensor)]
         except LookupError:  # whoever measures will say so

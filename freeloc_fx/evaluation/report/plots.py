@@ -11,6 +11,7 @@ from freeloc_fx.evaluation.metrics.clip import require
 from freeloc_fx.files import plain_label, save_figure
 
 from .rows import COLUMNS, Interval, Results, interval
+from .summary import REFERENCES
 
 __all__ = ["cost", "curves", "draw_all", "lengths", "svg", "trade"]
 
@@ -22,8 +23,7 @@ LENGTHS = ("composite", "quality", "motion", "subject_consistency", "flow", "rec
 CURVES = ("composite", "constancy", "quality", "motion")
 
 
-_REFERENCE = "reconstruction"
-_REAL = "real"
+_REFERENCE, _REAL = REFERENCES
 
 
 def _pyplot() -> Any:
