@@ -83,8 +83,7 @@ def dynamo_switched_off(*, entirely: bool = False) -> str:
     if torch.compiler.is_exporting():
         return "torch.export"
     for mode in _python_dispatch._get_current_dispatch_mode_stack():
-        ignores = getattr(mode, "ignore_compile_internals", bool)  # absent from versions before
-        if not mode.is_infra_mode() and not ignores():
+        if not mode.is_infra_mode() and not mode.ignore_compile_internals():
             return f"{type(mode).__name__}, a TorchDispatchMode,"
     return ""
 
