@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from diffusers.models.transformers import transformer_wan
 from literal import attention, literal
 from models import wan, wan_inputs
+from slow import slow
 from test_foreign_kernels import CALLS, FlashFunction, counted, dense
 
 from freeloc_fx import Profile, plans, transform
@@ -75,7 +76,7 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-@pytest.mark.parametrize("backend", ["flash", "flash_varlen", "sage", "flex"])
+@pytest.mark.parametrize("backend", ["flash", slow("flash_varlen"), slow("sage"), "flex"])
 def test_a_chosen_backend_is_replaced_where_planned(backend: str) -> None:
     model = wan()
     long, short = wan_inputs(8), wan_inputs(4)

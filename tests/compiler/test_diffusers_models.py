@@ -26,7 +26,18 @@ PROFILE = Profile(trained_frames=TRAINED, layers="vrpr+tsa")
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
 
 
-SLOW = ("LTX2", "Wan I2V", "ChronoEdit", "ConsisID", "JoyImageEditPlus")
+# Beside another class of the same family, whose blocks are built as theirs are.
+SLOW = (
+    "LTX2",
+    "Wan I2V",
+    "WanAnimate",
+    "WanVACE",
+    "ChronoEdit",
+    "ConsisID",
+    "HunyuanVideo15",
+    "JoyImageEditPlus",
+    "Kandinsky6",
+)
 
 
 @pytest.fixture(params=[slow(name) if name in SLOW else name for name in CASES])

@@ -222,7 +222,7 @@ def test_quantised_linears_that_dynamo_cannot_trace_are_named() -> None:
     ("name", "order"),
     [
         ("Wan", "after"),
-        ("Wan", "before"),
+        slow("Wan", "before"),
         slow("HunyuanVideo", "before"),
         pytest.param("LTX", "after", marks=pytest.mark.slow),
     ],

@@ -38,7 +38,7 @@ def attention_backend_of_the_process() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [("Wan", {}), ("Wan", {"qk_norm": None}), slow("CogVideoX", {}), slow("LTX", {})]
+    ("name", "changes"), [slow("Wan", {}), ("Wan", {"qk_norm": None}), slow("CogVideoX", {}), slow("LTX", {})]
 )
 def test_fused_projections(name: str, changes: dict[str, Any]) -> None:
     """With a norm between projection and RoPE and without: then q is one piece of a larger projection."""

@@ -68,7 +68,7 @@ def frozen() -> Iterator[None]:
 
 
 CONTEXTS = [
-    ("Wan", default_dtype), ("CogVideoX", default_device), ("Wan", lambda: torch.device("cpu")), ("LTX", frozen),
+    ("Wan", default_dtype), ("CogVideoX", default_device), slow("Wan", lambda: torch.device("cpu")), ("LTX", frozen),
 ]  # fmt: skip
 
 
@@ -88,14 +88,14 @@ def test_a_default_device_is_in_force_again_after_a_call() -> None:
         assert torch.overrides._get_current_function_mode_stack() == before
 
 
-@pytest.mark.parametrize("name", ["Mochi", "Cosmos"])
+@pytest.mark.parametrize("name", ["Mochi", slow("Cosmos")])
 def test_autocast_where_tables_are_kept_out_of_it(name: str) -> None:
     model = build(name)
     given = [arguments(name, model, frames) for frames in (4, 11)]
     check(model, *given, lambda: torch.autocast("cpu", torch.bfloat16), tolerance=2e-2)
 
 
-@pytest.mark.parametrize("size", [slow((1, 2, 3)), (4, 1, 2), slow((4, 3, 1)), (3, 1, 1)])
+@pytest.mark.parametrize("size", [slow((1, 2, 3)), slow((4, 1, 2)), slow((4, 3, 1)), (3, 1, 1)])
 def test_pairs_that_turn_by_half_a_turn(size: tuple[int, int, int]) -> None:
     """LTX spreads positions over [-1, 1], so the one place of a one-token axis is half a turn of the first pair."""
     model, random = build("LTX"), torch.Generator().manual_seed(1)

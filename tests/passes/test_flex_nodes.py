@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import DiT, latents, wan
+from slow import slow
 from transformed import LONG, distance, reference, run
 
 from freeloc_fx import Profile, transform
@@ -58,7 +59,11 @@ def in_self_attention(graph: torch.fx.Graph) -> list[torch.fx.Node]:
     return [node for node, stack in stacks if "attn1" in stack]
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+# The slow ones are parts of the others.
+ALONE = ("vrpr", "direct+temp", "tsa", "window", "pi", "freelong")
+
+
+@pytest.mark.parametrize("name", [slow(name) if name in ALONE else name for name in STRATEGIES])
 def test_every_strategy_is_rotary_and_flex_attention_nodes(name: str) -> None:
     model, kept = wan(attention_head_dim=16), Kept()
     profile = Profile(trained_frames=5, layers=name, **settings_of(name))
@@ -75,7 +80,7 @@ def test_every_strategy_is_rotary_and_flex_attention_nodes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vrpr", "vrpr+tsa"])
-@pytest.mark.parametrize("times", [2, 4, 10, 16])
+@pytest.mark.parametrize("times", [slow(2), 4, slow(10), 16])
 @pytest.mark.parametrize("paper", [True, False], ids=["the paper's settings", "solved settings"])
 def test_three_calls_for_vrpr_at_any_length(name: str, times: int, paper: bool) -> None:
     """The paper's settings at 4x: 21 calls a layer with one for each band."""
