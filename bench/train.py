@@ -13,7 +13,10 @@ run that was stopped goes on with the batch that it had not seen. A stop of any 
 minute old in --work; the same command goes on from it. The learning rate falls at the end of each run's --minutes.
 An empty --work starts from bench/training/MODEL where there is one, which `--stage export --out bench/training/MODEL`
 writes, so that machines that come and go can take turns; else from the embedded weights. Its batches are counted from
-0 again, so --seed has to be one that was not used before (1 to 6 were).
+0 again, so --seed has to be one that was not used before (1 to 7 were).
+
+`--model tiny-joint --stage dit --teacher bench/training/tiny-wan` trains on what tiny-wan predicts and not on the clips
+themselves, whose noise no model can predict (distillation): the same noisy latents and prompts, steadier gradients.
 
 On CPU glibc gives the memory of large tensors back to the system and asks for it again in every step. With
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296 in
@@ -74,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--peak", type=float, help="learning rate; default by stage")
     parser.add_argument("--cooldown", type=float, default=0.25, help="share of the run in which the rate falls")
     parser.add_argument("--fresh", action="store_true", help="start from random weights, not from earlier ones")
+    parser.add_argument("--teacher", type=Path, help="pipeline folder of a tiny-wan whose predictions are the target")
     parser.add_argument("--layers", type=int, help="default 10 (tiny-wan), 8 (tiny-joint, the first 2 of them dual)")
     parser.add_argument("--heads", type=int, default=5)
     parser.add_argument("--muon", action=argparse.BooleanOptionalAction, default=True)

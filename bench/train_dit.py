@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from checkpoints import read_part
@@ -69,8 +70,12 @@ class DitStage(Stage):
 
     Args:
         name: "short" or "dit".
-        args: of `train.py`.
+        args: of `train.py`. With a teacher the loss is the distance to what that predicts, without the noise that hides
+            it in a clip; the validation is against the clips in either case.
         device: where it runs.
+
+    Raises:
+        ValueError: the teacher's latents are normalised otherwise.
     """
 
     peak = 1e-3
@@ -92,7 +97,25 @@ class DitStage(Stage):
         self.finish(model.to(device))
         self.optimizers = make_optimizers(model, args)
         self.run = torch.compile(model) if args.compile else model
+        self.teacher = None if args.teacher is None else self._teacher(args)
         self.valid = [self._held_out(args.held_out)]
+
+    def _teacher(self, args: argparse.Namespace) -> nn.Module:
+        """The tiny-wan that tells what to predict, which has to know the latents by the same numbers."""
+        config = json.loads((args.teacher / "vae" / "config.json").read_text(encoding="utf-8"))
+        for key, mine in (("latents_mean", self.mean), ("latents_std", self.std)):
+            expected = mine.flatten().tolist()
+            if not np.array_equal(np.round(config[key], 4), np.round(expected, 4)):
+                raise ValueError(
+                    f"--teacher {args.teacher}: expected {key} {expected}, by which the latents here are normalised, "
+                    f"found {config[key]}"
+                )
+        shape = argparse.Namespace(heads=args.heads, layers=None)
+        teacher = TextToVideo(shape, len(self.tokenizer), self.vae.config.z_dim)
+        read_pipeline(args.teacher, teacher)
+        teacher.prepare_training(self.device)
+        teacher.requires_grad_(False).to(self.device)
+        return torch.compile(teacher) if args.compile else teacher  # type: ignore[return-value]
 
     def _latents(self, clips: torch.Tensor) -> torch.Tensor:
         return (_encode(self.vae, clips, self.device) - self.mean) / self.std
@@ -126,16 +149,27 @@ class DitStage(Stage):
         u = torch.sigmoid(spread_normal(len(clips), self.levels, generator))
         sigma = (self.shift * u / (1 + (self.shift - 1) * u)).to(self.device)
         noise = torch.randn(x.shape, generator=generator).to(self.device)
-        return self._error(self.run, x, noise, sigma, ids, mask)
+        if self.teacher is None:
+            return self._error(self.run, x, noise, sigma, ids, mask)
+        with torch.no_grad():
+            target = self._predicted(self.teacher, x, noise, sigma, ids, mask)
+        return F.mse_loss(self._predicted(self.run, x, noise, sigma, ids, mask), target)
 
     def _error(
         self, model: nn.Module, x: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, ids: torch.Tensor,
         mask: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
+        return F.mse_loss(self._predicted(model, x, noise, sigma, ids, mask), noise - x)
+
+    def _predicted(
+        self, model: nn.Module, x: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, ids: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """Velocity, float32, of the shape of the latents `x`."""
         s = sigma.view(-1, 1, 1, 1, 1)
         with autocast(self.device):
-            prediction = model((1 - s) * x + s * noise, sigma * 1000, ids, mask)
-        return F.mse_loss(prediction.float(), noise - x)
+            prediction: torch.Tensor = model((1 - s) * x + s * noise, sigma * 1000, ids, mask)
+        return prediction.float()
 
     def validate(self) -> dict[str, float]:
         """Loss on held-out clips, the mean over four noise levels, and at the highest and the lowest of them."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,3 +210,25 @@ def test_all_stages_give_a_pipeline_folder(tmp_path: Path, model: str) -> None:
     prompt = "two shapes wander slowly over a striped floor"
     video = generate(pipe, prompt, frames=9, height=64, width=64, seed=0, steps=1)
     assert video.frames.shape == (9, 64, 64, 3)
+
+
+@pytest.mark.slow
+def test_a_teacher_is_what_the_predictions_are_compared_with(tmp_path: Path) -> None:
+    """A model that is its own teacher has nothing to learn, and a teacher of other latents is refused."""
+    from train_dit import DitStage
+
+    folder = tmp_path / "tiny-wan"
+    shutil.copytree(SCRIPT.parent / "training" / "tiny-wan", folder)
+    args = argparse.Namespace(
+        model="tiny-wan", seed=3, levels=1, batch=1, held_out=1, work=tmp_path, heads=5, layers=None, muon=True,
+        fresh=False, compile=False, teacher=folder,
+    )  # fmt: skip
+    stage = DitStage("dit", args, CPU)
+    clips, prompts = Clips(3, 13, 1, 81)[0]
+    assert stage.loss(clips, prompts, 0).item() <= 5e-3  # rounded in another order where gradients are kept
+    stage.teacher = None
+    assert stage.loss(clips, prompts, 0).item() > 0.05
+    config = folder / "vae" / "config.json"
+    config.write_text(config.read_text().replace('"latents_std": [', '"latents_std": [9.0, '), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"--teacher .*expected latents_std"):
+        DitStage("dit", args, CPU)
