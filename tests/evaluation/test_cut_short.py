@@ -70,6 +70,20 @@ def test_the_last_bytes_count_where_a_file_says_how_many_it_has(folder: Path, tm
         assert len(read_clip(tmp_path / name).frames) == FRAMES
 
 
+def test_a_transport_stream_ends_with_a_packet(folder: Path, tmp_path: Path) -> None:
+    data, path = (folder / "clip.ts").read_bytes(), tmp_path / "clip.ts"
+    disc = b"".join(b"\0\0\0\0" + data[at : at + 188] for at in range(0, len(data), 188))
+    for whole, packet, name in ((data, 188, "clip.ts"), (disc, 192, "clip.m2ts")):
+        path = tmp_path / name
+        path.write_bytes(whole + b"\0" * 40)
+        assert len(read_clip(path).frames) == FRAMES
+        for share in (0.5, 0.8):
+            cut = int(len(whole) * share) // packet * packet + 100
+            path.write_bytes(whole[:cut])
+            with pytest.raises(MetricError, match=f"packets of {packet} bytes, found 100 bytes of the last: the file"):
+                read_clip(path)
+
+
 @pytest.mark.parametrize("name", ["sound.mp4", "sound.mkv"])
 def test_sound_may_be_longer(folder: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "freeloc_fx"):

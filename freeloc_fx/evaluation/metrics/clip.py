@@ -211,6 +211,7 @@ def _opened(path: Path) -> tuple[Any, dict[str, Any]]:
     """The frames of a video to come, and what ffmpeg says of it."""
     ffmpeg = require("imageio_ffmpeg", '"freeloc_fx[cli]"', "reading a video")
     _check_bytes(path)
+    _check_packets(path)
     reader = ffmpeg.read_frames(str(path), pix_fmt="rgb24")
     try:
         facts = dict(next(reader))
@@ -241,6 +242,22 @@ def _check_bytes(path: Path) -> None:
             if length < 8 or head[:4] == b"RIFF":  # the last box, or bytes that are none
                 return
             at += length
+
+
+def _check_packets(path: Path) -> None:
+    """Refuse a transport stream (.ts, .m2ts) that ends inside a packet. One cut between two packets looks whole."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(5 * 192)
+        for packet, at in ((188, 0), (192, 4)):  # a disc's packets have four bytes of time in front
+            marks = head[at::packet]
+            if len(marks) > 2 and set(marks) == {0x47} and size % packet:
+                file.seek(size - size % packet)
+                if file.read().strip(b"\0"):
+                    raise MetricError(
+                        f"{path}: expected whole packets of {packet} bytes, found {size % packet} bytes of the last: "
+                        "the file is cut short"
+                    )
 
 
 def _stated(facts: dict[str, Any]) -> tuple[float, float]:
