@@ -19,7 +19,7 @@ import torch
 import training_loop
 from checkpoints import LARGEST, Checkpoint, State, read_part
 from tiny_wan_vae import make_vae
-from train_dit import spread_normal
+from train_dit import spread_times
 from train_vae import VaeStage
 from training_loop import Budget, Clips, train
 
@@ -149,14 +149,15 @@ def test_batches_never_repeat_and_go_on_where_the_last_run_stopped() -> None:
     assert not torch.equal(Clips(0, 12, 2, 5)[0][0], firsts[0])
 
 
-def test_a_clip_has_one_noise_level_in_each_range() -> None:
-    drawn = spread_normal(500, 4, torch.Generator().manual_seed(3)).view(500, 4)
-    quartiles = torch.tensor([-0.6745, 0.0, 0.6745])
-    assert torch.equal(torch.bucketize(drawn, quartiles), torch.arange(4).expand(500, 4))
-    # Together they are normal: a Kolmogorov-Smirnov distance of 2000 numbers that are not is above 0.04.
-    below = torch.special.ndtr(drawn.flatten().sort().values)
+@pytest.mark.parametrize("uniform", [True, False])
+def test_a_clip_has_one_noise_level_in_each_range(uniform: bool) -> None:
+    drawn = spread_times(500, 4, torch.Generator().manual_seed(3), uniform).view(500, 4)
+    place = drawn if uniform else torch.special.ndtr(torch.logit(drawn))
+    assert torch.equal(torch.bucketize(place, torch.tensor([0.25, 0.5, 0.75])), torch.arange(4).expand(500, 4))
+    # Together they are as asked for: a Kolmogorov-Smirnov distance of 2000 numbers that are not is above 0.04.
+    below = place.flatten().sort().values
     assert float((below - (torch.arange(2000) + 0.5) / 2000).abs().max()) < 0.03
-    assert spread_normal(3, 1, torch.Generator().manual_seed(0)).isfinite().all()
+    assert 0 < spread_times(3, 1, torch.Generator().manual_seed(0), uniform).min() < 1
 
 
 def test_the_rate_falls_at_the_end() -> None:
@@ -221,7 +222,7 @@ def test_a_teacher_is_what_the_predictions_are_compared_with(tmp_path: Path) -> 
     shutil.copytree(SCRIPT.parent / "training" / "tiny-wan", folder)
     args = argparse.Namespace(
         model="tiny-wan", seed=3, levels=1, batch=1, held_out=1, work=tmp_path, heads=5, layers=None, muon=True,
-        fresh=False, compile=False, teacher=folder,
+        fresh=False, compile=False, teacher=folder, times="uniform",
     )  # fmt: skip
     stage = DitStage("dit", args, CPU)
     clips, prompts = Clips(3, 13, 1, 81)[0]
