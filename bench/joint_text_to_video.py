@@ -6,7 +6,7 @@ import argparse
 
 import torch
 from joint_from_wan import copy_blocks
-from text_to_video import make_text_encoder
+from text_to_video import make_text_encoder, spread_layers
 from torch import nn
 from training_attention import use
 
@@ -39,8 +39,7 @@ def dit_config(args: argparse.Namespace, channels: int) -> dict:
 def start_from_wan(model: nn.Module, wan: nn.Module) -> None:
     """Fill the video blocks from those of a transformer of tiny-wan's kind, spread evenly over its layers."""
     count = len(model.transformer_blocks) + len(model.single_transformer_blocks)
-    last = wan.config.num_layers - 1
-    copy_blocks(model, wan, [round(i * last / (count - 1)) for i in range(count)])
+    copy_blocks(model, wan, spread_layers(count, wan.config.num_layers))
 
 
 class JointTextToVideo(nn.Module):
@@ -65,11 +64,14 @@ class JointTextToVideo(nn.Module):
 
         use(transformer_hunyuan_video, device)
 
+    def video_blocks(self) -> list[nn.Module]:
+        return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+
     def matrices(self) -> list[nn.Parameter]:
         """What Muon takes: the matrices of the blocks but the modulations, which are read one row at a time."""
         model = self.transformer
         refiner = model.context_embedder.token_refiner.refiner_blocks
-        blocks = nn.ModuleList([*model.transformer_blocks, *model.single_transformer_blocks, *refiner])
+        blocks = nn.ModuleList([*self.video_blocks(), *refiner])
         return [p for name, p in blocks.named_parameters() if p.ndim == 2 and ".norm" not in name]
 
     def forward(self, z_t: torch.Tensor, t: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

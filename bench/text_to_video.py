@@ -105,6 +105,11 @@ def look_at_neighbours(encoder: nn.Module, strength: float = 30.0) -> None:
             bias[bucket, head] = strength
 
 
+def spread_layers(count: int, of: int) -> list[int]:
+    """Layers of a transformer of `of` layers that `count` layers of another stand for, spread evenly."""
+    return [round(i * (of - 1) / (count - 1)) for i in range(count)]
+
+
 class CompactCrossAttention:
     """Cross-attention over the prompt's tokens plus ONE zero token that stands for all the padding.
 
@@ -149,6 +154,9 @@ class TextToVideo(nn.Module):
         use(transformer_wan, device)
         for block in self.transformer.blocks:
             block.attn2.set_processor(self.compact)
+
+    def video_blocks(self) -> list[nn.Module]:
+        return list(self.transformer.blocks)
 
     def matrices(self) -> list[nn.Parameter]:
         """What Muon takes: the matrices of the blocks."""

@@ -5,11 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from checkpoints import read_part
-from text_to_video import FRAMES, TEXT_LENGTH, TextToVideo, make_optimizers, make_tokenizer, read_pipeline
+from teaching import Watched, distance, read_teacher
+from text_to_video import (
+    FRAMES,
+    TEXT_LENGTH,
+    TextToVideo,
+    make_optimizers,
+    make_tokenizer,
+    read_pipeline,
+    spread_layers,
+)
 from tiny_wan_vae import earlier, earlier_vae, encode, make_vae
 from torch import nn
 from training_loop import Clips, Stage, autocast, to_pixels
@@ -96,26 +104,15 @@ class DitStage(Stage):
         model.prepare_training(device)
         self.finish(model.to(device))
         self.optimizers = make_optimizers(model, args)
-        self.run = torch.compile(model) if args.compile else model
-        self.teacher = None if args.teacher is None else self._teacher(args)
+        ran, self.teacher = model, None
+        if args.teacher is not None:
+            teacher = read_teacher(args.teacher, args, len(self.tokenizer), self.mean.flatten(), self.std.flatten())
+            teacher.prepare_training(device)
+            mine, known = len(model.video_blocks()), len(teacher.video_blocks())
+            ran, other = Watched(model, list(range(mine))), Watched(teacher.to(device), spread_layers(mine, known))
+            self.teacher = torch.compile(other) if args.compile else other
+        self.run = torch.compile(ran) if args.compile else ran
         self.valid = [self._held_out(args.held_out)]
-
-    def _teacher(self, args: argparse.Namespace) -> nn.Module:
-        """The tiny-wan that tells what to predict, which has to know the latents by the same numbers."""
-        config = json.loads((args.teacher / "vae" / "config.json").read_text(encoding="utf-8"))
-        for key, mine in (("latents_mean", self.mean), ("latents_std", self.std)):
-            expected = mine.flatten().tolist()
-            if not np.array_equal(np.round(config[key], 4), np.round(expected, 4)):
-                raise ValueError(
-                    f"--teacher {args.teacher}: expected {key} {expected}, by which the latents here are normalised, "
-                    f"found {config[key]}"
-                )
-        shape = argparse.Namespace(heads=args.heads, layers=None)
-        teacher = TextToVideo(shape, len(self.tokenizer), self.vae.config.z_dim)
-        read_pipeline(args.teacher, teacher)
-        teacher.prepare_training(self.device)
-        teacher.requires_grad_(False).to(self.device)
-        return torch.compile(teacher) if args.compile else teacher  # type: ignore[return-value]
 
     def _latents(self, clips: torch.Tensor) -> torch.Tensor:
         return (_encode(self.vae, clips, self.device) - self.mean) / self.std
@@ -151,25 +148,20 @@ class DitStage(Stage):
         noise = torch.randn(x.shape, generator=generator).to(self.device)
         if self.teacher is None:
             return self._error(self.run, x, noise, sigma, ids, mask)
-        with torch.no_grad():
-            target = self._predicted(self.teacher, x, noise, sigma, ids, mask)
-        return F.mse_loss(self._predicted(self.run, x, noise, sigma, ids, mask), target)
+        given = _noisy(x, noise, sigma), sigma * 1000, ids, mask
+        with autocast(self.device):
+            with torch.no_grad():
+                target = self.teacher(*given)
+            found = self.run(*given)
+        return distance(found, target)
 
     def _error(
         self, model: nn.Module, x: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, ids: torch.Tensor,
         mask: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
-        return F.mse_loss(self._predicted(model, x, noise, sigma, ids, mask), noise - x)
-
-    def _predicted(
-        self, model: nn.Module, x: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, ids: torch.Tensor,
-        mask: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
-        """Velocity, float32, of the shape of the latents `x`."""
-        s = sigma.view(-1, 1, 1, 1, 1)
         with autocast(self.device):
-            prediction: torch.Tensor = model((1 - s) * x + s * noise, sigma * 1000, ids, mask)
-        return prediction.float()
+            prediction = model(_noisy(x, noise, sigma), sigma * 1000, ids, mask)
+        return F.mse_loss(prediction.float(), noise - x)
 
     def validate(self) -> dict[str, float]:
         """Loss on held-out clips, the mean over four noise levels, and at the highest and the lowest of them."""
@@ -179,6 +171,11 @@ class DitStage(Stage):
             at = torch.full((len(x),), sigma, device=self.device)
             found.append(float(self._error(self.average, x, noise, at, ids, mask)))
         return {"validation": sum(found) / len(found), "at_0.3": found[0], "at_0.97": found[-1]}
+
+
+def _noisy(x: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    s = sigma.view(-1, 1, 1, 1, 1)
+    return (1 - s) * x + s * noise
 
 
 def spread_times(clips: int, levels: int, generator: torch.Generator, uniform: bool = True) -> torch.Tensor:
