@@ -1,4 +1,7 @@
-"""Every error this library raises on purpose. Each message names the object, what was expected and what was found."""
+"""The errors of several rooms; others stand beside what raises them, and are FreelocErrors, too.
+
+Each message names the object, what was expected and what was found.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,11 @@ class ProfileError(FreelocError, ValueError):
 
 
 class StrategyError(FreelocError, ValueError):
-    """An unknown strategy name, or parts that do not compose."""
+    """An unknown strategy name, parts that do not compose, or settings that do not fit the length."""
 
 
 class SolveError(FreelocError, ValueError):
-    """No settings exist for this trained length and target."""
+    """An argument of a solver is not of the kind that it takes."""
 
 
 class LengthError(FreelocError, ValueError):

@@ -77,9 +77,14 @@ def run(
 
     Returns:
         (batch, heads, tokens, head_dim) in q's dtype.
+
+    Raises:
+        ValueError: there is no such lowering.
     """
     if name == "auto":
         name = quickest(run, q, k, v, spec, scale, key_mask)
+    if name not in LOWERINGS:
+        raise ValueError(f"lowering: expected auto or one of {', '.join(LOWERINGS)}, found {name!r}")
     mixture = spec.strategy.mixture
     if mixture is None or name == "flex":  # whose graph holds a mixture's strategies side by side
         return LOWERINGS[name](q, k, v, spec, scale, key_mask)
@@ -264,6 +269,7 @@ def long_attention(
 
     Raises:
         CaptureError: no such spec in this process, or operands of another shape, dtype, device or layout.
+        ValueError: there is no such lowering.
         VerificationError: with `verify`, the lowering is further from the reference than `agree` allows.
     """
     return _run(q, k, v, registry.by_key(spec), lowering, scale, key_mask, verify)

@@ -30,7 +30,7 @@ def generate(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="direct (the untouched model), vrpr, tsa, vrpr+tsa, each with an optional +temp, for every layer.",
+            help="For every layer: direct (the untouched model), profile, or parts joined by + as in vrpr+tsa+temp.",
             show_default="the profile's, layer by layer",
         ),
     ] = None,

@@ -147,6 +147,8 @@ def _from_configuration(
         raise common.UsageError(f"--latent: expected FRAMESxHEIGHTxWIDTH, such as 33x60x104, found {latent!r}")
     model = without_weights(source)
     if trained_frames is not None:
+        if profile is not None:
+            raise common.UsageError("--trained-frames: expected without --profile, which says it, found both")
         chosen = Profile(trained_frames=trained_frames, layers="vrpr+temp", name="--trained-frames")
     else:
         chosen = library.choose_profile(model, Profile.load(profile) if profile is not None else None)

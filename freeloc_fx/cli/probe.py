@@ -12,6 +12,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from freeloc_fx.errors import ProfileError
 from freeloc_fx.evaluation.metrics import COMPOSITE, score
 from freeloc_fx.evaluation.metrics.visionreward import VisionReward
 from freeloc_fx.generation import pipelines as library
@@ -36,7 +37,14 @@ def probe(
         Literal["observe", "full"],
         typer.Option(help="observe: two generations. full: the paper's, one for each layer and shift."),
     ] = "observe",
-    prompts: Annotated[list[str] | None, typer.Option("--prompt", help="Repeat for more; one for each seed.")] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            help="Repeat it for more, which the seeds take in turn.",
+            show_default="for models that make tiny-wan's scenes: one of them",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
     trained: Annotated[
         int | None, typer.Option(min=2, help="Latent frames the model was trained on.", show_default="its profile's")
@@ -115,13 +123,18 @@ def probe(
         check_report(output)
         facts = library.Facts.read(model)
         if trained is None:
-            trained = Profile.for_model(facts.transformer).trained_frames
+            trained = _trained(facts.transformer)
         targets = [_times(n, trained) for n in _multiples(lengths, frames)]
         if frames is not None:
             targets = [(frames - 1) // facts.temporal + 1]
         wanted = frames if frames is not None else (max(targets) - 1) * facts.temporal + 1
         job = prepare(model, None, ["direct"], wanted, height, width, steps, dtype=dtype, device=device)
         texts = prompts or [EXAMPLE]
+        if not prompts and (why := scorable(job, EXAMPLE)):
+            raise UsageError(
+                "--prompt: expected one such as the model was trained on, found none; the default is a scene of "
+                f"tiny-wan's, and {why}"
+            )
         tried = _candidates(candidates or [], trained)
         check(tried, targets, range(seeds), rewarded=True)
         needed = mode == "full" or bool(tried)
@@ -160,6 +173,20 @@ def probe(
             out.print(_table(for_length(profile, count)))
             _say_trials(profile, count)
         out.print(f"{output}; {picture}; the measurements are kept in {folder}", highlight=False, soft_wrap=True)
+
+
+def _trained(transformer: Any) -> int:
+    """Latent frames of the training clips, by the shipped profile.
+
+    Raises:
+        UsageError: none is for this model.
+    """
+    try:
+        return Profile.for_model(transformer).trained_frames
+    except ProfileError as error:
+        raise UsageError(
+            f"--trained: expected the latent frames of the training clips, since {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _judge(

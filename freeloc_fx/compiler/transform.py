@@ -96,11 +96,12 @@ def transform(
         TypeError: `model`, `profile` or `verify` is of another type.
         TransformError: the model is already transformed or compiled.
         ProfileError: no profile fits, or it names layers that this model does not have.
-        PlanError: the profile is for another model.
-        ValueError: an unknown backend, attention or pass.
+        PlanError: the profile is for another model, or, on the first call, gives a strategy to a layer without a site.
+        ValueError: an unknown backend, attention or pass; CUDA graphs beside a profile whose strategies follow steps.
         CaptureError: the model is autoregressive; on the first call with a shape: no attention that can be rewritten.
         LengthError: on the first call with a shape: the model's own position tables end before.
-        SolveError: on the first call with a shape: no settings exist for this length.
+        StrategyError: on the first call with a shape: settings that do not fit this length.
+        VerificationError: with `verify`, on the first call with a shape: a pass or a long attention is wrong.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
@@ -215,7 +216,8 @@ def plan(
         ValueError: a size is not a positive integer.
         CaptureError: no attention that can be rewritten was found; the message collects the reasons.
         LengthError: the model's own position tables end before.
-        SolveError: no settings exist for this length.
+        StrategyError: settings that do not fit this length.
+        TypeError: as `transform`.
         ProfileError: as `transform`.
         PlanError: as `transform`.
     """

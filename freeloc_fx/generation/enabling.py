@@ -37,7 +37,7 @@ def enable(
     *,
     strategy: str | None = None,
     backend: str | Callable[..., Any] | Mapping[str, Any] = "inductor",
-    attention: str = "auto",
+    attention: str | Mapping[str, Any] = "auto",
     verify: bool = False,
 ) -> Profile | None:
     """Make a pipeline generate video longer than its model was trained on, in place and without training.
@@ -64,8 +64,9 @@ def enable(
         The profile that is used; None for "direct" without a profile.
 
     Raises:
-        TypeError: `pipe` is a model, or `profile` is of another type.
-        TransformError: the pipeline has no transformer, or one of them is compiled already.
+        TypeError: `pipe` is a model, or `profile` or `verify` is of another type.
+        TransformError: the pipeline has no transformer, one of them is compiled already, or one that was transformed
+            before cannot be restored, see `restore`.
         StrategyError: the strategy is unknown.
         ProfileError: there is no such profile, it is malformed, or none is shipped for this model.
         PlanError: the profile is for another model.
@@ -104,6 +105,7 @@ def disable(pipe: Any) -> None:
 
     Raises:
         TypeError: `pipe` is a model, whose original `restore` gives back.
+        TransformError: a transformer cannot be restored, see `restore`.
     """
     if isinstance(pipe, nn.Module) and not transformers_of(pipe):
         check_pipeline(pipe)
@@ -117,7 +119,7 @@ def apply(
     strategy: str | None = None,
     *,
     backend: str | Callable[..., Any] | Mapping[str, Any] = "eager",
-    attention: str = "auto",
+    attention: str | Mapping[str, Any] = "auto",
     verify: bool = False,
 ) -> Profile | None:
     """`enable`, with the strategy by position and the rewritten graph run as it is unless a backend is named.
@@ -178,6 +180,7 @@ def plan_for(pipe: Any, num_frames: int, height: int, width: int, profile: Profi
         LengthError: a size is no positive integer, or the model cannot make it; the message begins with its name.
         ProfileError: there is no such profile, it is malformed, or none is shipped for this model.
         PlanError: the profile is for another model.
+        StrategyError: settings that do not fit this length.
         CaptureError: the model has no attention that a strategy could change, or is autoregressive.
     """
     model = first_transformer(pipe)
@@ -203,7 +206,7 @@ def _runs(
     model: Any,
     profile: Profile,
     backend: str | Callable[..., Any] | Mapping[str, Any],
-    attention: str,
+    attention: str | Mapping[str, Any],
     verify: bool,
 ) -> bool:
     """Whether a model is transformed with exactly these arguments."""

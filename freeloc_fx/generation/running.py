@@ -181,6 +181,8 @@ def generate(
         The clip, with the plan and the settings that it was made with.
 
     Raises:
+        TypeError: `pipe` is a model.
+        TransformError: the pipeline has no transformer.
         LengthError: see `check_request`.
         TimelineError: see `timeline`.
         ValueError: `steps` is below 1.

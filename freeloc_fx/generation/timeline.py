@@ -143,7 +143,7 @@ def timeline(
             not enabled, it takes no embeddings, or its model has no place for as many tokens of text.
         LengthError: the model cannot make this many frames.
         TransformError: the pipeline has no transformer.
-        TypeError: `pipe` is a model.
+        TypeError: `pipe` is a model, or an argument that its `encode_prompt` does not take.
     """
     models = check_pipeline(pipe)
     facts = Facts.of(pipe)

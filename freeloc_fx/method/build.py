@@ -84,7 +84,7 @@ def build(
 
     Raises:
         StrategyError: unknown name, settings that a part does not take, or parts that contribute the same thing.
-        SolveError: no settings exist for this geometry.
+        SolveError: settings are to be solved for a geometry of fewer than two trained frames.
     """
     named, settings = parse(name, parts), settings or {}
     given: dict[str, Any] = {}

@@ -63,7 +63,7 @@ class Part:
 
         Raises:
             StrategyError: a setting is unknown or not what its check wants.
-            SolveError: no settings exist for this geometry.
+            SolveError: settings are to be solved for a geometry of fewer than two trained frames.
         """
         own = settings.get(self.key or self.name)
         if self.settings is not None:

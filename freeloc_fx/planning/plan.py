@@ -238,7 +238,6 @@ def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool
         ProfileError: the profile names a layer that the model does not have.
         PlanError: the profile gives a strategy to a layer that holds no video self-attention.
         StrategyError: a strategy cannot be built for this grid.
-        SolveError: settings cannot be solved for this grid.
     """
     video = [site for site in sites if site.kind == "video" and site.rope is not None and site.grid is not None]
     skipped = tuple((site.path, f"{site.kind}: {site.reason}") for site in sites if site not in video)

@@ -68,7 +68,7 @@ class Profile:
             lists what each takes; what is left out is solved or the method's default.
         lengths: other layers for other lengths: {41: {"layers": ..., "temperature": ...}, ...} by target latent frames,
             both as the fields of that name, the temperature optional. A clip takes those of the nearest ratio of
-            lengths; `layers` and `temperature` then stand for none.
+            lengths; the fields `layers` and `temperature` are then not used.
         schedule: other strategies for the first denoising steps: [{"steps": 5, "layers": "direct"}, ...] runs those
             layers (as in `layers`) for so many steps, entry after entry, and then `layers`. Nothing recompiles.
         quantise: "pair" or "separable", for VRPR settings that are solved or do not say (see `VRPR`).
@@ -224,9 +224,6 @@ class Profile:
         Returns:
             {"vrpr": VRPR, "tsa": TSA, "temperature": float}, where None means that it is to be solved, and those of
             `parts` under the parts' names. What the layer's own strategy carries stands in place of the profile's.
-
-        Raises:
-            SolveError: separable VRPR settings are to be solved and none exist for this length.
         """
         chosen = self._strategy(layer, stage)
         own = chosen.settings if isinstance(chosen, LayerStrategy) else {}
@@ -389,5 +386,6 @@ class Profile:
             f"no shipped profile is for this {type(unwrapped(model)).__name__} "
             f"(shipped: {', '.join(cls.names())}).\nMake one by hand, with the latent frames of the training clips:\n"
             '    profile = freeloc_fx.Profile(trained_frames=16, layers="vrpr+tsa")\n'
-            "or, with a strategy per layer chosen from what each layer is sensitive to, by freeloc_fx.probe."
+            "or, with a strategy per layer chosen from what each layer is sensitive to, by\n"
+            "    freeloc_fx.probe(pipe, prompts=[...], trained_frames=16)"
         )

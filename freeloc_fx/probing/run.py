@@ -28,6 +28,7 @@ from freeloc_fx.compiler.capture.state import state_of
 from freeloc_fx.compiler.transform import restore, transform
 from freeloc_fx.errors import CaptureError, ProfileError
 from freeloc_fx.files import installed_version
+from freeloc_fx.generation.components import first_transformer
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.profile import Profile
 
@@ -107,8 +108,10 @@ def probe(
         ProfileError: a bad argument; trained_frames is not given and no shipped profile fits; the journal is another
             probe's.
         CaptureError: no video self-attention was found.
+        TransformError: the pipeline has no transformer, or a transformed one cannot be restored, see `restore`.
+        DamagedFileError: a file of the journal does not hold what was written to it.
     """
-    model = pipeline if isinstance(pipeline, nn.Module) else pipeline.transformer
+    model = pipeline if isinstance(pipeline, nn.Module) else first_transformer(pipeline)
     if state_of(model) is not None:
         model = restore(model)
     if trained_frames is None:

@@ -42,6 +42,13 @@ def test_the_fake_kernel_has_the_real_layout(lowering: str, dtype: torch.dtype) 
     assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
 
 
+def test_a_lowering_that_there_is_not() -> None:
+    case = named("tsa", grid=(7, 2, 2))
+    specs = Specs()
+    with pytest.raises(ValueError, match="expected auto or one of reference, tiles, calls, flex, found 'xla'"):
+        op.long_attention(*case.tensors(), specs.add(case.spec), "xla", None)
+
+
 @pytest.mark.parametrize("name", ["tsa", "vrpr+tsa+temp"])
 def test_a_spec_given_as_a_number_is_that_spec(name: str) -> None:
     case = named(name, grid=(7, 2, 2))

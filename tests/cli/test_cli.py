@@ -297,7 +297,16 @@ def test_version_and_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 def test_probe_writes_a_profile_and_resumes(model: Path, tmp_path: Path, generated: list[int]) -> None:
     output = tmp_path / "probed.json"
-    arguments = ["probe", f"--model={model}", "--trained=2", "--frames=17", "--steps=2", "--height=32", "--width=32"]
+    arguments = [
+        "probe",
+        f"--model={model}",
+        "--trained=2",
+        "--prompt=a cat",
+        "--frames=17",
+        "--steps=2",
+        "--height=32",
+        "--width=32",
+    ]
     result = run(*arguments, "-o", output)
     assert result.exit_code == 0, result.output
     profile = Profile.load(output)
@@ -314,6 +323,6 @@ def test_probe_writes_a_profile_and_resumes(model: Path, tmp_path: Path, generat
 
 
 def test_probe_refuses_a_bad_length_before_loading(model: Path, tmp_path: Path, no_loading: None) -> None:
-    result = run("probe", f"--model={model}", "--trained=2", "--frames=18", "-o", tmp_path / "p.json")
+    result = run("probe", f"--model={model}", "--trained=2", "--prompt=a cat", "--frames=18", "-o", tmp_path / "p.json")
     assert result.exit_code == 2
     assert "frames=18" in result.output

@@ -55,6 +55,11 @@ def test_a_latent_size_that_is_none(latent: str, tmp_path: Path) -> None:
     assert result.exit_code == 2 and "--latent: expected FRAMESxHEIGHTxWIDTH" in result.stderr, result.output
 
 
+def test_trained_frames_of_two_sources(tmp_path: Path) -> None:
+    result = run(tmp_path, "WanTransformer3DModel", {}, "10x4x4", "--profile=tiny-wan")
+    assert result.exit_code == 2 and "--trained-frames: expected without --profile" in result.stderr, result.output
+
+
 @pytest.mark.skipif(not hasattr(diffusers, "MiniMaxH3Transformer3DModel"), reason="an older diffusers")
 @pytest.mark.parametrize(("size", "beside"), [("8x4x6", 102), ("16x16x24", 190)])
 def test_a_clip_among_words_and_sound(size: str, beside: int, tmp_path: Path) -> None:

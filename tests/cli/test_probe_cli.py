@@ -58,7 +58,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(model: Path, *arguments: Any) -> Result:
-    return CliRunner().invoke(app, ["probe", f"--model={model}", "--trained=2", *map(str, arguments)])
+    """With a prompt where videos are not of tiny-wan's size, whose scenes are the default."""
+    given = [*map(str, arguments)]
+    if not any(one.startswith(("--prompt", "--height=64")) for one in given):
+        given.append("--prompt=a dog")
+    return CliRunner().invoke(app, ["probe", f"--model={model}", "--trained=2", *given])
 
 
 def test_one_profile_has_the_layers_of_every_length(model: Path, asked: dict[str, Any], tmp_path: Path) -> None:
@@ -205,6 +209,17 @@ def test_a_full_probe_without_a_reward_says_so(model: Path, asked: dict[str, Any
         result = run(model, "--mode=full", *options, "--prompt=a cat", "-o", tmp_path / f"p{len(options)}.json")
         assert result.exit_code == 0 and asked["reward"] is None, result.output
         assert f"positions are measured by ALD: {told}" in " ".join(result.stderr.split()), result.stderr
+
+
+def test_what_only_the_user_knows_is_asked_for(model: Path, asked: dict[str, Any], tmp_path: Path) -> None:
+    """On how many frames another's model was trained, and which prompts it knows."""
+    output = ["-o", str(tmp_path / "p.json")]
+    refused = CliRunner().invoke(app, ["probe", f"--model={model}", "--prompt=a cat", *output])
+    assert refused.exit_code == 2 and "--trained: expected the latent frames of the training clips" in refused.stderr
+    assert "no shipped profile is for this WanTransformer3DModel" in " ".join(refused.stderr.split())
+    refused = CliRunner().invoke(app, ["probe", f"--model={model}", "--trained=2", *output])
+    assert refused.exit_code == 2 and "--prompt: expected one such as the model was trained on" in refused.stderr
+    assert not asked and not list(tmp_path.iterdir())
 
 
 def test_without_its_files_visionreward_is_not_loaded(model: Path, tmp_path: Path) -> None:

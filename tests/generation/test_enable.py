@@ -117,6 +117,16 @@ def test_backends_are_told_apart_by_what_they_are(pipe: Any, backend: Any) -> No
     assert (pipe.transformer is made) == (backend == "eager")
 
 
+def test_choices_about_flex_attention_may_be_given(pipe: Any) -> None:
+    chosen = {"flex": {"block": 32}}
+    freeloc_fx.enable(pipe, BY_HAND, attention=chosen)
+    made = pipe.transformer
+    freeloc_fx.enable(pipe, BY_HAND, attention={"flex": {"block": 32}})
+    assert pipe.transformer is made
+    freeloc_fx.enable(pipe, BY_HAND, attention={"flex": {"block": 64}})
+    assert pipe.transformer is not made
+
+
 def test_only_what_differs_is_made_anew(two: Any) -> None:
     two.transformer = freeloc_fx.transform(two.transformer, BY_HAND, backend="eager")
     made = two.transformer
