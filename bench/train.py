@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch", type=int, help="clips a step; default by stage and device")
     parser.add_argument("--levels", type=int, help="noise levels at which a step shows each clip; by device")
-    parser.add_argument("--times", choices=["uniform", "logit-normal"], default="uniform", help="of flow matching")
+    parser.add_argument("--times", choices=["logit-normal", "uniform"], default="logit-normal", help="of flow matching")
     parser.add_argument("--peak", type=float, help="learning rate; default by stage")
     parser.add_argument("--cooldown", type=float, default=0.25, help="share of the run in which the rate falls")
     parser.add_argument("--fresh", action="store_true", help="start from random weights, not from earlier ones")
