@@ -65,6 +65,7 @@ class JointTextToVideo(nn.Module):
         use(transformer_hunyuan_video, device)
 
     def video_blocks(self) -> list[nn.Module]:
+        """The blocks that video tokens go through, in order."""
         return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
 
     def matrices(self) -> list[nn.Parameter]:

@@ -75,6 +75,9 @@ def read_teacher(
         vocab_size: tokens of the tokenizer.
         mean, std: (channels,), by which the pupil's latents are normalised.
 
+    Returns:
+        The model in float32 on the CPU, none of whose parameters takes a gradient.
+
     Raises:
         ValueError: its latents are normalised by other numbers.
     """

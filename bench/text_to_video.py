@@ -156,6 +156,7 @@ class TextToVideo(nn.Module):
             block.attn2.set_processor(self.compact)
 
     def video_blocks(self) -> list[nn.Module]:
+        """The blocks that video tokens go through, in order."""
         return list(self.transformer.blocks)
 
     def matrices(self) -> list[nn.Parameter]:

@@ -15,8 +15,9 @@ An empty --work starts from bench/training/MODEL where there is one, which `--st
 writes, so that machines that come and go can take turns; else from the embedded weights. Its batches are counted from
 0 again, so --seed has to be one that was not used before (1 to 7 were).
 
-`--model tiny-joint --stage dit --teacher bench/training/tiny-wan` trains on what tiny-wan predicts and not on the clips
-themselves, whose noise no model can predict (distillation): the same noisy latents and prompts, steadier gradients.
+`--model tiny-joint --stage dit --teacher bench/training/tiny-wan` trains on what tiny-wan predicts and what its blocks
+put out, and not on the clips themselves, whose noise no model can predict (distillation): the same noisy latents and
+prompts, steadier gradients.
 
 On CPU glibc gives the memory of large tensors back to the system and asks for it again in every step. With
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296 in
@@ -98,6 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
     args.levels = args.levels or (4 if gpu else 2)
     args.compile = not gpu if args.compile is None else args.compile
     names = [] if args.stage == "export" else stages(args)
+    if args.teacher is not None and "vae" in names:
+        raise SystemExit("--teacher: a VAE has none; expected --stage short or dit, or --model tiny-joint")
     whole = sum(SHARES[name] for name in names)
     for name in names:
         stage = make(name, args, device)

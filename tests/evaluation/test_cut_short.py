@@ -71,7 +71,7 @@ def test_the_last_bytes_count_where_a_file_says_how_many_it_has(folder: Path, tm
 
 
 def test_a_transport_stream_ends_with_a_packet(folder: Path, tmp_path: Path) -> None:
-    data, path = (folder / "clip.ts").read_bytes(), tmp_path / "clip.ts"
+    data = (folder / "clip.ts").read_bytes()
     disc = b"".join(b"\0\0\0\0" + data[at : at + 188] for at in range(0, len(data), 188))
     for whole, packet, name in ((data, 188, "clip.ts"), (disc, 192, "clip.m2ts")):
         path = tmp_path / name

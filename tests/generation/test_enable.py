@@ -118,8 +118,7 @@ def test_backends_are_told_apart_by_what_they_are(pipe: Any, backend: Any) -> No
 
 
 def test_choices_about_flex_attention_may_be_given(pipe: Any) -> None:
-    chosen = {"flex": {"block": 32}}
-    freeloc_fx.enable(pipe, BY_HAND, attention=chosen)
+    freeloc_fx.enable(pipe, BY_HAND, attention={"flex": {"block": 32}})
     made = pipe.transformer
     freeloc_fx.enable(pipe, BY_HAND, attention={"flex": {"block": 32}})
     assert pipe.transformer is made

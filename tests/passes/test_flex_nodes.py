@@ -60,7 +60,7 @@ def in_self_attention(graph: torch.fx.Graph) -> list[torch.fx.Node]:
 
 
 # The slow ones are parts of the others.
-ALONE = ("vrpr", "direct+temp", "tsa", "window", "pi", "freelong")
+ALONE = ("direct+temp", "pi", "freelong")
 
 
 @pytest.mark.parametrize("name", [slow(name) if name in ALONE else name for name in STRATEGIES])
@@ -80,7 +80,7 @@ def test_every_strategy_is_rotary_and_flex_attention_nodes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vrpr", "vrpr+tsa"])
-@pytest.mark.parametrize("times", [slow(2), 4, slow(10), 16])
+@pytest.mark.parametrize("times", [2, 4, 10, 16])
 @pytest.mark.parametrize("paper", [True, False], ids=["the paper's settings", "solved settings"])
 def test_three_calls_for_vrpr_at_any_length(name: str, times: int, paper: bool) -> None:
     """The paper's settings at 4x: 21 calls a layer with one for each band."""
