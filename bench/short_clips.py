@@ -1,6 +1,6 @@
 """Are the models' own short clips right? No correction for length can be better than they are.
 
-    python bench/short_clips.py --seed 20261129 --clips 8                          # embedded, and bench/training
+    python bench/short_clips.py --seed 20261129 --clips 8          # both embedded models, and those in bench/training
     python bench/short_clips.py --seed 7 --folder train/tiny-wan-pipeline --sheet sheet.png
 
 Clips of the trained length, of prompts that tell everything and of ones that leave things open, seeds counted from
@@ -31,7 +31,7 @@ from freeloc_fx.evaluation.metrics.ground_truth import score
 from freeloc_fx.evaluation.metrics.identity import identities
 from freeloc_fx.evaluation.metrics.tracking import analyse
 from freeloc_fx.files import write_bytes
-from freeloc_fx.generation import tiny_wan
+from freeloc_fx.generation import tiny_joint, tiny_wan
 from freeloc_fx.generation.loading import load_pipeline
 from freeloc_fx.generation.pipelines import generate
 from freeloc_fx.generation.tiny_wan.scenes import SIZE
@@ -72,10 +72,11 @@ def sources(folders: dict[str, Path], steps: int, guidance: float) -> Iterator[t
     yield "real", lambda seed, leaves_open: real_clip(seed, FRAMES, leaves_open)
     for name, folder in folders.items():
         pipe = load_pipeline(str(folder))
-        yield (
-            f"{name}, VAE alone",
-            lambda seed, leaves_open, pipe=pipe: reconstruct(pipe, real_clip(seed, FRAMES, leaves_open)),
-        )
+        if (folder / "vae").exists():  # tiny-joint has tiny-wan's
+            yield (
+                f"{name}'s VAE alone",
+                lambda seed, leaves_open, pipe=pipe: reconstruct(pipe, real_clip(seed, FRAMES, leaves_open)),
+            )
         yield name, partial(sample, pipe, steps=steps, guidance=guidance)
 
 
@@ -113,17 +114,15 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     seeds = range(given.seed, given.seed + given.clips)
-    folders = {"embedded": Path(tiny_wan.path()), "in training": earlier("tiny-wan")}
-    if folders["in training"] == folders["embedded"]:
-        del folders["in training"]
+    folders = {"tiny-wan": Path(tiny_wan.path()), "tiny-joint": Path(tiny_joint.path())}
+    kept = {f"{name} in training": earlier(name) for name in folders}
+    folders |= {name: folder for name, folder in kept.items() if folder not in folders.values()}
     if given.folder is not None:
         folders = {given.folder.name: given.folder}
     found: dict[str, dict[str, list[dict[str, float]]]] = {kind: {} for kind in given.prompts}
     for name, make in sources(folders, given.steps, given.guidance):
         for kind in given.prompts:
             leaves_open = kind == "open"
-            if leaves_open and name == "embedded" and len(folders) > 1:
-                continue  # it was trained on prompts that tell everything
             made = [make(seed, leaves_open) for seed in seeds]
             clips = [measure(v, prompt_of(seed, leaves_open)) for v, seed in zip(made, seeds, strict=True)]
             found[kind][name] = clips

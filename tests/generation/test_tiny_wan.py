@@ -16,6 +16,7 @@ from freeloc_fx.generation import tiny_wan
 from freeloc_fx.generation.pipelines import apply, generate, load_pipeline
 
 SEEDS = (0, 1, 2, 3)
+CHANNELS = 16  # of the latents
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_guidance_and_batches(pipe: Any) -> None:
     """Two prompts at once, with guidance, are the same two videos as one by one."""
     apply(pipe, "tiny-wan", "vrpr+tsa")
     prompts = [scene(2).prompt, scene(3).prompt]
-    noise = torch.randn(2, 12, 41, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, CHANNELS, 41, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def run(prompt: list[str], latents: torch.Tensor) -> torch.Tensor:
         result = pipe(
