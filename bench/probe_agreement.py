@@ -46,7 +46,7 @@ def probed(args: argparse.Namespace, scorer: Scorer, trained: int) -> Figures:
     found: dict[str, list[list[float]]] = {f"{mode} {kind}": [] for mode in args.modes for kind in PREDICTORS[mode]}
     for seed in range(args.clips):
         for mode in args.modes:
-            job = [mode, seed, args.frames, args.steps, args.every, args.shifts, scorer.weights]
+            job = [mode, seed, args.frames, args.steps, args.guidance, args.every, args.shifts, scorer.weights]
             job += ["ald"] * ("ald" in PREDICTORS[mode])  # rows without it are of another measure of position
             rewards = {"reward": _reward(scorer, prompt_of(seed)), "reward_name": COMPOSITE} if mode == "full" else {}
             job += [COMPOSITE] * (mode == "full")
@@ -60,8 +60,8 @@ def probed(args: argparse.Namespace, scorer: Scorer, trained: int) -> Figures:
                     settings = ProbeSettings(settings.rows, tuple(args.shifts), settings.window)
                 profile = scorer.library.probe(
                     scorer.pipe, prompts=[prompt], trained_frames=trained, target_frames=(args.frames - 1) // 4 + 1,
-                    mode=mode, seeds=[seed], steps=args.steps, every=args.every, settings=settings,
-                    **rewards,
+                    mode=mode, seeds=[seed], steps=args.steps, guidance=args.guidance, every=args.every,
+                    settings=settings, **rewards,
                     journal=args.work / f"probe-{mode}-{seed}-{args.frames}-{args.steps}-{scorer.weights}",
                     on_unit=lambda done, total, name: print(f"{done} of {total}: {name}", flush=True),
                 )  # fmt: skip
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None, library: Library = LIBRARY, fol
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--frames", type=int, default=321)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=3.0, help="of the truth; the probe has the pipeline's own")
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--modes", type=words, default=["observe", "full"], help="the first one's rule is compared")
     parser.add_argument("--corrections", type=words, default=list(CORRECTIONS))

@@ -32,7 +32,7 @@ SHOWN = ("composite", "presence", "shape_accuracy", "sharpness", "area", "speed"
 def temperatures(args: argparse.Namespace, scorer: Scorer, base: Profile) -> dict[int, dict[int, float]]:
     """Frames -> layer -> matched temperature, from a probe on clips that no contestant is scored on."""
     lines = Journal(args.work / "temperatures.jsonl")
-    job = [args.frames, args.steps, args.probe_clips, scorer.weights]
+    job = [args.frames, args.steps, args.guidance, args.probe_clips, scorer.weights]
     row = next((r for r in lines.rows if r["job"] == job), None)
     if row is None:
         if scorer.pipe is None:
@@ -42,6 +42,7 @@ def temperatures(args: argparse.Namespace, scorer: Scorer, base: Profile) -> dic
         profile = scorer.library.probe(
             scorer.pipe, prompts=[prompt_of(seed) for seed in seeds], trained_frames=base.trained_frames,
             target_frames=latent[0], lengths=latent, seeds=seeds, steps=args.steps,
+            guidance=args.guidance,
             journal=args.work / f"probe-{'-'.join(map(str, latent))}-{args.steps}-{args.probe_clips}-{scorer.weights}",
             on_unit=lambda done, total, name: print(f"{done} of {total}: {name}", flush=True),
         )  # fmt: skip

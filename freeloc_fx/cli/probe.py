@@ -93,6 +93,7 @@ def probe(
         bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with VisionReward's weights.")
     ] = False,
     steps: common.Steps = None,
+    guidance: common.Guidance = None,
     height: common.Height = None,
     width: common.Width = None,
     dtype: common.DtypeOption = "auto",
@@ -128,7 +129,9 @@ def probe(
         if frames is not None:
             targets = [(frames - 1) // facts.temporal + 1]
         wanted = frames if frames is not None else (max(targets) - 1) * facts.temporal + 1
-        job = prepare(model, None, ["direct"], wanted, height, width, steps, dtype=dtype, device=device)
+        job = prepare(
+            model, None, ["direct"], wanted, height, width, steps, guidance, dtype=dtype, device=device
+        )  # fmt: skip
         texts = prompts or [EXAMPLE]
         if not prompts and (why := scorable(job, EXAMPLE)):
             raise UsageError(
@@ -160,6 +163,7 @@ def probe(
                 steps=job.steps,
                 height=job.height,
                 width=job.width,
+                guidance=job.guidance,
                 reward=judge,
                 reward_name=named,
                 journal=folder,

@@ -29,6 +29,7 @@ from freeloc_fx.compiler.transform import restore, transform
 from freeloc_fx.errors import CaptureError, ProfileError
 from freeloc_fx.files import installed_version
 from freeloc_fx.generation.components import first_transformer
+from freeloc_fx.generation.request import defaults
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.profile import Profile
 
@@ -64,6 +65,7 @@ def probe(
     steps: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    guidance: float | None = None,
     reward: Reward | None = None,
     reward_name: str | None = None,
     journal: str | Path | None = None,
@@ -93,6 +95,8 @@ def probe(
         steps: denoising steps for a pipeline, by default its own.
         height: pixels for a pipeline, by default its own.
         width: pixels for a pipeline, by default its own.
+        guidance: guidance scale for a pipeline, by default its own. Probe at the one that videos are made with: both
+            the layers' context and the rewards of candidates change with it.
         reward: for "full" and for candidates, (video, seed) -> quality, larger = better; "full" without one takes ALD
             for the position sensitivity.
         reward_name: what the reward is, so that a journal's rewards are not taken for those of another one.
@@ -134,13 +138,18 @@ def probe(
             raise ProfileError("generate: a model without its pipeline needs generate=f(model, frames, seed)")
         if not prompts:
             raise ProfileError("prompts: a pipeline needs at least one prompt")
-        generate = _of_pipeline(pipeline, list(prompts), list(seeds), steps, height, width)
+        if guidance is None:
+            guidance = defaults(pipeline).guidance
+        generate = _of_pipeline(pipeline, list(prompts), list(seeds), steps, height, width, guidance)
+    elif guidance is not None:
+        raise ProfileError("guidance: expected None beside generate=f(model, frames, seed), which decides it")
     job = {
         # "measures": of what a unit records; another number where that changes, so that old journals are refused.
         "measures": 2, "mode": mode, "trained_frames": trained_frames, "seeds": list(seeds), "prompts": list(prompts),
         "every": every, "steps": steps, "height": height, "width": width, "rewarded": reward is not None,
         "settings": None if settings is None else asdict(settings), "class": type(model).__name__,
         "weights": fingerprint(model), "torch": torch.__version__, "freeloc_fx": installed_version(),
+        **({} if guidance is None else {"guidance": guidance}),
         **({} if reward_name is None else {"reward": reward_name}),
     }  # fmt: skip
     kept = Units(Path(journal) if journal is not None else None, job)
@@ -304,7 +313,13 @@ def _watched(model: nn.Module, recorder: Recorder) -> nn.Module:
 
 
 def _of_pipeline(
-    pipeline: Any, prompts: list[str], seeds: list[int], steps: int | None, height: int | None, width: int | None
+    pipeline: Any,
+    prompts: list[str],
+    seeds: list[int],
+    steps: int | None,
+    height: int | None,
+    width: int | None,
+    guidance: float,
 ) -> Generate:
     from freeloc_fx.generation.pipelines import generate as run
     from freeloc_fx.generation.request import Facts
@@ -317,7 +332,8 @@ def _of_pipeline(
         try:
             prompt = prompts[seeds.index(seed) % len(prompts)]
             length = (frames - 1) * facts.temporal + 1
-            return run(pipeline, prompt, frames=length, height=height, width=width, steps=steps, seed=seed).frames
+            options: dict[str, Any] = {"height": height, "width": width, "steps": steps, "guidance": guidance}
+            return run(pipeline, prompt, frames=length, seed=seed, **options).frames
         finally:
             pipeline.transformer = before
 

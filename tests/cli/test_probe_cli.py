@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from freeloc_fx import Profile
 from freeloc_fx.cli.app import app
+from freeloc_fx.generation import pipelines as library
 from freeloc_fx.probing.result import Unit, assignment, made_profile, settled, uniform
 from freeloc_fx.probing.statistics import TEMPERATURES
 
@@ -79,6 +81,33 @@ def test_one_profile_has_the_layers_of_every_length(model: Path, asked: dict[str
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     for frames in (3, 5, 11):
         assert f"at {frames} latent frames:" in result.output
+
+
+@pytest.mark.parametrize("given", [None, 2.5])
+def test_a_probe_samples_at_the_guidance_that_is_asked_for(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: float | None
+) -> None:
+    """Layers and rewards differ with the scale, so a probe has it, says it, and keeps its units apart by it."""
+    scales: list[float] = []
+    pipeline = type(library.load_pipeline(model))
+    plain = pipeline.__call__
+
+    def counted(self: Any, *args: Any, guidance_scale: float, **rest: Any) -> Any:
+        scales.append(guidance_scale)
+        return plain(self, *args, guidance_scale=guidance_scale, **rest)
+
+    monkeypatch.setattr(pipeline, "__call__", functools.wraps(plain)(counted))
+    usual = library.defaults(library.load_pipeline(model)).guidance
+    options = ["--steps=1", "--lengths=2", "--height=16", "--width=16", "--trained=2", "--prompt=a dog"]
+    output = tmp_path / "p.json"
+    result = run(model, *options, *([] if given is None else [f"--guidance={given}"]), "-o", output)
+    assert result.exit_code == 0, result.output
+    wanted = usual if given is None else given
+    assert set(scales) == {wanted}
+    assert Profile.load(output).provenance["guidance"] == wanted  # type: ignore[index]
+    result = run(model, *options, f"--guidance={wanted + 1}", "-o", output)
+    assert result.exit_code != 0
+    assert "different: guidance" in result.output
 
 
 def test_temperatures_are_per_length_and_not_beside_tsa(model: Path, asked: dict[str, Any], tmp_path: Path) -> None:

@@ -54,10 +54,13 @@ def test_the_folder_is_a_wan_pipeline() -> None:
 @pytest.mark.parametrize(
     ("name", "share"),
     [
-        ("presence", 0.85),
-        ("sharpness", 0.85),
-        ("motion", 0.65),
-        ("shape_accuracy", 0.85),
+        ("presence", 0.95),
+        ("sharpness", 0.93),
+        ("motion", 0.85),
+        ("shape_accuracy", 0.93),
+        ("constancy", 0.88),
+        ("permanence", 0.95),
+        ("composite", 0.88),
     ],
 )
 def test_short_clips_are_close_to_the_reconstruction(

@@ -369,6 +369,7 @@ def test_a_journal_of_other_weights_is_refused(model: Any, tmp_path: Path) -> No
         ({"target_frames": 3}, "target_frames: expected more than the 3 trained frames, found 3"),
         ({"mode": "guess"}, "mode: expected 'observe' or 'full', found 'guess'"),
         ({"generate": None}, "generate: a model without its pipeline"),
+        ({"guidance": 3.0}, "guidance: expected None beside generate"),
     ],
 )
 def test_bad_requests_fail_before_any_generation(model: Any, changes: dict[str, Any], message: str) -> None:
