@@ -43,6 +43,11 @@ SHOWN = {
 """Contestants of a model's table, in its order."""
 
 
+def of_today(model: str) -> bool:
+    """Whether a model's tables hold the scores of today, of the weights of today: those of before have no constancy."""
+    return all("constancy" in entry["means"] for entry in results(f"tables-{model}/tables.json")["summary"])
+
+
 def profile_words(model: str) -> str:
     """The strategies of a model's shipped profile: one, or the usual one and the multiples of the trained length at
     which it has another."""
@@ -55,7 +60,7 @@ def profile_words(model: str) -> str:
 
 
 def scores(model: str) -> str:
-    """Composite by length; motion, loop of the video and seconds of one core at ten times the trained length."""
+    """Composite by length; what stays, what goes on and seconds of one core at ten times the trained length."""
     summary = {(e["contestant"], e["frames"]): e for e in results(f"tables-{model}/tables.json")["summary"]}
 
     def entry(name: str, length: str) -> dict[str, Any] | None:
@@ -72,35 +77,41 @@ def scores(model: str) -> str:
         mean = None if found is None else found["means"][column][0]
         return "" if mean is None else f"{mean:.{digits}f}"
 
+    columns = {"constancy": 2, "motion": 2, "recurrence": 2, "seconds": 0}
+    if not of_today(model):
+        del columns["constancy"]
     rows = []
     for name in SHOWN[model]:
         ten = entry(name, "10x")
-        cells = [single(ten, "motion", 2), single(ten, "recurrence", 2), single(ten, "seconds", 0)]
+        cells = [single(ten, column, digits) for column, digits in columns.items()]
         label = f"**FreeLOC** (the profile: {profile_words(model)})" if name == "profile" else name
         rows.append([label, *(composite(entry(name, length)) for length in LENGTHS), *cells])
-    return lines([model, *LENGTHS, "motion at 10x", "loop (video) at 10x", "seconds at 10x"], rows)
+    words = {"recurrence": "loop (video)"}
+    return lines([model, *LENGTHS, *(f"{words.get(column, column)} at 10x" for column in columns)], rows)
 
 
 def evidence() -> str:
-    """Both models at ten times the trained length: direct sampling, the profile and three peers."""
+    """Models at ten times the trained length: direct sampling, the profile and three peers."""
     names = {
         "direct": "direct", "profile": "**FreeLOC**", "window": "sliding window", "context-windows": "context windows",
         "freenoise": "FreeNoise",
     }  # fmt: skip
+    models = [model for model in SHOWN if of_today(model)]
     found = {
         model: {e["contestant"]: e for e in results(f"tables-{model}/tables.json")["summary"] if e["frames"] == 801}
-        for model in SHOWN
+        for model in models
     }
     rows = []
     for name, label in names.items():
         row = [label]
-        for model in SHOWN:
+        for model in models:
             means = found[model][name]["means"]
             middle, low, high = means["composite"]
-            row += [f"{middle:.2f} [{low:.2f}, {high:.2f}]", *(f"{means[c][0]:.2f}" for c in ("motion", "recurrence"))]
+            row.append(f"{middle:.2f} [{low:.2f}, {high:.2f}]")
+            row += [f"{means[column][0]:.2f}" for column in ("constancy", "motion", "recurrence")]
             row.append(f"{means['seconds'][0]:.0f}")
         rows.append(row)
-    head = [cell for model in SHOWN for cell in (f"{model}: composite", "motion", "loop", "seconds")]
+    head = [c for model in models for c in (f"{model}: composite", "constancy", "motion", "loop", "seconds")]
     return lines(["801 frames", *head], rows)
 
 
@@ -134,11 +145,12 @@ def cost() -> str:
 def claims() -> str:
     """The verdict on each claim over all lengths, by model."""
     verdicts = {m: {c["key"]: c for c in results(f"tables-{m}/tables.json")["claims"]} for m in SHOWN}
-    rows = [
-        [c["claim"].rstrip("."), c["source"], *(verdicts[model][key]["verdict"] for model in SHOWN)]
-        for key, c in verdicts["tiny-wan"].items()
-    ]
-    return lines(["claim, over all lengths", "source", *SHOWN], rows)
+    rows = []
+    for key, c in verdicts["tiny-wan"].items():
+        said = (verdicts[model].get(key, {}).get("verdict", "not measured") for model in SHOWN)
+        rows.append([c["claim"].rstrip("."), c["source"], *said])
+    heads = [model if of_today(model) else f"{model}, weights and scores before" for model in SHOWN]
+    return lines(["claim, over all lengths", "source", *heads], rows)
 
 
 def compare() -> str:
