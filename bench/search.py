@@ -65,8 +65,11 @@ LIBRARY = Library()
 class Scorer:
     """Composites of generated clips, each kept as a line of a journal under everything that its pixels depend on."""
 
-    def __init__(self, args: argparse.Namespace, journal: Path, library: Library = LIBRARY) -> None:
-        self.args, self.library, self.lines = args, library, Journal(journal)
+    def __init__(
+        self, args: argparse.Namespace, journal: Path, library: Library = LIBRARY, leaves_open: bool = False
+    ) -> None:
+        """leaves_open: whether the clips' prompts leave things open."""
+        self.args, self.library, self.lines, self.leaves_open = args, library, Journal(journal), leaves_open
         self.pipe = None if args.report else library.load(args.model)
         self.weights = library.fingerprint(self.pipe.transformer) if self.pipe is not None else self._last("weights")
         self.known = {self._key(row): row for row in self.lines.rows}
@@ -79,7 +82,7 @@ class Scorer:
     @staticmethod
     def _key(row: dict[str, Any]) -> str:
         # Rows of before the measure had a name are of another one, so their key is another.
-        fields = ("plan", "seed", "frames", "steps", "guidance", "weights", "measure")
+        fields = ("plan", "seed", "frames", "steps", "guidance", "weights", "measure", "open")
         return json.dumps([row.get(field) for field in fields], sort_keys=True)
 
     def __call__(self, profile: Profile | None, seed: int, frames: int | None = None) -> float:
@@ -103,7 +106,10 @@ class Scorer:
             "weights": self.weights,
             "measure": COMPOSITE,
         }
+        if self.leaves_open:
+            row["open"] = True
         if (key := self._key(row)) not in self.known:
+            prompt = prompt_of(seed, self.leaves_open)
             if self.pipe is None:
                 raise OutOfBudget(f"the journal {self.lines.path} does not have {key}")
             if profile is None:
@@ -112,9 +118,9 @@ class Scorer:
                 self.library.apply(self.pipe, profile)
             started = time.monotonic()
             video = self.library.generate(
-                self.pipe, prompt_of(seed), frames=row["frames"], steps=args.steps, guidance=args.guidance, seed=seed
+                self.pipe, prompt, frames=row["frames"], steps=args.steps, guidance=args.guidance, seed=seed
             )
-            found = self.library.score(video.frames, prompt_of(seed)).as_dict()
+            found = self.library.score(video.frames, prompt).as_dict()
             composite = found["composite"]
             if not math.isfinite(composite):
                 raise SystemExit(f"clip {seed}: expected a finite composite, found {composite}")
@@ -162,14 +168,15 @@ def report(
         behind = [best - other for best, other in zip(best_scores, scores, strict=True)]
         rows.append({"what": label, "composite": bootstrap(scores), "behind_best": bootstrap(behind)})
     data = {
-        "frames": args.frames, "clips": args.clips, "held_out": len(held_out), "budget": args.budget,
+        "frames": args.frames, "open": args.open, "clips": args.clips, "held_out": len(held_out), "budget": args.budget,
         "evaluations": found.evaluations, "complete": found.complete, "mean_on_search_clips": found.mean,
         "best": summary(found.best, groups), "rows": rows, "groups": [list(group) for group in groups],
         "path": [{"mean": mean, **summary(candidate, groups)} for candidate, mean in found.path],
     }  # fmt: skip
     save(args.name, data, folder)
     lines = [
-        f"{args.frames} frames; {found.evaluations} of {args.budget} generations on {args.clips} clips, "
+        f"{args.frames} frames{', prompts that leave things open' * args.open}; "
+        f"{found.evaluations} of {args.budget} generations on {args.clips} clips, "
         + ("no single change was better." if found.complete else "the budget ran out first."),
         f"Best found: {found.best.key}, groups {[list(group) for group in groups]}.",
         "",
@@ -201,6 +208,7 @@ def main(arguments: Sequence[str] | None = None, library: Library = LIBRARY, fol
     parser.add_argument("--clips", type=int, default=4, help="that the search decides on")
     parser.add_argument("--held-out", type=int, help="clips of the final comparison, default as many as --clips")
     parser.add_argument("--frames", type=int, default=321)
+    parser.add_argument("--open", action="store_true", help="clips whose prompts leave things open")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--budget", type=int, default=400, help="generations of the search, final clips not counted")
@@ -212,9 +220,10 @@ def main(arguments: Sequence[str] | None = None, library: Library = LIBRARY, fol
     parser.add_argument("--name", help="name of the result files, default search, or search and the model")
     args = parser.parse_args(arguments)
     args.name = args.name or results_name("search", args.model)
-    base = Profile.load(args.profile or args.model)
+    # As it is for this length: rows are known by the layers of the profile, not by those it has for other lengths.
+    base = Profile.load(args.profile or args.model).at((args.frames - 1) // 4 + 1)
     count = base.layer_count or len(base.sensitivities or ()) or 10
-    scorer = Scorer(args, args.work / "scores.jsonl", library)
+    scorer = Scorer(args, args.work / "scores.jsonl", library, args.open)
     try:
         markdown = report(args, groups_of(count, args.groups), base, scorer, folder)
     except OutOfBudget as reason:

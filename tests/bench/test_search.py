@@ -16,6 +16,7 @@ import probe_agreement
 import probe_cost
 import pytest
 import search as search_script
+from clips import prompt_of
 from halving import Candidate, OutOfBudget, bootstrap, groups_of, halve, neighbours, search, summary
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,6 +210,40 @@ def test_the_script_searches_resumes_and_reports(tmp_path: Path, capsys: pytest.
     (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_before))
     with pytest.raises(SystemExit, match="nothing to report yet"):  # composites of another kind are none of these
         run("--report")
+
+
+def test_the_rule_is_the_profiles_at_the_length_of_the_search(tmp_path: Path) -> None:
+    """A profile may have other layers for other lengths, and rows are known by the layers that made them."""
+    path = tmp_path / "p.json"
+    Profile(
+        trained_frames=21, layer_count=10, layers="vrpr", lengths={41: {"layers": "vrpr"}, 201: {"layers": "tsa"}}
+    ).save(path)
+    prompts: set[str] = set()
+
+    def generate(pipe: Any, prompt: str, *, seed: int, **_: Any) -> Any:
+        prompts.add(prompt)
+        return argparse.Namespace(frames=pipe.profile)
+
+    def score(profile: Any, prompt: str) -> Any:
+        return Scored({"tsa": 0.7, "vrpr": 0.4}[profile.strategy_name(0)])
+
+    for frames, expected in ((801, 0.7), (161, 0.4)):
+        arguments = [
+            f"--work={tmp_path}",
+            "--clips=1",
+            "--groups=1",
+            "--names=vrpr,tsa",
+            f"--frames={frames}",
+            "--open",
+        ]
+        search_script.main(
+            [*arguments, f"--profile={path}", "--budget=4"],
+            library(generate=generate, score=score),
+            tmp_path / "results",
+        )
+        rows = json.loads((tmp_path / "results" / "search.json").read_text())["rows"]
+        assert {row["what"]: row["composite"][0] for row in rows}["the probe's rule"] == expected
+    assert prompts == {prompt_of(seed, True) for seed in (0, search_script.HELD_OUT)}
 
 
 def test_the_grid_of_all_assignments_is_what_the_search_could_choose() -> None:
