@@ -31,8 +31,9 @@ USUAL = 5
 
 SHOWN = {
     "tiny-wan": (
-        "direct", "vrpr", "tsa", "profile", "vrpr+temp", "window", "context-windows", "freenoise", "freelong",
-        "freelong++", "group", "clip", "anchors", "ultravico", "ntk", "yarn", "riflex", "pi", "longdiff",
+        "direct", "vrpr", "tsa", "vrpr+tsa", "profile", "vrpr+temp", "split", "random", "window", "window-no-sink",
+        "context-windows", "freenoise", "freelong", "freelong++", "group", "clip", "anchors", "ultravico", "ntk",
+        "yarn", "riflex", "pi", "longdiff",
     ),
     "tiny-joint": (
         "direct", "vrpr", "tsa", "vrpr+tsa", "squeeze", "vrpr+squeeze", "profile", "tsa+squeeze", "window+squeeze",
@@ -59,9 +60,13 @@ def profile_words(model: str) -> str:
     return ", ".join([usual, *(f"{name} at {times}x" for times, name in names.items() if name != usual)])
 
 
-def scores(model: str) -> str:
-    """Composite by length; what stays, what goes on and seconds of one core at ten times the trained length."""
-    summary = {(e["contestant"], e["frames"]): e for e in results(f"tables-{model}/tables.json")["summary"]}
+def scores(model: str, kind: str = "tables") -> str:
+    """Composite by length; what stays, what goes on and seconds of one core at ten times the trained length.
+
+    kind: "tables", of clips whose prompts tell everything, or "open".
+    """
+    summary = {(e["contestant"], e["frames"]): e for e in results(f"{kind}-{model}/tables.json")["summary"]}
+    lengths = [n for n, frames in LENGTHS.items() if any(f == frames for _, f in summary)]
 
     def entry(name: str, length: str) -> dict[str, Any] | None:
         found = summary.get((name, LENGTHS[length]))
@@ -78,41 +83,43 @@ def scores(model: str) -> str:
         return "" if mean is None else f"{mean:.{digits}f}"
 
     columns = {"constancy": 2, "motion": 2, "recurrence": 2, "seconds": 0}
-    if not of_today(model):
+    if kind == "tables" and not of_today(model):
         del columns["constancy"]
     rows = []
     for name in SHOWN[model]:
+        if not any(entry(name, length) for length in lengths):
+            continue
         ten = entry(name, "10x")
         cells = [single(ten, column, digits) for column, digits in columns.items()]
         label = f"**FreeLOC** (the profile: {profile_words(model)})" if name == "profile" else name
-        rows.append([label, *(composite(entry(name, length)) for length in LENGTHS), *cells])
+        rows.append([label, *(composite(entry(name, length)) for length in lengths), *cells])
     words = {"recurrence": "loop (video)"}
-    return lines([model, *LENGTHS, *(f"{words.get(column, column)} at 10x" for column in columns)], rows)
+    return lines([model, *lengths, *(f"{words.get(column, column)} at 10x" for column in columns)], rows)
 
 
 def evidence() -> str:
-    """Models at ten times the trained length: direct sampling, the profile and three peers."""
+    """tiny-wan at ten times the trained length, where prompts tell everything and where they leave things open."""
     names = {
-        "direct": "direct", "profile": "**FreeLOC**", "window": "sliding window", "context-windows": "context windows",
-        "freenoise": "FreeNoise",
+        "direct": "direct", "profile": "**FreeLOC**", "vrpr+temp": "VRPR+temp", "window": "sliding window",
+        "window-no-sink": "without sink", "context-windows": "context windows",
     }  # fmt: skip
-    models = [model for model in SHOWN if of_today(model)]
-    found = {
-        model: {e["contestant"]: e for e in results(f"tables-{model}/tables.json")["summary"] if e["frames"] == 801}
-        for model in models
-    }
+    told, leaves_open = (
+        {
+            e["contestant"]: e["means"]
+            for e in results(f"{kind}-tiny-wan/tables.json")["summary"]
+            if e["frames"] == LENGTHS["10x"] and e["clips"] >= FEWEST
+        }
+        for kind in ("tables", "open")
+    )
     rows = []
     for name, label in names.items():
         row = [label]
-        for model in models:
-            means = found[model][name]["means"]
-            middle, low, high = means["composite"]
-            row.append(f"{middle:.2f} [{low:.2f}, {high:.2f}]")
-            row += [f"{means[column][0]:.2f}" for column in ("constancy", "motion", "recurrence")]
-            row.append(f"{means['seconds'][0]:.0f}")
-        rows.append(row)
-    head = [c for model in models for c in (f"{model}: composite", "constancy", "motion", "loop", "seconds")]
-    return lines(["801 frames", *head], rows)
+        for means in (told.get(name), leaves_open.get(name)):
+            row.append("" if means is None else "{:.2f} [{:.2f}, {:.2f}]".format(*means["composite"]))
+            row += ["" if means is None else f"{means[c][0]:.2f}" for c in ("constancy", "motion", "repeated")]
+        rows.append([*row, f"{(told.get(name) or leaves_open[name])['seconds'][0]:.0f}"])
+    further = ["constancy", "motion", "repeated"]
+    return lines(["801 frames", "told: composite", *further, "open: composite", *further, "seconds"], rows)
 
 
 def cost() -> str:
@@ -143,21 +150,24 @@ def cost() -> str:
 
 
 def claims() -> str:
-    """The verdict on each claim over all lengths, by model."""
-    verdicts = {m: {c["key"]: c for c in results(f"tables-{m}/tables.json")["claims"]} for m in SHOWN}
+    """The verdict on each claim over all lengths that were measured, by model and kind of prompts."""
+    joint = "tiny-joint" if of_today("tiny-joint") else "tiny-joint, before"
+    columns = {"tiny-wan": "tables-tiny-wan", "tiny-wan, open": "open-tiny-wan", joint: "tables-tiny-joint"}
+    verdicts = {
+        name: {c["key"]: c for c in results(f"{folder}/tables.json")["claims"]} for name, folder in columns.items()
+    }
     rows = []
     for key, c in verdicts["tiny-wan"].items():
-        said = (verdicts[model].get(key, {}).get("verdict", "not measured") for model in SHOWN)
+        said = (verdicts[name].get(key, {}).get("verdict", "not measured") for name in columns)
         rows.append([c["claim"].rstrip("."), c["source"], *said])
-    heads = [model if of_today(model) else f"{model}, weights and scores before" for model in SHOWN]
-    return lines(["claim, over all lengths", "source", *heads], rows)
+    return lines(["claim, over all lengths", "source", *columns], rows)
 
 
 def compare() -> str:
     """One prompt at ten times the trained length under several strategies, as `freeloc compare` wrote it."""
     columns = {
-        "composite": 3, "presence": 2, "shape_accuracy": 2, "area": 2, "sharpness": 2, "motion": 2, "speed": 2,
-        "psnr": 1, "loop": 2,
+        "composite": 3, "presence": 2, "shape_accuracy": 2, "constancy": 2, "permanence": 2, "sharpness": 2,
+        "motion": 2, "speed": 2, "repeated": 2,
     }  # fmt: skip
     rows = []
     for name, entry in results("compare_801.json")["strategies"].items():
@@ -300,6 +310,7 @@ TABLES = (
     Table("README.md", "evidence", evidence),
     Table("README.md", "cost", cost),
     Table("bench/README.md", "tiny-wan", partial(scores, "tiny-wan")),
+    Table("bench/README.md", "open-tiny-wan", partial(scores, "tiny-wan", "open")),
     Table("bench/README.md", "tiny-joint", partial(scores, "tiny-joint")),
     Table("bench/README.md", "claims", claims),
     Table("bench/README.md", "held-out", held_out),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_results import FOUR, GOOD, SHORT, TEN, results, row
 
-from freeloc_fx.evaluation.report import COLUMNS, Results, ResultsError, judge_claims, markdown, summarise
+from freeloc_fx.evaluation.report import COLUMNS, Results, ResultsError, judge_claims, markdown, plots, summarise
 from freeloc_fx.evaluation.report import claims as rules
 from freeloc_fx.evaluation.report.plots import curve, draw_all
 from freeloc_fx.evaluation.report.rows import COMPANIONS, interval, with_companions
@@ -205,6 +205,16 @@ def test_the_curve_is_the_mean_over_videos(tmp_path: Path) -> None:
     names = {p.name for p in draw_all(found, tmp_path)}
     assert names == {"lengths-main.png", "lengths-ablation.png", "curves.png", "cost.png", "trade.png"}
     assert all((tmp_path / n).read_bytes().startswith(b"\x89PNG") for n in names)
+
+
+def test_no_two_contestants_look_alike() -> None:
+    """The profile had the red that the tenth of the usual colours, and so the fourth contestant, has."""
+    mpl = pytest.importorskip("matplotlib.colors")
+    names = ["direct", "profile", *(f"peer{i}" for i in range(20))]
+    found = results({name: next(iter(GOOD.values())) for name in names})
+    looks = {name: plots._style(found, name) for name in names}
+    assert len({(mpl.to_hex(look["color"]), look["linestyle"]) for look in looks.values()}) == len(names)
+    assert [n for n in names if mpl.to_hex(looks[n]["color"]) == mpl.to_hex("tab:red")] == ["profile"]
 
 
 def test_rows_of_before_load_and_show_what_they_have(tmp_path: Path) -> None:

@@ -38,9 +38,12 @@ def _style(results: Results, name: str) -> dict[str, Any]:
     """The same colour and line wherever a contestant is drawn."""
     index = results.contestants().index(name)
     strong = {"direct": "black", "profile": "tab:red"}
+    rest = [
+        f"C{number}" for number in range(10) if number not in (3, 7)
+    ]  # C3 is the profile's red, C7 real clips' gray
     return {
-        "color": strong.get(name, f"C{index % 10}"),
-        "linestyle": "-" if name in strong else ("-", "--", "-.", ":")[(index // 10) % 4],
+        "color": strong.get(name, rest[index % len(rest)]),
+        "linestyle": "-" if name in strong else ("-", "--", "-.", ":")[(index // len(rest)) % 4],
         "linewidth": 2.2 if name in strong else 1.2,
     }
 
