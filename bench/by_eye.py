@@ -1,7 +1,7 @@
 """Does the composite order videos as a viewer does? Pairs of videos, ordered by eye before any score is computed.
 
-    python bench/by_eye.py make --dozen 3 --model tiny-wan    # videos of drawn strategies, and a blind
-                                                                             # contact sheet a pair, in --work
+    python bench/by_eye.py make --dozen 3 --model tiny-wan    # videos of drawn strategies, and a blind contact sheet
+                                                              # a pair, in --work
     # look at each sheet, write "A" or "B" for each pair into results/by_eye_choices.json
     python bench/by_eye.py score    # how often the scores agree: results/by_eye.json and .md
 
