@@ -16,8 +16,8 @@ writes, so that machines that come and go can take turns; else from the embedded
 0 again, so --seed has to be one that was not used before (1 to 7 were).
 
 `--model tiny-joint --stage dit --teacher freeloc_fx/generation/tiny_wan/model` trains on what tiny-wan predicts and
-what its blocks put out, and not on the clips themselves, whose noise no model can predict (distillation): the same noisy
-latents and prompts, steadier gradients.
+what its blocks put out, and not on the clips themselves, whose noise no model can predict (distillation): the same
+noisy latents and prompts, steadier gradients.
 
 On CPU glibc gives the memory of large tensors back to the system and asks for it again in every step. With
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296 in
