@@ -62,7 +62,8 @@ def probed(args: argparse.Namespace, scorer: Scorer, trained: int) -> Figures:
                     scorer.pipe, prompts=[prompt], trained_frames=trained, target_frames=(args.frames - 1) // 4 + 1,
                     mode=mode, seeds=[seed], steps=args.steps, guidance=args.guidance, every=args.every,
                     settings=settings, **rewards,
-                    journal=args.work / f"probe-{mode}-{seed}-{args.frames}-{args.steps}-{scorer.weights}",
+                    journal=args.work
+                    / f"probe-{mode}-{seed}-{args.frames}-{args.steps}-{args.guidance}-{scorer.weights}",
                     on_unit=lambda done, total, name: print(f"{done} of {total}: {name}", flush=True),
                 )  # fmt: skip
                 measured = profile.sensitivities or {}

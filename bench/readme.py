@@ -82,9 +82,8 @@ def scores(model: str, kind: str = "tables") -> str:
         mean = None if found is None else found["means"][column][0]
         return "" if mean is None else f"{mean:.{digits}f}"
 
-    columns = {"constancy": 2, "motion": 2, "recurrence": 2, "seconds": 0}
-    if kind == "tables" and not of_today(model):
-        del columns["constancy"]
+    digits = {"constancy": 2, "motion": 2, "recurrence": 2, "seconds": 0}
+    columns = {c: n for c, n in digits.items() if any(c in e["means"] for e in summary.values())}
     rows = []
     for name in SHOWN[model]:
         if not any(entry(name, length) for length in lengths):

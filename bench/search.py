@@ -105,9 +105,8 @@ class Scorer:
             "guidance": args.guidance,
             "weights": self.weights,
             "measure": COMPOSITE,
+            "open": self.leaves_open or None,  # rows of before there were such clips do not say
         }
-        if self.leaves_open:
-            row["open"] = True
         if (key := self._key(row)) not in self.known:
             prompt = prompt_of(seed, self.leaves_open)
             if self.pipe is None:

@@ -41,9 +41,8 @@ def temperatures(args: argparse.Namespace, scorer: Scorer, base: Profile) -> dic
         latent = [(frames - 1) // 4 + 1 for frames in args.frames]
         profile = scorer.library.probe(
             scorer.pipe, prompts=[prompt_of(seed) for seed in seeds], trained_frames=base.trained_frames,
-            target_frames=latent[0], lengths=latent, seeds=seeds, steps=args.steps,
-            guidance=args.guidance,
-            journal=args.work / f"probe-{'-'.join(map(str, latent))}-{args.steps}-{args.probe_clips}-{scorer.weights}",
+            target_frames=latent[0], lengths=latent, seeds=seeds, steps=args.steps, guidance=args.guidance,
+            journal=args.work / "-".join(map(str, ["probe", *latent, *job[1:]])),
             on_unit=lambda done, total, name: print(f"{done} of {total}: {name}", flush=True),
         )  # fmt: skip
         lengths: Any = (profile.provenance or {})["lengths"]

@@ -29,7 +29,7 @@ from freeloc_fx.compiler.transform import restore, transform
 from freeloc_fx.errors import CaptureError, ProfileError
 from freeloc_fx.files import installed_version
 from freeloc_fx.generation.components import first_transformer
-from freeloc_fx.generation.request import defaults
+from freeloc_fx.generation.request import Facts, defaults
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.profile import Profile
 
@@ -322,7 +322,6 @@ def _of_pipeline(
     guidance: float,
 ) -> Generate:
     from freeloc_fx.generation.pipelines import generate as run
-    from freeloc_fx.generation.request import Facts
 
     facts = Facts.of(pipeline)
 

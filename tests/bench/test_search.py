@@ -228,19 +228,9 @@ def test_the_rule_is_the_profiles_at_the_length_of_the_search(tmp_path: Path) ->
         return Scored({"tsa": 0.7, "vrpr": 0.4}[profile.strategy_name(0)])
 
     for frames, expected in ((801, 0.7), (161, 0.4)):
-        arguments = [
-            f"--work={tmp_path}",
-            "--clips=1",
-            "--groups=1",
-            "--names=vrpr,tsa",
-            f"--frames={frames}",
-            "--open",
-        ]
-        search_script.main(
-            [*arguments, f"--profile={path}", "--budget=4"],
-            library(generate=generate, score=score),
-            tmp_path / "results",
-        )
+        arguments = ["--clips=1", "--groups=1", "--names=vrpr,tsa", "--budget=4", "--open", f"--frames={frames}"]
+        arguments += [f"--work={tmp_path}", f"--profile={path}"]
+        search_script.main(arguments, library(generate=generate, score=score), tmp_path / "results")
         rows = json.loads((tmp_path / "results" / "search.json").read_text())["rows"]
         assert {row["what"]: row["composite"][0] for row in rows}["the probe's rule"] == expected
     assert prompts == {prompt_of(seed, True) for seed in (0, search_script.HELD_OUT)}

@@ -208,7 +208,7 @@ def test_the_curve_is_the_mean_over_videos(tmp_path: Path) -> None:
 
 
 def test_no_two_contestants_look_alike() -> None:
-    """The profile had the red that the tenth of the usual colours, and so the fourth contestant, has."""
+    """The profile's red is the fourth of matplotlib's colours, which another contestant had, too."""
     mpl = pytest.importorskip("matplotlib.colors")
     names = ["direct", "profile", *(f"peer{i}" for i in range(20))]
     found = results({name: next(iter(GOOD.values())) for name in names})

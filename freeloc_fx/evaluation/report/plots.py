@@ -38,9 +38,8 @@ def _style(results: Results, name: str) -> dict[str, Any]:
     """The same colour and line wherever a contestant is drawn."""
     index = results.contestants().index(name)
     strong = {"direct": "black", "profile": "tab:red"}
-    rest = [
-        f"C{number}" for number in range(10) if number not in (3, 7)
-    ]  # C3 is the profile's red, C7 real clips' gray
+    # Not C3, the profile's red, and C7, real clips' gray.
+    rest = [f"C{number}" for number in range(10) if number not in (3, 7)]
     return {
         "color": strong.get(name, rest[index % len(rest)]),
         "linestyle": "-" if name in strong else ("-", "--", "-.", ":")[(index // len(rest)) % 4],
