@@ -161,6 +161,8 @@ def report(rows: list[dict[str, Any]]) -> None:
     write_text(RESULTS / "attention.md", "\n".join(lines) + "\n")
     rows = [r for r in rows if r["cpu"] == rows[0]["cpu"] and r["dtype"] == "float32"]  # one picture, one processor
     panels = sorted({(r["tokens_a_frame"], r["trained"]) for r in rows})
+    if not panels:
+        return
     strategies, ways = (list(dict.fromkeys(r[key] for r in rows)) for key in ("strategy", "lowering"))
     figure = Figure(figsize=(4 * len(panels), 5), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)

@@ -15,9 +15,11 @@ from freeloc_fx.attention.tiles.lowering import engine
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """No kernel loaded, an empty cache of builds; what this process had comes back."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    kernel.load.cache_clear()
-    engine.cache_clear()
+    def forget() -> None:
+        for known in (kernel.load, kernel.gain, engine):
+            known.cache_clear()
+
+    forget()
     yield monkeypatch
     monkeypatch.undo()
-    kernel.load.cache_clear()
-    engine.cache_clear()
+    forget()

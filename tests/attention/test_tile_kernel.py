@@ -149,6 +149,35 @@ def test_narrow_and_wide_stripes(width: int, spatial: str) -> None:
     assert distance(tiles(*case.tensors(), case.spec), reference(*case.tensors(), case.spec)) <= 1e-5
 
 
+# bfloat16
+
+
+@settings(max_examples=25)
+@given(cases(frames=12, side=5), st.integers(0, 2), st.integers(0, 2))
+def test_bfloat16_is_multiplied_as_it_is_or_widened(case: Case, first: int, last: int) -> None:
+    """Which is quicker depends on the processor; both have to be right on every one that can do both."""
+    spec, inputs = joint(case, first, last)
+    halves = tuple(x.bfloat16() for x in inputs)
+    floats = tuple(x.float() for x in halves)
+    exact = reference(*(x.double() for x in halves), spec)
+    with pytest.MonkeyPatch.context() as patch:
+        for gain in (2.0, 0.5):
+            patch.setattr(kernel, "gain", lambda gain=gain: gain)
+            assert distance(tiles(*halves, spec), exact) <= 2e-2, gain
+        assert torch.equal(tiles(*halves, spec), tiles(*floats, spec).bfloat16()), "widened: as in float32"
+
+
+def test_what_is_quicker_is_measured_once_and_said(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "freeloc_fx"):
+        found = kernel.gain()
+        assert kernel.gain() == found >= 0
+    (said,) = [r.message for r in caplog.records if "multiplies bfloat16" in r.message]
+    assert ("as it is" if found > 1 else "widened") in said
+
+
+# Threads and memory
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="torch's OpenMP has no GOMP_parallel there: own threads")
 def test_threads_are_torchs() -> None:
     assert kernel.parallel()

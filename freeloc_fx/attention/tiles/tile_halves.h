@@ -1,4 +1,5 @@
-// The kernel in bfloat16, on processors that multiply bfloat16: AMX's tiles, or AVX-512's dot products of pairs.
+// The kernel in bfloat16, on processors that multiply bfloat16 faster than float32: with AMX's tiles, or AVX-512's dot
+// products of pairs.
 //
 // Work is cut as in tile_floats.h, and rows lie in vector lanes as there. Products are of bfloat16 with float32 sums,
 // as in torch's own attention: scores are keys (as they are in memory) times turned queries, the result is values (by

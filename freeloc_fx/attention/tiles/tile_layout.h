@@ -7,12 +7,13 @@
 #include <cstring>
 #include <vector>
 
+#include <unistd.h>
+
 #include "tile_vectors.h"
 
 namespace {
 
 constexpr int KEYS = 128, GROUP = 32;      // keys of a chunk, most tiles that share it
-constexpr int64_t STATE = (W == 16 ? 128 : 48) << 10;  // floats of a group's tiles that stay in cache beside a chunk
 constexpr float LOW = -1e30f, HIDDEN = -3e38f;  // maximum of nothing; below it, so that a hidden key never counts
 enum Level : int8_t { NONE = 0, STRIPE = 1, FULL = 2 };
 
@@ -24,7 +25,7 @@ struct Tensor {  // (batch, heads, tokens, head_dim), channels contiguous; strid
 }  // namespace
 
 extern "C" struct LongAttention {
-  int64_t batch, heads, dim, half;  // half: 1 where the tensors are bfloat16, 0 for float32
+  int64_t batch, heads, dim, half;  // half: 0 float32, 1 bfloat16 to widen, 2 bfloat16 as it is where it can
   Tensor q, k, v, out;
   int64_t spans;
   const int64_t* start;   // (spans + 1,) first token of each
@@ -54,6 +55,17 @@ struct Tile { int64_t span, row, rows; };   // rows [row, row + rows) of a span
 struct Range { int64_t low, high; };        // tokens of a frame
 struct Diagonal { int64_t offset; uint32_t bits; };  // row r against the key at r + offset, where bit r is set
 
+// Floats of a group's tiles that stay in a core's second cache beside a chunk: about half of it.
+inline int64_t state() {
+  if (W < 16) return 48 << 10;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE);  // 0 or less where the system does not know
+  return std::clamp<int64_t>(size / 8, 128 << 10, 256 << 10);
+#else
+  return 128 << 10;
+#endif
+}
+
 // What all threads share, for tiles of R rows.
 template <int R>
 struct Layout {
@@ -79,7 +91,7 @@ struct Layout {
     if (a.bits) stripe(a);
     // Tiles of a group share what is packed; every thread should have several groups.
     const int64_t size = tiles.size(), heads = a.batch * a.heads, each = 3 * a.dim * R;
-    most = std::min<int64_t>({GROUP, STATE / each, size * heads / (4 * std::max<int64_t>(a.threads, 1))});
+    most = std::min<int64_t>({GROUP, state() / each, size * heads / (4 * std::max<int64_t>(a.threads, 1))});
     most = std::max<int64_t>(most, 1);
     groups = (size + most - 1) / most;
     count = heads * groups;
