@@ -15,6 +15,7 @@ from freeloc_fx.attention.tiles.lowering import engine
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """No kernel loaded, an empty cache of builds; what this process had comes back."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+
     def forget() -> None:
         for known in (kernel.load, kernel.gain, engine):
             known.cache_clear()
