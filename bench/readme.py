@@ -31,22 +31,17 @@ USUAL = 5
 
 SHOWN = {
     "tiny-wan": (
-        "direct", "vrpr", "tsa", "vrpr+tsa", "profile", "vrpr+temp", "split", "random", "window", "window-no-sink",
-        "context-windows", "freenoise", "freelong", "freelong++", "group", "clip", "anchors", "ultravico", "ntk",
-        "yarn", "riflex", "pi", "longdiff",
+        "direct", "direct+temp", "vrpr", "tsa", "vrpr+tsa", "profile", "vrpr+temp", "tsa+temp", "vrpr+tsa+temp",
+        "split", "random", "window", "window-no-sink", "context-windows", "freenoise", "freelong", "freelong++",
+        "group", "clip", "anchors", "ultravico", "ntk", "yarn", "riflex", "pi", "longdiff",
     ),
     "tiny-joint": (
-        "direct", "vrpr", "tsa", "vrpr+tsa", "squeeze", "vrpr+squeeze", "profile", "tsa+squeeze", "window+squeeze",
-        "vrpr+tsa+hold", "window", "freenoise", "context-windows", "freelong", "freelong++", "anchors", "group", "clip",
-        "ultravico", "ntk", "yarn", "riflex", "pi", "longdiff",
+        "direct", "vrpr", "tsa", "vrpr+tsa", "split", "squeeze", "vrpr+squeeze", "profile", "tsa+squeeze",
+        "window+squeeze", "vrpr+tsa+hold", "window", "freenoise", "context-windows", "freelong", "freelong++",
+        "anchors", "group", "clip", "ultravico", "ntk", "yarn", "riflex", "pi", "longdiff",
     ),
 }  # fmt: skip
 """Contestants of a model's table, in its order."""
-
-
-def of_today(model: str) -> bool:
-    """Whether a model's tables hold the scores of today, of the weights of today: those of before have no constancy."""
-    return all("constancy" in entry["means"] for entry in results(f"tables-{model}/tables.json")["summary"])
 
 
 def profile_words(model: str) -> str:
@@ -83,7 +78,8 @@ def scores(model: str, kind: str = "tables") -> str:
         return "" if mean is None else f"{mean:.{digits}f}"
 
     digits = {"constancy": 2, "motion": 2, "recurrence": 2, "seconds": 0}
-    columns = {c: n for c, n in digits.items() if any(c in e["means"] for e in summary.values())}
+    known = [e["means"] for (_, frames), e in summary.items() if frames == LENGTHS["10x"]]
+    columns = {c: n for c, n in digits.items() if any(c in means for means in known)}
     rows = []
     for name in SHOWN[model]:
         if not any(entry(name, length) for length in lengths):
@@ -150,8 +146,9 @@ def cost() -> str:
 
 def claims() -> str:
     """The verdict on each claim over all lengths that were measured, by model and kind of prompts."""
-    joint = "tiny-joint" if of_today("tiny-joint") else "tiny-joint, before"
-    columns = {"tiny-wan": "tables-tiny-wan", "tiny-wan, open": "open-tiny-wan", joint: "tables-tiny-joint"}
+    columns = {
+        f"{model}{', open' * (kind == 'open')}": f"{kind}-{model}" for model in SHOWN for kind in ("tables", "open")
+    }
     verdicts = {
         name: {c["key"]: c for c in results(f"{folder}/tables.json")["claims"]} for name, folder in columns.items()
     }
@@ -202,6 +199,7 @@ def held_out() -> str:
 
         for length, frames in LENGTHS.items():
             known = {e["contestant"]: e for e in found["summary"] if e["frames"] == frames}
+            known.pop("real", None)
             for name in sorted(known, key=lambda name: (name != "profile", -known[name]["means"]["composite"][0])):
                 seeds = [s for n, f, s in scores if (n, f) == (name, frames)]
                 middle, low, high = known[name]["means"]["composite"]
@@ -311,6 +309,7 @@ TABLES = (
     Table("bench/README.md", "tiny-wan", partial(scores, "tiny-wan")),
     Table("bench/README.md", "open-tiny-wan", partial(scores, "tiny-wan", "open")),
     Table("bench/README.md", "tiny-joint", partial(scores, "tiny-joint")),
+    Table("bench/README.md", "open-tiny-joint", partial(scores, "tiny-joint", "open")),
     Table("bench/README.md", "claims", claims),
     Table("bench/README.md", "held-out", held_out),
     Table("bench/README.md", "compare", compare),

@@ -88,7 +88,7 @@ std::array<double, 2> race() {
 
 // How many times as fast this processor multiplies bfloat16 as it does float32: 0 where it cannot, infinite with AMX.
 // AVX-512's dot products of pairs are twice as fast on AMD's, and on Intel's half as fast, so that to widen is quicker.
-extern "C" double freeloc_product_gain() {
+extern "C" double freeloc_product_gain() try {
 #if defined(FREELOC_HALVES)
   if (tiles_allowed()) return HUGE_VAL;
   const auto [wide, half] = race();
@@ -96,6 +96,8 @@ extern "C" double freeloc_product_gain() {
 #else
   return 0;
 #endif
+} catch (const std::exception&) {
+  return 0;
 }
 
 // As `attend`.
