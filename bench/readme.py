@@ -79,7 +79,7 @@ def scores(model: str, kind: str = "tables") -> str:
 
     digits = {"constancy": 2, "motion": 2, "recurrence": 2, "seconds": 0}
     known = [e["means"] for (_, frames), e in summary.items() if frames == LENGTHS["10x"]]
-    columns = {c: n for c, n in digits.items() if any(c in means for means in known)}
+    columns = {c: n for c, n in digits.items() if any(means.get(c, [None])[0] is not None for means in known)}
     rows = []
     for name in SHOWN[model]:
         if not any(entry(name, length) for length in lengths):
@@ -93,26 +93,33 @@ def scores(model: str, kind: str = "tables") -> str:
 
 
 def evidence() -> str:
-    """tiny-wan at ten times the trained length, where prompts tell everything and where they leave things open."""
+    """tiny-wan at ten times the trained length, where prompts tell everything and where they leave things open; in
+    brackets the clips of a row that has fewer than the others."""
     names = {
         "direct": "direct", "profile": "**FreeLOC**", "vrpr+temp": "VRPR+temp", "window": "sliding window",
         "window-no-sink": "without sink", "context-windows": "context windows",
     }  # fmt: skip
     told, leaves_open = (
         {
-            e["contestant"]: e["means"]
+            e["contestant"]: e
             for e in results(f"{kind}-tiny-wan/tables.json")["summary"]
             if e["frames"] == LENGTHS["10x"] and e["clips"] >= FEWEST
         }
         for kind in ("tables", "open")
     )
+    usual = told["direct"]["clips"]
     rows = []
     for name, label in names.items():
         row = [label]
-        for means in (told.get(name), leaves_open.get(name)):
-            row.append("" if means is None else "{:.2f} [{:.2f}, {:.2f}]".format(*means["composite"]))
-            row += ["" if means is None else f"{means[c][0]:.2f}" for c in ("constancy", "motion", "repeated")]
-        rows.append([*row, f"{(told.get(name) or leaves_open[name])['seconds'][0]:.0f}"])
+        for entry in (told.get(name), leaves_open.get(name)):
+            if entry is None:
+                row += [""] * 4
+                continue
+            means, fewer = entry["means"], f" ({entry['clips']})" if entry["clips"] < usual else ""
+            row.append("{:.2f} [{:.2f}, {:.2f}]".format(*means["composite"]) + fewer)
+            row += [f"{means[c][0]:.2f}" for c in ("constancy", "motion", "repeated")]
+        seconds = told[name]["means"]["seconds"][0] if name in told else None
+        rows.append([*row, "" if seconds is None else f"{seconds:.0f}"])
     further = ["constancy", "motion", "repeated"]
     return lines(["801 frames", "told: composite", *further, "open: composite", *further, "seconds"], rows)
 
