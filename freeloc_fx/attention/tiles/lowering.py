@@ -10,9 +10,9 @@ other dtypes than float32 and bfloat16, the same attention runs as `calls`, whic
 frames are small. `engine` says which it is and why, and logs it once.
 
 What it costs: arithmetic in proportion to the visible pairs: in float32, or for bfloat16 in products of bfloat16 with
-float32 sums where the processor is faster at those (AMX, AMD's AVX-512 BF16; see `kernel.gain`). Memory beyond q, k, v
-and the output is less than two megabytes a thread, whatever the length. The first attention of a process may compile
-the kernel, a few seconds.
+float32 sums where the processor is faster at those (AMX, an EPYC's AVX-512 BF16; see `kernel.gain`). Memory beyond q,
+k, v and the output is less than two megabytes a thread, whatever the length. The first attention of a process may
+compile the kernel, a few seconds.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ std::array<double, 2> race() {
 }  // namespace
 
 // How many times as fast this processor multiplies bfloat16 as it does float32: 0 where it cannot, infinite with AMX.
-// AVX-512's dot products of pairs are twice as fast on AMD's, and on Intel's half as fast, so that to widen is quicker.
+// AVX-512's dot products of pairs are faster on an EPYC, and on a Xeon half as fast, so that to widen is quicker there.
 extern "C" double freeloc_product_gain() try {
 #if defined(FREELOC_HALVES)
   if (tiles_allowed()) return HUGE_VAL;
