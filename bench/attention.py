@@ -161,7 +161,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     write_text(RESULTS / "attention.md", "\n".join(lines) + "\n")
     rows = [r for r in rows if r["cpu"] == rows[0]["cpu"] and r["dtype"] == "float32"]  # one picture, one processor
     panels = sorted({(r["tokens_a_frame"], r["trained"]) for r in rows})
-    if not panels:
+    if not panels:  # in bfloat16 only
         return
     strategies, ways = (list(dict.fromkeys(r[key] for r in rows)) for key in ("strategy", "lowering"))
     figure = Figure(figsize=(4 * len(panels), 5), layout="constrained")

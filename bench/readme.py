@@ -107,7 +107,7 @@ def evidence() -> str:
         }
         for kind in ("tables", "open")
     )
-    usual = told["direct"]["clips"]
+    most = told["direct"]["clips"]
     rows = []
     for name, label in names.items():
         row = [label]
@@ -115,7 +115,7 @@ def evidence() -> str:
             if entry is None:
                 row += [""] * 4
                 continue
-            means, fewer = entry["means"], f" ({entry['clips']})" if entry["clips"] < usual else ""
+            means, fewer = entry["means"], f" ({entry['clips']})" if entry["clips"] < most else ""
             row.append("{:.2f} [{:.2f}, {:.2f}]".format(*means["composite"]) + fewer)
             row += [f"{means[c][0]:.2f}" for c in ("constancy", "motion", "repeated")]
         seconds = told[name]["means"]["seconds"][0] if name in told else None
@@ -206,7 +206,7 @@ def held_out() -> str:
 
         for length, frames in LENGTHS.items():
             known = {e["contestant"]: e for e in found["summary"] if e["frames"] == frames}
-            known.pop("real", None)
+            known.pop("real", None)  # true clips, which nothing was made of
             for name in sorted(known, key=lambda name: (name != "profile", -known[name]["means"]["composite"][0])):
                 seeds = [s for n, f, s in scores if (n, f) == (name, frames)]
                 middle, low, high = known[name]["means"]["composite"]
