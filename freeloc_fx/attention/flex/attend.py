@@ -13,7 +13,6 @@ import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from freeloc_fx.attention.text import clip_span
-from freeloc_fx.method.visibility import FULL, STRIPE
 
 from .merge import merge_attention
 from .site import CallForm, SiteForm
@@ -134,18 +133,20 @@ def _mask(form: SiteForm, call: CallForm, name: str, heads: int, values: Values)
     """The block mask of a call; `heads` of the model that are samples of the call."""
     if not call.masked:
         return None
-    count, index, full_count, full_index, levels = (values[f"{table}.{name}"] for table in MASK)
-    segment, several = values["segment"], call.versions > 1
-    place = values["place"] if call.striped else None
-    stripe = values[f"stripe.{name.partition('.')[0]}"] if call.striped else None
+    count, index, full_count, full_index = (values[f"{table}.{name}"] for table in MASK)
+    segment, word, bit = values["segment"], values["word"], values["bit"]
+    several, seen = call.versions > 1, values[f"seen.{name}"].unbind()
+    near = values[f"near.{name}"].unbind() if call.striped else ()
+    reaches = _reach(form.members[int(name.partition(".")[0])].axes, name.partition(".")[0], values) if near else None
     valid = values["valid"] if call.padded else None
 
     def visible(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        level = levels[h, segment[i], segment[j]] if several else levels[segment[i], segment[j]]
-        seen = level == FULL
-        if stripe is not None and place is not None:
-            seen = seen | ((level == STRIPE) & stripe[place[i], place[j]])
-        return seen if valid is None else seen & valid[b // heads, j]
+        row, key = segment[i], segment[j]
+        bits = [torch.where(word[key] == number, bit[key], 0) for number in range(len(seen))]
+        found = _meets([table[h, row] if several else table[row] for table in seen], bits)
+        if reaches is not None:
+            found = found | (_meets([table[h, row] if several else table[row] for table in near], bits) & reaches(i, j))
+        return found if valid is None else found & valid[b // heads, j]
 
     tokens = form.grid.sequence
     return BlockMask(
@@ -161,6 +162,33 @@ def _mask(form: SiteForm, call: CallForm, name: str, heads: int, values: Values)
         BLOCK_SIZE=form.block,
         mask_mod=visible,
     )
+
+
+def _meets(words: list[torch.Tensor], bits: list[torch.Tensor]) -> torch.Tensor:
+    """Whether any bit is set in both; the words are of rows, the bits of keys."""
+    both = words[0] & bits[0]
+    for word, bit in zip(words[1:], bits[1:], strict=True):
+        both = both | (word & bit)
+    return both != 0
+
+
+def _reach(axes: int, member: str, values: Values) -> Pairs:
+    """What a token sees of another frame along the stripe."""
+    place = values["place"]
+    if not axes:
+        table = values[f"stripe.{member}"]
+        return lambda i, j: table[place[i], place[j]]
+    bounds = [axis.unbind() for axis in values[f"bounds.{member}"].unbind()]
+
+    def within(i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        row, key, found = place[i], place[j], None
+        for low, high, at in bounds:
+            inside = (at[key] >= low[row]) & (at[key] < high[row])
+            found = inside if found is None else found & inside
+        assert found is not None
+        return found
+
+    return within
 
 
 def _score(values: Values, member: int) -> Pairs:

@@ -3,7 +3,8 @@
     freeloc_fx.vrpr_rotary(q, cos, sin, segment, partner)
 
 It is pointwise. A compiler takes it apart into a gather from two small tables, two multiplications and an addition, and
-fuses them with what stands around; run as it is, it keeps its temporaries to one head at a time.
+fuses them with what stands around; run as it is, it keeps its temporaries to one head at a time. Both are one kernel,
+which tells them apart by what it is given: torch takes nothing apart that has a kernel for the device as well.
 """
 
 from __future__ import annotations
@@ -44,9 +45,15 @@ def _eager(
     return result
 
 
-_LIBRARY.impl("vrpr_rotary", _composed, "CompositeImplicitAutograd")
-_LIBRARY.impl("vrpr_rotary", _eager, "CPU")
-_LIBRARY.impl("vrpr_rotary", _eager, "CUDA")
+def _turned(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, segment: torch.Tensor, partner: torch.Tensor
+) -> torch.Tensor:
+    # What traces, and what only knows shapes, comes with a type of its own.
+    run = _eager if type(x) in (torch.Tensor, torch.nn.Parameter) else _composed
+    return run(x, cos, sin, segment, partner)
+
+
+_LIBRARY.impl("vrpr_rotary", _turned, "CompositeImplicitAutograd")
 
 OPERATOR = torch.ops.freeloc_fx.vrpr_rotary.default
 """The operator as a graph calls it."""

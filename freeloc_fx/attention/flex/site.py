@@ -22,6 +22,7 @@ from freeloc_fx.method.strategy import Mixture
 from .block_mask import Block, Segments
 from .calls import FlexCall, Version, flex_calls, member_specs
 from .options import FlexOptions
+from .sight import bounds
 
 __all__ = ["CallForm", "MemberForm", "Rotation", "Site", "SiteForm", "check_site", "describe_site", "working_parts"]
 
@@ -39,7 +40,7 @@ class CallForm:
         key: number of the rotation that makes its keys; None for k as it is.
         versions: of its queries.
         masked: whether it has a block mask.
-        striped: whether the block mask reads the stripe table.
+        striped: whether the block mask has pairs along the stripe.
         padded: whether the block mask reads the model's key mask.
         decayed: whether it has a score function.
     """
@@ -60,10 +61,12 @@ class MemberForm:
     Args:
         calls: whose results merge by log-sum-exp.
         scale: factor on q k.
+        axes: of the bounds that say what a token sees along the stripe, see `sight.bounds`; 0 where a table says it.
     """
 
     calls: tuple[CallForm, ...]
     scale: float
+    axes: int = 0
 
     @property
     def merges(self) -> bool:
@@ -239,7 +242,8 @@ def _described(
                     decayed=member.strategy.decay is not None,
                 )
             )
-        members.append(MemberForm(tuple(forms), factor * member.strategy.temperature))
+        axes = _axes(member) if any(form.striped and form.masked for form in forms) else 0
+        members.append(MemberForm(tuple(forms), factor * member.strategy.temperature, axes))
         calls.append(own)
     block = options.block or choose_block(spec)
     form = SiteForm(
@@ -255,6 +259,15 @@ def _described(
 
 def _turns(versions: tuple[Version, ...]) -> np.ndarray:
     return np.stack([version.turn for version in versions])
+
+
+def _axes(member: AttentionSpec) -> int:
+    """Axes of the bounds along the stripe; 0 for none, and where denoising steps differ in it."""
+    grid, strategy = member.grid, member.strategy
+    rules = {strategy.at(step).visibility for step in range(strategy.period)}
+    found = [bounds(rule.stripe(grid.height, grid.width), grid.height, grid.width) for rule in rules]
+    counts = {0 if limits is None else len(limits) for limits in found}
+    return counts.pop() if len(counts) == 1 else 0
 
 
 def check_site(path: str, spec: AttentionSpec, shape: tuple[int, ...], device: torch.device) -> None:

@@ -12,16 +12,18 @@ import torch
 
 from freeloc_fx.attention.cache import Cache
 from freeloc_fx.method.spec import AttentionSpec
+from freeloc_fx.method.visibility import FULL, STRIPE
 
 from .block_mask import block_states, ordered
 from .calls import FlexCall, call_levels, member_specs
 from .rotary import partners, rotary_tables
+from .sight import WORD, bounds, packed
 from .site import Site
 
 __all__ = ["MASK", "masks", "read_tables", "site_tables"]
 
-MASK = ("count", "index", "full_count", "full_index", "levels")
-"""What one block mask consists of: FlexAttention's four tables, and the levels that its mask function reads."""
+MASK = ("count", "index", "full_count", "full_index")
+"""FlexAttention's four tables of one block mask."""
 
 
 _tables = Cache(48)
@@ -37,8 +39,9 @@ def site_tables(site: Site, step: int, device: torch.device) -> dict[str, torch.
         device: where the tables lie.
 
     Returns:
-        Name -> tensor: "segment" and "place" (of each token), "partner" (of each channel), "cos.R" and "sin.R" of
-        rotation R, "stripe.M" and "decay.M" of member M, and "count.M.C" and the other names of `MASK` of its call C.
+        Name -> tensor: "segment" and "place" (of each token), "word" and "bit" (of each segment), "partner" (of each
+        channel), "cos.R" and "sin.R" of rotation R, "bounds.M" or "stripe.M" and "decay.M" of member M, and "count.M.C"
+        and the other names that `masks` gives of its call C.
     """
     spec = site.spec.at(step)
     return _tables.get((spec, site.form, device), lambda: _made(site, spec, device))
@@ -63,6 +66,9 @@ def _made(site: Site, spec: AttentionSpec, device: torch.device) -> dict[str, to
     segment, place = site.segments.of_token()
     if any(call.masked or call.decayed for member in site.form.members for call in member.calls) or site.rotations:
         found["segment"] = segment
+    if any(call.masked for member in site.form.members for call in member.calls):
+        own = np.arange(grid.places + text)
+        found["word"], found["bit"] = (own // WORD).astype(np.int32), packed(np.eye(WORD, dtype=bool))[0][own % WORD]
     if any(call.striped for member in site.form.members for call in member.calls):
         found["place"] = np.minimum(place, grid.tokens - 1)  # text is never under a stripe
     if site.rotations:
@@ -73,7 +79,9 @@ def _made(site: Site, spec: AttentionSpec, device: torch.device) -> dict[str, to
         strategy = member.strategy
         stripe = strategy.visibility.stripe(grid.height, grid.width)
         if any(call.striped for call in form.calls):
-            found[f"stripe.{number}"] = np.ascontiguousarray(stripe)
+            limits = bounds(stripe, grid.height, grid.width) if form.axes else None
+            name = "stripe" if limits is None else "bounds"
+            found[f"{name}.{number}"] = np.ascontiguousarray(stripe) if limits is None else limits
         if strategy.decay is not None:
             factor = np.ones((grid.places + text, grid.places + text), np.float32)
             factor[: grid.places, : grid.places] = member.decay()
@@ -81,7 +89,7 @@ def _made(site: Site, spec: AttentionSpec, device: torch.device) -> dict[str, to
         for index, (call, shape) in enumerate(zip(site.calls[number], form.calls, strict=True)):
             if shape.masked:
                 made = masks(replace(site, spec=spec), member, call, stripe, shape.padded)
-                found |= {f"{name}.{number}.{index}": made[name] for name in MASK}
+                found |= {f"{name}.{number}.{index}": table for name, table in made.items()}
     return {
         name: (torch.from_numpy(value) if isinstance(value, np.ndarray) else value).to(device)
         for name, value in found.items()
@@ -101,8 +109,9 @@ def masks(
         padded: whether single text keys may be hidden.
 
     Returns:
-        The names of `MASK` -> int32 tensors (1, versions, query blocks[, key blocks]), and the levels, int8 (versions,
-        segments, segments), without the first axis where there is one version.
+        The names of `MASK` -> int32 tensors (1, versions, query blocks[, key blocks]); and "seen" and, where the call
+        has pairs along the stripe, "near": what is seen whole, and along the stripe, int32 (words, versions, segments)
+        as `sight.packed` has it, without the second axis where there is one version.
     """
     levels, segments = call_levels(member, call), site.segments
     whole = None
@@ -112,4 +121,6 @@ def masks(
     every = np.stack([every for _, every in states])
     partial = np.stack([some & ~every for some, every in states])
     made = dict(zip(MASK, (*ordered(partial), *ordered(every)), strict=False))
-    return made | {"levels": torch.from_numpy(levels if len(levels) > 1 else levels[0])}
+    kinds = {"seen": FULL, "near": STRIPE} if call.striped else {"seen": FULL}
+    words = {name: packed((levels if len(levels) > 1 else levels[0]) == kind) for name, kind in kinds.items()}
+    return made | {name: torch.from_numpy(table) for name, table in words.items()}
