@@ -277,6 +277,11 @@ def arithmetic() -> str:
     return lines(["one layer of", "FLOPs of dense: flex", *others, "working GB: flex", *others], rows)
 
 
+def cuda_offline() -> str:
+    """What an H100 would be given: calls, registers, memory."""
+    return (RESULTS / "cuda_offline.md").read_text().split("\n\n")[1]
+
+
 def shipped() -> str:
     """Every shipped profile: trained length, strategies, source."""
     rows = []
@@ -322,6 +327,7 @@ TABLES = (
     Table("bench/README.md", "compare", compare),
     Table("bench/README.md", "attention", attention),
     Table("bench/README.md", "generation", generation),
+    Table("bench/README.md", "cuda-offline", cuda_offline),
     Table("bench/README.md", "arithmetic", arithmetic),
     Table("bench/README.md", "fits", fits),
     Table("bench/README.md", "links", links),

@@ -3,6 +3,10 @@
     before:  one run of nodes: embed, blocks.0.norm1, ..., blocks.0.ffn, blocks.1.norm1, ..., proj_out
     after:   each node carries its piece: 0 (between blocks), 1 (blocks.0), 2 (blocks.1), ..., n (between blocks)
 
+A block whose attention is several FlexAttention calls is cut at them as well, where `tiered_sparse_attention` has
+said. Given them all at once, Inductor makes all copies of q and k first and adds all results last, so that 3.9 to 4.5
+times q, k and v are held, and makes the copies within a kernel that has no registers left for them.
+
 Nothing is moved or changed: the nodes are labelled, and what compiles reads the labels. A graph that cannot be cut (no
 blocks in it, sizes that depend on data, a value other than a tensor between two pieces) is left without labels, and a
 warning in the log of "freeloc_fx" says why.
@@ -20,7 +24,7 @@ import torch.fx as fx
 from freeloc_fx.compat import module_stack
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.paths import dotted_path
-from freeloc_fx.graph.records import Piece, write_piece
+from freeloc_fx.graph.records import Piece, call_part, write_piece
 from freeloc_fx.graph.shapes import depends_on_data, value_of
 
 __all__ = ["cut_blocks"]
@@ -47,7 +51,8 @@ def cut_blocks(graph: fx.Graph, capture: Capture, *, blocks: Collection[str] | N
         return 0
     for index, run in enumerate(runs):
         block = next((places[node] for node in run if node in places), "")
-        piece = Piece(index, block, compiled=bool(block) or not places)
+        part = call_part(run[0])
+        piece = Piece(index, block, compiled=(bool(block) or not places) and (part is None or part.compiled))
         for node in run:
             write_piece(node, piece)
     return len(runs)
@@ -100,7 +105,8 @@ def _places(graph: fx.Graph, blocks: Collection[str] | None) -> dict[fx.Node, st
 
 
 def _runs(graph: fx.Graph, places: Mapping[fx.Node, str]) -> list[list[fx.Node]]:
-    """The computing nodes in order, cut where the block changes; one of no known module goes with its neighbours."""
+    """The computing nodes in order, cut where the block, or the call of an attention, changes; a node of no known
+    module goes with its neighbours."""
     computing = [n for n in graph.nodes if n.op not in ("placeholder", "get_attr", "output")]
     following: list[str | None] = [None] * len(computing)
     ahead: str | None = None
@@ -114,7 +120,7 @@ def _runs(graph: fx.Graph, places: Mapping[fx.Node, str]) -> list[list[fx.Node]]
     for node, after in zip(computing, following, strict=True):
         unknown = node not in places and not module_stack(node)
         place = (before if before == after else None) if unknown else places.get(node)
-        if not runs or place != before:
+        if not runs or place != before or call_part(node) != call_part(runs[-1][-1]):
             runs.append([])
         runs[-1].append(node)
         before = place

@@ -17,6 +17,8 @@ hidden by a key mask.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from freeloc_fx.attention.flex.attend import operand, wanted
 from freeloc_fx.attention.flex.backends import check_backend
 from freeloc_fx.attention.flex.options import FlexOptions
 from freeloc_fx.attention.flex.site import Site, check_site, describe_site
-from freeloc_fx.compat import STACK
+from freeloc_fx.compat import STACK, fake_mode, set_example_value
 from freeloc_fx.graph.calls import arguments, pad_tokens
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.records import AttentionSite, Operands, sites, write_operands
@@ -90,7 +92,7 @@ def _operands(
     # Under autocast attention runs in a dtype of its own, which what follows was captured with.
     for which, x in whole.items():
         if value_of(x) is None or value_of(x).dtype != dtype:
-            whole[which] = graph.call_method("to", (x, dtype))
+            whole[which] = _valued(graph.call_method("to", (x, dtype)), x, partial(torch.Tensor.to, dtype=dtype))
     check_backend(options, tables.device, dtype, site.query_shape[3])
     made = describe_site(
         spec,
@@ -104,25 +106,39 @@ def _operands(
     if mask is not None and spec.grid.text:
         grid = spec.grid
         visible = graph.call_function(valid.OPERATOR, (mask, batch, tokens, grid.text_first, grid.video))
-    nodes: dict[str, fx.Node] = {}
+    groups: list[dict[str, fx.Node]] = []
     first = 0
-    for group, count in enumerate(made.form.groups):
+    for count in made.form.groups:
+        nodes: dict[str, fx.Node] = {}
         part = (first, first + count)
         for which, x in whole.items():
             same = count == heads
-            nodes[operand(which, group, None)] = x if same else graph.call_function(torch.narrow, (x, 1, first, count))
+            part_of = partial(torch.narrow, dim=1, start=first, length=count)
+            nodes[operand(which)] = (
+                x if same else _valued(graph.call_function(torch.narrow, (x, 1, first, count)), x, part_of)
+            )
         for which, number in wanted(made.form):
-            x = nodes[operand(which, group, None)]
-            nodes[operand(which, group, number)] = _rotary(graph, node, x, made, number, part, tables)
+            nodes[operand(which, number)] = _rotary(graph, nodes[operand(which)], made, number, part, tables)
+        groups.append(nodes)
         first += count
-    return Operands(made, nodes, visible, length)
+    return Operands(made, tuple(groups), visible, length)
+
+
+def _valued(node: fx.Node, of: fx.Node, function: Callable[[torch.Tensor], torch.Tensor]) -> fx.Node:
+    """Say what a new node gives: the function of what another one does, where that is known."""
+    if isinstance(value := value_of(of), torch.Tensor):
+        with fake_mode(), torch.no_grad():
+            set_example_value(node, function(value))
+    return node
 
 
 def _rotary(
-    graph: fx.Graph, node: fx.Node, x: fx.Node, made: Site, number: int, part: tuple[int, int], tables: TableInputs
+    graph: fx.Graph, x: fx.Node, made: Site, number: int, part: tuple[int, int], tables: TableInputs
 ) -> fx.Node:
     """One rotary node, of one group of heads."""
     rates = made.rotations[number].rope.omega
     heads = part if len(rates) > 1 and len(made.form.groups) > 1 else None
     angles = [tables(made, f"{name}.{number}", heads) for name in ("cos", "sin")]
-    return graph.call_function(rotary.OPERATOR, (x, *angles, tables(made, "segment"), tables(made, "partner")))
+    node = graph.call_function(rotary.OPERATOR, (x, *angles, tables(made, "segment"), tables(made, "partner")))
+    versions = len(made.rotations[number].turn)
+    return _valued(node, x, lambda value: value.unsqueeze(2).expand(-1, -1, versions, -1, -1))

@@ -20,7 +20,9 @@ graph is copied in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.fx as fx
@@ -28,12 +30,14 @@ from torch import nn
 
 from freeloc_fx.attention import checked
 from freeloc_fx.attention.flex import rotary
-from freeloc_fx.attention.flex.attend import attend, needed
+from freeloc_fx.attention.flex.attend import attend, needed, operand
 from freeloc_fx.attention.flex.tables import read_tables
 from freeloc_fx.attention.registry import Specs
+from freeloc_fx.compat import STACK
 from freeloc_fx.graph.calls import arguments, erase_unused
 from freeloc_fx.graph.capture import Capture
-from freeloc_fx.graph.records import Operands, operands, record, sites, write
+from freeloc_fx.graph.flex_calls import FLEX
+from freeloc_fx.graph.records import Operands, operands, record, sites, write, write_call
 from freeloc_fx.graph.shapes import value_of
 from freeloc_fx.graph.splice import CapturedFunctions, Like, splice
 from freeloc_fx.graph.table_inputs import TableInputs, table_of
@@ -79,38 +83,108 @@ def _replace(
 ) -> None:
     form, site = made.site.form, record(node)
     assert site is not None
-    given = {name: made.nodes[name] for name in needed(form)}
-    given |= {name: tables(made.site, name) for name in read_tables(made.site, tables.device)}
-    likes = {name: _like(made, name, x, value_of(node).dtype, tables.device) for name, x in given.items()}
-    if made.valid is not None and any(call.padded for member in form.members for call in member.calls):
-        given["valid"] = made.valid
-        likes["valid"] = ((site.query_shape[0], site.query_shape[2]), torch.bool, tables.device)
-    captured = functions.get(form, partial(attend, form), likes)
-    out = splice(graph, node, captured, given, root)
+    parts = []
+    for group in range(len(form.groups)):
+        known = set(graph.nodes)
+        parts.append(_spliced(graph, node, made, group, tables, root, functions))
+        _move_to_first_use(graph, made.groups[group])
+        own = {turned for turned in made.groups[group].values() if turned.target is rotary.OPERATOR}
+        if len(form.groups) * form.calls > 1:  # one call alone is compiled with what stands around it
+            _mark([one for one in graph.nodes if one not in known or one in own], site.path, group)
     mask = arguments(node).get("attn_mask")
+    before = node.prev
     with graph.inserting_before(node):
+        out = _joined(graph, parts)
         if verify:
             key = specs.add(made.site.spec)
             whole = [_whole(graph, made, which) for which in ("q", "k", "v")]
             out = graph.call_function(checked.OPERATOR, (out, *whole, key, "flex", site.scale, made.valid))
         if made.length is not None:
             out = graph.call_function(torch.narrow, (out, 2, 0, made.length))
+    while (before := before.next) is not node:  # what is new counts as made in the attention's own module
+        if STACK in node.meta:
+            before.meta[STACK] = node.meta[STACK]
     out.meta = {key: value for key, value in node.meta.items() if operands(node) is not value}
     write(out, site)
     node.replace_all_uses_with(out)
     graph.erase_node(node)
-    _move_to_first_use(graph, made)
+    if len(parts) > 1:
+        _split_alone(graph, made, site.path)
     erase_unused(graph, mask)
 
 
-def _like(made: Operands, name: str, node: fx.Node, dtype: torch.dtype, device: torch.device) -> Like:
+def _spliced(
+    graph: fx.Graph,
+    node: fx.Node,
+    made: Operands,
+    group: int,
+    tables: TableInputs,
+    root: nn.Module,
+    functions: CapturedFunctions,
+) -> fx.Node:
+    """One group of heads. Groups of one size are the same code."""
+    form, site = made.site.form, record(node)
+    assert site is not None
+    dtype = value_of(node).dtype
+    given = {name: made.groups[group][name] for name in needed(form)}
+    given |= {name: tables(made.site, name) for name in read_tables(made.site, tables.device)}
+    likes = {name: _like(made, name, x, form.groups[group], dtype, tables.device) for name, x in given.items()}
+    if made.valid is not None and any(call.padded for member in form.members for call in member.calls):
+        given["valid"] = made.valid
+        likes["valid"] = ((site.query_shape[0], site.query_shape[2]), torch.bool, tables.device)
+    captured = functions.get((form, form.groups[group]), partial(attend, form), likes)
+    return splice(graph, node, captured, given, root)
+
+
+def _joined(graph: fx.Graph, parts: list[fx.Node]) -> fx.Node:
+    """See `attend.joined`."""
+    turned = [graph.call_method("transpose", (part, 1, 2)) for part in parts]
+    if len(turned) == 1:
+        whole = graph.call_method("contiguous", (turned[0],))
+    else:
+        whole = graph.call_function(torch.cat, (turned, 2))
+    return graph.call_method("transpose", (whole, 1, 2))
+
+
+def _mark(region: list[fx.Node], path: str, group: int) -> None:
+    """Say which nodes of a group of heads belong to which FlexAttention call: a call begins, after the one before it,
+    with the first node that it reads."""
+    order = {node: place for place, node in enumerate(region)}
+    calls = [node for node in region if node.target is FLEX]
+    starts = [0]
+    for earlier, call in pairwise(calls):
+        read, stack = {call}, [call]
+        while stack:
+            new = {source for source in stack.pop().all_input_nodes if order.get(source, -1) > order[earlier]} - read
+            read |= new
+            stack.extend(new)
+        starts.append(min(order[node] for node in read))
+    for number, (first, last) in enumerate(pairwise([*starts, len(region)])):
+        for node in region[first:last]:
+            write_call(node, f"{path}/{group}/{number}")
+
+
+def _split_alone(graph: fx.Graph, made: Operands, path: str) -> None:
+    """Groups of heads are views, which nobody needs to compile; their place differs, so they would not be alike."""
+    views = {node for nodes in made.groups for node in nodes.values() if node.target is torch.narrow}
+    first = next(node for node in graph.nodes if node in views)
+    for node in [node for node in graph.nodes if node in views]:
+        if not node.users:  # parts that are only read turned have been read
+            graph.erase_node(node)
+            continue
+        if node is not first:
+            first.append(node)
+            first = node
+        write_call(node, path, compiled=False)
+
+
+def _like(made: Operands, name: str, node: fx.Node, heads: int, dtype: torch.dtype, device: torch.device) -> Like:
     """What an input of the captured function looks like."""
     if (table := table_of(node)) is not None:
         value = table.value(0, device)
         return tuple(value.shape), value.dtype, device
-    which, group, *rotation = name.split(".")
-    grid, heads = made.site.spec.grid, made.site.form.groups[int(group)]
-    shape: tuple[int, ...] = (made.site.shape[0], heads, grid.sequence, made.site.spec.rope.head_dim)
+    which, *rotation = name.split(".")
+    shape: tuple[int, ...] = (made.site.shape[0], heads, made.site.spec.grid.sequence, made.site.spec.rope.head_dim)
     if rotation:
         versions = len(made.site.rotations[int(rotation[0])].turn)
         shape = (*shape[:2], versions, *shape[2:])
@@ -120,17 +194,13 @@ def _like(made: Operands, name: str, node: fx.Node, dtype: torch.dtype, device: 
 
 def _whole(graph: fx.Graph, made: Operands, which: str) -> fx.Node:
     """All heads of q, k or v, as they were."""
-    parts = [made.nodes[f"{which}.{group}"] for group in range(len(made.site.form.groups))]
+    parts = [nodes[operand(which)] for nodes in made.groups]
     return parts[0] if len(parts) == 1 else graph.call_function(torch.cat, (parts, 1))
 
 
-def _move_to_first_use(graph: fx.Graph, made: Operands) -> None:
-    """Let each rotary node stand where it is first read, so that no two tiers' copies are held at once."""
-    for node in made.nodes.values():
+def _move_to_first_use(graph: fx.Graph, nodes: Mapping[str, fx.Node]) -> None:
+    """Let each rotary node stand where it is first read, so that no two calls' copies are held at once."""
+    for node in nodes.values():
         if node.target is rotary.OPERATOR:
             order = {other: place for place, other in enumerate(graph.nodes)}
             min(node.users, key=order.__getitem__).prepend(node)
-    if len(made.site.form.groups) > 1:
-        for node in made.nodes.values():  # parts that are only read turned have been read
-            if node.target is torch.narrow and not node.users:
-                graph.erase_node(node)

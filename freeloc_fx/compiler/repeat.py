@@ -104,7 +104,10 @@ def compile_repeated(
     runner = runner or Runner(graph_module.graph, Capture({}, {}))
     count = 0
     if uses_cuda_graphs(inner):
-        log.warning("compiling the whole graph, not block by block: the compiler records CUDA graphs")
+        log.warning(
+            "compiling the whole graph, not block by block: the compiler records CUDA graphs; an attention that is "
+            "made in several calls holds more memory then"
+        )
     else:
         count = cut(runner, blocks)
     if not count:

@@ -23,6 +23,7 @@ __all__ = [
     "Operands",
     "Piece",
     "StandIn",
+    "call_part",
     "move",
     "note_values",
     "operands",
@@ -33,6 +34,7 @@ __all__ = [
     "stood_for",
     "values_read",
     "write",
+    "write_call",
     "write_operands",
     "write_piece",
     "write_stand_in",
@@ -224,13 +226,13 @@ class Operands:
 
     Args:
         site: which rotations and calls the attention is made of.
-        nodes: q, k and v of each group of heads, as they are and turned, by the names of `attend.operand`.
+        groups: q, k and v of each group of heads, as they are and turned, by the names of `attend.operand`.
         valid: which keys the model's key mask lets count, bool (batch, tokens); None for no mask.
-        length: the number of tokens that there are, where it depends on data and `nodes` are padded; None elsewhere.
+        length: the number of tokens that there are, where it depends on data and `groups` are padded; None elsewhere.
     """
 
     site: Site
-    nodes: dict[str, fx.Node]
+    groups: tuple[dict[str, fx.Node], ...]
     valid: fx.Node | None = None
     length: fx.Node | None = None
 
@@ -249,6 +251,41 @@ def operands(node: fx.Node) -> Operands | None:
     """What an attention call is to read instead of its own q, k and v; None where nobody has said so."""
     found = node.meta.get(OPERANDS)
     assert found is None or isinstance(found, Operands)
+    return found
+
+
+CALL = "freeloc_call"
+"""Meta key of the attention call that a node belongs to."""
+
+
+@dataclass(frozen=True)
+class CallPart:
+    """What is compiled by itself in a block: one call of an attention that is made in several.
+
+    Args:
+        name: of the call, "blocks.3.attn1/0/2" for the third of the first group of heads.
+        compiled: whether it is compiled; what only splits q, k and v into groups of heads runs as it is.
+    """
+
+    name: str
+    compiled: bool
+
+
+def write_call(node: fx.Node, name: str, *, compiled: bool = True) -> None:
+    """Say to which call of an attention a node belongs.
+
+    Args:
+        node: a computing node.
+        name: of the call.
+        compiled: see `CallPart`.
+    """
+    node.meta[CALL] = CallPart(name, compiled)
+
+
+def call_part(node: fx.Node) -> CallPart | None:
+    """The call of an attention that a node belongs to; None for no node of one."""
+    found = node.meta.get(CALL)
+    assert found is None or isinstance(found, CallPart)
     return found
 
 

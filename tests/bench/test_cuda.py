@@ -62,3 +62,17 @@ def test_every_lowering_is_the_reference_on_a_gpu() -> None:
         if not row["holds"]:
             wrong.append((about, row["error"]))
     assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.version.cuda is None, reason="wants a CUDA build of torch, which brings Triton")
+@pytest.mark.skipif(not torch.__version__.startswith("2.14."), reason="stands in for a driver of torch 2.14")
+def test_a_gpu_that_is_not_there_is_given_kernels_that_keep_to_their_registers(tmp_path: Path) -> None:
+    script = SCRIPT.with_name("cuda_offline.py")
+    command = [sys.executable, str(script), "--strategies", "vrpr+tsa", "--times", "4", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    apart, in_one, looked_up = json.loads((tmp_path / "cuda_offline.json").read_text())["rows"]
+    assert apart["spilled"] == 0 < min(in_one["spilled"], looked_up["spilled"])
+    assert apart["of q, k, v"] < 2 < in_one["of q, k, v"]
+    assert apart["different"] == 3 and apart["pieces"] % 3 == 0

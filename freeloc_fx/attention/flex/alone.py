@@ -7,6 +7,7 @@ cannot compile what they are made of for CPU (Inductor there has no log-sum-exp)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from freeloc_fx.attention.text import valid_keys
 from freeloc_fx.compat import flex_as_it_is
 from freeloc_fx.method.spec import AttentionSpec
 
-from .attend import attend
+from .attend import Sum, add_call, attend, joined
 from .backends import check_backend
 from .options import FlexOptions
 from .rotary import vrpr_rotary
@@ -74,46 +75,73 @@ def flex(
         backend = "inductor"
     if backend is None:
         with flex_as_it_is():
-            return _run(site.form, q, k, v, tables)
-    call = _compiled.get((site.form, tuple(q.shape), q.dtype, q.device, backend), lambda: _compile(site.form, backend))
-    return call(q, k, v, tables)
+            return _run(site.form, q, k, v, tables, add_call)
+
+    def compiled(form: SiteForm, member: int, number: int, values: _Turned, *before: torch.Tensor | None) -> Sum:
+        shapes = tuple(_like(x) for x in (*values.whole.values(), *before))
+        call = _compiled.get((form, member, number, backend, shapes), lambda: _compile(form, member, number, backend))
+        return call(values.whole, values.tables, values.part, *before)
+
+    return _run(site.form, q, k, v, tables, compiled)
 
 
-_compiled = Cache(16)
-"""Form, shape and compiler -> compiled function. It decides nothing about results: what is not there is made again."""
+_compiled = Cache(64)
+"""Form, call, compiler and shapes -> compiled call. It decides nothing: what is not there is made again."""
 
 
-def _compile(form: SiteForm, backend: str) -> Callable[..., torch.Tensor]:
-    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return _run(form, q, k, v, tables)
+def _like(x: torch.Tensor | None) -> Any:
+    return None if x is None else (tuple(x.shape), x.stride(), x.dtype, x.device)
+
+
+def _compile(form: SiteForm, member: int, number: int, backend: str) -> Callable[..., Sum]:
+    """One call by itself, as in a graph: a compiler that is given all of them holds all their results at once."""
+
+    def call(
+        whole: Mapping[str, torch.Tensor],
+        tables: Mapping[str, torch.Tensor],
+        part: tuple[int, int],
+        total: torch.Tensor | None,
+        norm: torch.Tensor | None,
+    ) -> Sum:
+        return add_call(form, member, number, _Turned(whole, tables, part), total, norm)
 
     call.__code__ = call.__code__.replace()  # Dynamo counts what it compiles by code object
-    compiled: Callable[..., torch.Tensor] = torch.compile(call, backend=backend, fullgraph=True, dynamic=False)
+    compiled: Callable[..., Sum] = torch.compile(call, backend=backend, fullgraph=True, dynamic=False)
     return compiled
 
 
 def _run(
-    form: SiteForm, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Mapping[str, torch.Tensor]
+    form: SiteForm,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    tables: Mapping[str, torch.Tensor],
+    run: Callable[..., Sum],
 ) -> torch.Tensor:
-    return attend(form, _Turned(form, {"q": q, "k": k, "v": v}, tables))
+    parts, first = [], 0
+    for heads in form.groups:
+        whole = {which: x[:, first : first + heads] for which, x in (("q", q), ("k", k), ("v", v))}
+        parts.append(attend(form, _Turned(whole, tables, (first, first + heads)), run))
+        first += heads
+    return joined(parts)
 
 
 class _Turned:
-    """Tables, and q, k and v by the names of `attend.operand`, turned when they are read and not kept."""
+    """Tables, and some heads of q, k and v by the names of `attend.operand`, turned when they are read, not kept."""
 
-    def __init__(self, form: SiteForm, whole: Mapping[str, torch.Tensor], tables: Mapping[str, torch.Tensor]) -> None:
-        self.form, self.whole, self.tables = form, whole, tables
+    def __init__(
+        self, whole: Mapping[str, torch.Tensor], tables: Mapping[str, torch.Tensor], part: tuple[int, int]
+    ) -> None:
+        self.whole, self.tables, self.part = whole, tables, part
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name in self.tables:
             return self.tables[name]
-        which, group, *rotation = name.split(".")
-        first = sum(self.form.groups[: int(group)])
-        part = slice(first, first + self.form.groups[int(group)])
-        x = self.whole[which][:, part]
+        which, *rotation = name.split(".")
+        x = self.whole[which]
         if not rotation:
             return x
         cos, sin = self.tables[f"cos.{rotation[0]}"], self.tables[f"sin.{rotation[0]}"]
         if cos.shape[1] > 1:
-            cos, sin = cos[:, part], sin[:, part]
+            cos, sin = (table[:, self.part[0] : self.part[1]] for table in (cos, sin))
         return vrpr_rotary(x, cos, sin, self.tables["segment"], self.tables["partner"])

@@ -6,7 +6,7 @@ holds flex_attention nodes with their block masks; `alone.flex` runs it by itsel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from .merge import merge_attention
 from .site import CallForm, SiteForm
 from .tables import MASK
 
-__all__ = ["attend", "needed", "operand", "wanted"]
+__all__ = ["Sum", "Values", "add_call", "attend", "joined", "needed", "operand", "wanted"]
 
 Pairs = Callable[..., torch.Tensor]
 
@@ -29,40 +29,45 @@ class Values(Protocol):
     def __getitem__(self, name: str, /) -> torch.Tensor: ...
 
 
-def operand(which: str, group: int, rotation: int | None) -> str:
-    """Name under which `attend` finds q or k.
+def operand(which: str, rotation: int | None = None) -> str:
+    """Name under which `attend` finds q, k or v.
 
     Args:
         which: "q", "k" or "v".
-        group: number of the group of heads.
         rotation: number of the rotation; None for the tensor as it is.
 
     Returns:
-        The name, "q.0.2" for rotation 2 of the first group.
+        The name, "q.2" for rotation 2.
     """
-    return f"{which}.{group}" if rotation is None else f"{which}.{group}.{rotation}"
+    return which if rotation is None else f"{which}.{rotation}"
 
 
-def attend(form: SiteForm, values: Values) -> torch.Tensor:
-    """Run one attention.
+Sum = tuple[torch.Tensor | None, torch.Tensor | None]
+"""What came of some calls: their softmax's result and its log-sum-exp, or one call's result alone."""
+
+
+def attend(form: SiteForm, values: Values, run: Callable[..., Sum] | None = None) -> torch.Tensor:
+    """Run some heads of one attention.
 
     Args:
         form: what it is made of.
-        values: by name: q and k as they are (batch, heads of the group, tokens, head_dim) or turned (batch, heads of
-            the group, versions, tokens, head_dim), and v, all under `operand`; what `site_tables` gives; and "valid",
-            bool (batch, tokens), where the model hides padding keys.
+        values: by name: q and k as they are (batch, heads, tokens, head_dim) or turned (batch, heads, versions, tokens,
+            head_dim), and v, all under `operand`; what `site_tables` gives; and "valid", bool (batch, tokens), where
+            the model hides padding keys.
+        run: makes one call, like `add_call`, which is the default.
 
     Returns:
-        (batch, heads, tokens, head_dim) in v's dtype, tokens before heads in memory.
+        (batch, heads, tokens, head_dim) in v's dtype.
     """
-    parts = [_group(form, number, values) for number in range(len(form.groups))]
-    # One memory layout whatever the lowering: tokens before heads, as the model's next flatten wants it.
-    parts = [part.transpose(1, 2) for part in parts]
-    return (torch.cat(parts, 2) if len(parts) > 1 else parts[0].contiguous()).transpose(1, 2)
-
-
-def _group(form: SiteForm, group: int, values: Values) -> torch.Tensor:
-    outputs = [_member(form, number, group, values) for number in range(len(form.members))]
+    run = run or add_call
+    outputs = []
+    for member, made in enumerate(form.members):
+        total: torch.Tensor | None = None
+        norm: torch.Tensor | None = None
+        for number in range(len(made.calls)):
+            total, norm = run(form, member, number, values, total, norm)
+        assert total is not None
+        outputs.append(total.to(values[operand("v")].dtype))
     if form.mixture is None:
         return outputs[0]
     grid, span = form.grid, clip_span(form.grid)
@@ -74,35 +79,56 @@ def _group(form: SiteForm, group: int, values: Values) -> torch.Tensor:
     return torch.cat([outputs[0][:, :, : span.start], mixed, outputs[0][:, :, span.stop :]], 2)
 
 
-def _member(form: SiteForm, member: int, group: int, values: Values) -> torch.Tensor:
-    """One strategy on one group of heads."""
-    made = form.members[member]
-    if not made.merges:
-        alone: torch.Tensor = _call(form, member, 0, group, values)
-        return alone
-    v = values[operand("v", group, None)]
-    batch, heads, tokens, dim = v.shape
-    total = norm = None
-    for number, call in enumerate(made.calls):
-        out, lse = _call(form, member, number, group, values)
-        shape = (batch, heads, call.versions, tokens)
-        total, norm = merge_attention(out.reshape(*shape, dim), lse.reshape(shape), total, norm)
-        del out, lse  # before the next call's are made
-    assert total is not None
-    return total.to(v.dtype)
+def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """All heads of an attention from its groups of heads.
+
+    Args:
+        parts: results of `attend`, in order.
+
+    Returns:
+        (batch, heads, tokens, head_dim), tokens before heads in memory, as the model's next flatten wants it: one
+        layout whatever the lowering.
+    """
+    turned = [part.transpose(1, 2) for part in parts]
+    return (torch.cat(turned, 2) if len(turned) > 1 else turned[0].contiguous()).transpose(1, 2)
 
 
-def _call(form: SiteForm, member: int, number: int, group: int, values: Values) -> Any:
+def add_call(
+    form: SiteForm, member: int, number: int, values: Values, total: torch.Tensor | None, norm: torch.Tensor | None
+) -> Sum:
+    """Make one FlexAttention call of a strategy and add it to those before.
+
+    Args:
+        form: what the attention is made of.
+        member: number of the strategy.
+        number: of its call.
+        values: see `attend`.
+        total: what came before; None for nothing.
+        norm: its log-sum-exp; None for nothing.
+
+    Returns:
+        The new `total` and `norm`; a strategy of one call, which merges nothing, gives its result and None.
+    """
+    out, lse = _called(form, member, number, values)  # what it has turned is gone before the merge
+    if lse is None:
+        return out, None
+    batch, heads, tokens, dim = values[operand("v")].shape
+    shape = (batch, heads, form.members[member].calls[number].versions, tokens)
+    return merge_attention(out.reshape(*shape, dim), lse.reshape(shape), total, norm)
+
+
+def _called(form: SiteForm, member: int, number: int, values: Values) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One FlexAttention call: its result, and where results merge its log-sum-exp too."""
     made = form.members[member]
     call = made.calls[number]
-    v = values[operand("v", group, None)]
+    v = values[operand("v")]
     mask = _mask(form, call, f"{member}.{number}", v.shape[1] if call.versions > 1 else 1, values)
     score = _score(values, member) if call.decayed else None
     options: Any = dict(form.kernel_options)
-    q, k, v = _operands(call, values[operand("q", group, call.query)], values[operand("k", group, call.key)], v)
+    q, k, v = _operands(call, values[operand("q", call.query)], values[operand("k", call.key)], v)
     if not made.merges:
-        return flex_attention(q, k, v, score_mod=score, block_mask=mask, scale=made.scale, kernel_options=options)
+        alone: Any = flex_attention(q, k, v, score_mod=score, block_mask=mask, scale=made.scale, kernel_options=options)
+        return alone, None
     out, aux = flex_attention(
         q,
         k,
@@ -218,9 +244,8 @@ def wanted(form: SiteForm) -> list[tuple[str, int]]:
 def needed(form: SiteForm) -> list[str]:
     """Names of the operands that `attend` reads."""
     found: dict[str, None] = {}
-    for group in range(len(form.groups)):
-        for member in form.members:
-            for call in member.calls:
-                for which, number in (("q", call.query), ("k", call.key), ("v", None)):
-                    found[operand(which, group, number)] = None
+    for member in form.members:
+        for call in member.calls:
+            for which, number in (("q", call.query), ("k", call.key), ("v", None)):
+                found[operand(which, number)] = None
     return list(found)

@@ -52,7 +52,7 @@ def bounds(stripe: np.ndarray, height: int, width: int) -> np.ndarray | None:
     if (line := _interval(stripe)) is not None:
         return np.stack([*line, places]).astype(np.int32)[None]
     table = stripe.reshape(-1, height, width)
-    down, across = table.any(2), table.any(1)
+    down, across = np.any(table, axis=(2,)), np.any(table, axis=(1,))
     ends = _interval(down), _interval(across)
     if ends[0] is None or ends[1] is None or not (table == (down[:, :, None] & across[:, None])).all():
         return None
