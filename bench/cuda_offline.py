@@ -160,7 +160,7 @@ def looked_up(times: int) -> dict[str, Any]:
     }
 
 
-HEAD = ("what", "FlexAttention calls a layer", "of which compile apart", "registers", "bytes spilled", "shared memory",
+HEAD = ("what", "pieces with FlexAttention", "of which different", "registers", "bytes spilled", "shared memory",
         "held at most, of q, k, v (by the block where it is one piece)")  # fmt: skip
 
 
