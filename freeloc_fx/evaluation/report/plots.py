@@ -106,8 +106,8 @@ def _panels(count: int) -> tuple[Any, Any]:
 
 
 def cost(results: Results) -> Any:
-    """Draw the composite against seconds of generation, a panel for each length beyond the trained one, names in order
-    of score.
+    """Draw the composite against seconds of generation, a panel for each length beyond the trained one of which times
+    are known, names in order of score.
 
     Args:
         results: of one model.
@@ -119,8 +119,9 @@ def cost(results: Results) -> Any:
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
     long = [n for n in results.lengths if n > results.short]
-    figure, axes = _panels(len(long))
-    for axis, frames in zip(axes, long, strict=True):
+    timed = [n for n in long if any(results.mean(name, n, "seconds")[0] is not None for name in results.contestants(n))]
+    figure, axes = _panels(len(timed))
+    for axis, frames in zip(axes, timed, strict=True):
         points = []
         for name in results.contestants(frames):
             seconds, score = (results.mean(name, frames, c)[0] for c in ("seconds", "composite"))
