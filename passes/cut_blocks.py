@@ -38,7 +38,7 @@ def cut_blocks(graph: fx.Graph, capture: Capture, *, blocks: Collection[str] | N
     Args:
         graph: gets the labels.
         capture: not read.
-        blocks: module paths of the blocks, "blocks.0"; empty for a graph that is a block itself, which is one piece;
+        blocks: module paths of the blocks, "blocks.0"; empty for a graph that is a block itself, cut at its calls only;
             None for the elements of lists of modules that hold an attention.
 
     Returns:
@@ -47,7 +47,9 @@ def cut_blocks(graph: fx.Graph, capture: Capture, *, blocks: Collection[str] | N
     places = _places(graph, blocks)
     runs = _runs(graph, places)
     if reason := _why_whole(graph, runs, places, blocks):
-        log.warning("compiling the whole graph, not block by block: %s", reason)
+        several = any(call_part(node) is not None for node in graph.nodes)
+        memory = "; an attention that is made in several calls holds more memory then" if several else ""
+        log.warning("compiling the whole graph, not block by block: %s%s", reason, memory)
         return 0
     for index, run in enumerate(runs):
         block = next((places[node] for node in run if node in places), "")

@@ -106,6 +106,8 @@ def _operands(
     if mask is not None and spec.grid.text:
         grid = spec.grid
         visible = graph.call_function(valid.OPERATOR, (mask, batch, tokens, grid.text_first, grid.video))
+        with fake_mode():
+            set_example_value(visible, torch.empty(batch, tokens, dtype=torch.bool, device=tables.device))
     groups: list[dict[str, fx.Node]] = []
     first = 0
     for count in made.form.groups:

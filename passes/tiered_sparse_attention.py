@@ -169,9 +169,6 @@ def _split_alone(graph: fx.Graph, made: Operands, path: str) -> None:
     views = {node for nodes in made.groups for node in nodes.values() if node.target is torch.narrow}
     first = next(node for node in graph.nodes if node in views)
     for node in [node for node in graph.nodes if node in views]:
-        if not node.users:  # parts that are only read turned have been read
-            graph.erase_node(node)
-            continue
         if node is not first:
             first.append(node)
             first = node

@@ -4,7 +4,9 @@ A model's forward is a few operations, then the same block again and again with 
 Weights are inputs of a captured graph, and so, as a number, is what a long attention does: blocks of one kind are the
 same piece called with other inputs, whatever their strategies. Each distinct piece is compiled the first time it runs,
 on the inputs that it then gets. What is between the blocks runs once a step and as it is, like in diffusers'
-compile_repeated_blocks. Compile time grows neither with layers nor with strategies.
+compile_repeated_blocks. Compile time grows neither with layers nor with strategies; where an attention is FlexAttention
+calls in the graph, it grows with strategies: several calls are cut out of their block, each a piece, so that one
+call's copies of q and k are gone before the next one's are made.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ def compile_repeated(
         example_inputs: values of the placeholders.
         inner: the next compiler.
         artefacts: what is compiled already; default nothing.
-        blocks: module paths of the blocks, "blocks.0"; none of them for a graph that is a block itself, one piece.
+        blocks: module paths of the blocks, "blocks.0"; none of them for a graph that is a block itself.
             Default: elements of lists of modules that hold an attention.
         runner: runs the pass that cuts; default one of its own.
         specs: those that the graph's long attentions name; needed where there are any.

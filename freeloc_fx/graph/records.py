@@ -299,8 +299,9 @@ class Piece:
 
     Args:
         index: the pieces of a graph are counted from 0 in execution order.
-        block: module path of the transformer block that it is, "blocks.3"; "" for what lies between blocks.
-        compiled: whether it is compiled; what lies between blocks runs as it is.
+        block: module path of the transformer block that it is or is part of, "blocks.3"; "" for what lies between
+            blocks.
+        compiled: whether it is compiled; what lies between blocks, and what splits heads into groups, runs as it is.
     """
 
     index: int

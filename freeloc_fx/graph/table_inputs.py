@@ -186,11 +186,16 @@ class TableInputs:
         if node is None:
             first = next(iter(self.graph.nodes))
             with self.graph.inserting_before(first) if self._last is None else self.graph.inserting_after(self._last):
-                node = self.graph.placeholder(label)
+                node = self.graph.placeholder(self._free(label))
             node.meta[KEY] = table
             give_source(node, table.value(0, self.device))
             self._known[table] = self._last = node
         return node
+
+    def _free(self, label: str) -> str:
+        """A label that no input has: fx tells nodes' names apart, and writes targets into the signature."""
+        taken = {node.target for node in self.graph.nodes if node.op == "placeholder"}
+        return label if label not in taken else f"{label}_{len(self._known)}"
 
 
 def with_tables(

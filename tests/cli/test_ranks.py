@@ -27,6 +27,7 @@ def both(folder: Path, frames: int, share: list[str], limit: float) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_two_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
     both(tmp_path, 85, ["--parallel", "ulysses"], 100)
 

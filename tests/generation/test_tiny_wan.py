@@ -51,6 +51,7 @@ def test_the_folder_is_a_wan_pipeline() -> None:
 
 
 # How far below the VAE's own reconstruction of real clips the generated ones may be, as a share of it.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "share"),
     [

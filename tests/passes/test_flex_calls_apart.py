@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 import torch.fx as fx
+from diffusers_models import arguments, build
 from models import wan
 from torch._dynamo.backends.common import aot_autograd
 from transformed import distance, reference, run
@@ -54,6 +56,35 @@ def test_each_call_is_compiled_by_itself_and_once(name: str, strategy: str, head
     made = transform(model, profile, backend=in_pieces, attention={"flex": {"heads": heads}})
     assert distance(run(made), reference(model, profile)) <= 1e-5
     assert inner.calls() == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "apart"),
+    [
+        ("HunyuanVideo", True),  # a key mask, which is made before the attention
+        ("LTX2 split", True),  # frequencies of each head
+        ("Mochi", False),  # the same, and sizes that depend on data, which keep the graph whole
+    ],
+)
+def test_models_with_masks_and_heads_of_their_own(model: str, apart: bool) -> None:
+    inner, given = Pieces("eager"), arguments(model, build(model), 12, 3)
+    profile = Profile(trained_frames=5, layers="vrpr")
+
+    def in_pieces(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        return compile_repeated(module, inputs, inner)
+
+    made = transform(build(model), profile, backend=in_pieces, attention={"flex": {"heads": 1}}, verify=True)
+    literal = transform(build(model), profile, backend="eager", attention="reference")
+    with torch.no_grad():
+        found, expected = (first(one(**given)) for one in (made, literal))
+    assert distance(found, expected) <= 1e-5
+    assert ([n for n in inner.calls() if n] == [1, 1, 1]) is apart
+
+
+def first(output: Any) -> torch.Tensor:
+    while not isinstance(output, torch.Tensor):
+        output = output[0]
+    return output
 
 
 @pytest.mark.parametrize("strategy", ["vrpr+tsa", "riflex+window", "freelong"])

@@ -80,7 +80,7 @@ def flex(
     def compiled(form: SiteForm, member: int, number: int, values: _Turned, *before: torch.Tensor | None) -> Sum:
         shapes = tuple(_like(x) for x in (*values.whole.values(), *before))
         call = _compiled.get((form, member, number, backend, shapes), lambda: _compile(form, member, number, backend))
-        return call(values.whole, values.tables, values.part, *before)
+        return call(values.whole, values.tables, *before)
 
     return _run(site.form, q, k, v, tables, compiled)
 
@@ -99,11 +99,10 @@ def _compile(form: SiteForm, member: int, number: int, backend: str) -> Callable
     def call(
         whole: Mapping[str, torch.Tensor],
         tables: Mapping[str, torch.Tensor],
-        part: tuple[int, int],
         total: torch.Tensor | None,
         norm: torch.Tensor | None,
     ) -> Sum:
-        return add_call(form, member, number, _Turned(whole, tables, part), total, norm)
+        return add_call(form, member, number, _Turned(whole, tables), total, norm)
 
     call.__code__ = call.__code__.replace()  # Dynamo counts what it compiles by code object
     compiled: Callable[..., Sum] = torch.compile(call, backend=backend, fullgraph=True, dynamic=False)
@@ -120,19 +119,24 @@ def _run(
 ) -> torch.Tensor:
     parts, first = [], 0
     for heads in form.groups:
-        whole = {which: x[:, first : first + heads] for which, x in (("q", q), ("k", k), ("v", v))}
-        parts.append(attend(form, _Turned(whole, tables, (first, first + heads)), run))
+        part = slice(first, first + heads)
+        whole = {which: x[:, part] for which, x in (("q", q), ("k", k), ("v", v))}
+        # Groups of one size are one compiled call: which heads they are is told by tensors alone.
+        own = {name: x[:, part] if name.startswith(_BY_HEAD) and x.shape[1] > 1 else x for name, x in tables.items()}
+        parts.append(attend(form, _Turned(whole, own), run))
         first += heads
     return joined(parts)
+
+
+_BY_HEAD = ("cos.", "sin.")
+"""Begin the names of tables that may have a row for each head."""
 
 
 class _Turned:
     """Tables, and some heads of q, k and v by the names of `attend.operand`, turned when they are read, not kept."""
 
-    def __init__(
-        self, whole: Mapping[str, torch.Tensor], tables: Mapping[str, torch.Tensor], part: tuple[int, int]
-    ) -> None:
-        self.whole, self.tables, self.part = whole, tables, part
+    def __init__(self, whole: Mapping[str, torch.Tensor], tables: Mapping[str, torch.Tensor]) -> None:
+        self.whole, self.tables = whole, tables
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name in self.tables:
@@ -142,6 +146,4 @@ class _Turned:
         if not rotation:
             return x
         cos, sin = self.tables[f"cos.{rotation[0]}"], self.tables[f"sin.{rotation[0]}"]
-        if cos.shape[1] > 1:
-            cos, sin = (table[:, self.part[0] : self.part[1]] for table in (cos, sin))
         return vrpr_rotary(x, cos, sin, self.tables["segment"], self.tables["partner"])

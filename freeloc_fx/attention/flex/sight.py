@@ -1,9 +1,9 @@
-"""What a mask function reads, so that it never looks a pair of tokens up in a table.
+"""What a mask function reads, so that it looks no pair of tokens up in a table.
 
 A table of pairs costs a kernel an address for each pair of its tile: for an H100 FlexAttention's kernel then keeps 816
 bytes a thread in memory, and without one nothing (bench/cuda_offline.py). So what a segment sees of segments is bits,
 32 of them a word, and what a token sees of a frame along the stripe is bounds. Both are read for rows and for keys
-alone; what is left for pairs is arithmetic:
+alone; what is left for pairs is arithmetic (but for a stripe of somebody's own that no bounds describe):
 
     seen[0][i] & bit[0][j] | seen[1][i] & bit[1][j] | ...  != 0        low[i] <= at[j] < high[i]
 """

@@ -120,7 +120,7 @@ def masks(
     states = [block_states(table, stripe, segments, segments, site.form.block, whole) for table in levels]
     every = np.stack([every for _, every in states])
     partial = np.stack([some & ~every for some, every in states])
-    made = dict(zip(MASK, (*ordered(partial), *ordered(every)), strict=False))
+    made = dict(zip(MASK, (*ordered(partial), *ordered(every)), strict=True))
     kinds = {"seen": FULL, "near": STRIPE} if call.striped else {"seen": FULL}
     words = {name: packed((levels if len(levels) > 1 else levels[0]) == kind) for name, kind in kinds.items()}
     return made | {name: torch.from_numpy(table) for name, table in words.items()}
