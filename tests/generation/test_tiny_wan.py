@@ -79,6 +79,7 @@ def test_a_kind_belongs_to_its_colour(pipe: Any) -> None:
         assert score(video.frames, prompt).shape_accuracy > 0.6
 
 
+@pytest.mark.slow
 def test_shapes_have_their_size(generated: list[GroundTruthScore], reconstructed: list[GroundTruthScore]) -> None:
     assert mean(generated, "area") == pytest.approx(mean(reconstructed, "area"), rel=0.2)
 

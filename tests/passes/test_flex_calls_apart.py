@@ -10,6 +10,7 @@ import torch
 import torch.fx as fx
 from diffusers_models import arguments, build
 from models import wan
+from slow import slow
 from torch._dynamo.backends.common import aot_autograd
 from transformed import distance, reference, run
 
@@ -35,7 +36,7 @@ class Pieces:
         return [sum(node.target is FLEX for node in module.graph.nodes) for module in self.modules]
 
 
-@pytest.mark.parametrize("name", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", [slow("eager"), "aot_eager"])  # the second runs the same graph, functionalised
 @pytest.mark.parametrize(
     ("strategy", "heads", "expected"),
     [
