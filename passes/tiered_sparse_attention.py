@@ -30,13 +30,14 @@ from torch import nn
 
 from freeloc_fx.attention import checked
 from freeloc_fx.attention.flex import rotary
-from freeloc_fx.attention.flex.attend import attend, needed, operand
+from freeloc_fx.attention.flex.attend import attend, joined, needed, operand
 from freeloc_fx.attention.flex.tables import read_tables
 from freeloc_fx.attention.registry import Specs
 from freeloc_fx.compat import STACK
 from freeloc_fx.graph.calls import arguments, erase_unused
 from freeloc_fx.graph.capture import Capture
 from freeloc_fx.graph.flex_calls import FLEX
+from freeloc_fx.graph.inserted import insert
 from freeloc_fx.graph.records import Operands, operands, record, sites, write, write_call
 from freeloc_fx.graph.shapes import value_of
 from freeloc_fx.graph.splice import CapturedFunctions, Like, splice
@@ -93,8 +94,8 @@ def _replace(
             _mark([one for one in graph.nodes if one not in known or one in own], site.path, group)
     mask = arguments(node).get("attn_mask")
     before = node.prev
+    out = insert(graph, node, lambda *given: joined(given), parts, node)
     with graph.inserting_before(node):
-        out = _joined(graph, parts)
         if verify:
             key = specs.add(made.site.spec)
             whole = [_whole(graph, made, which) for which in ("q", "k", "v")]
@@ -134,16 +135,6 @@ def _spliced(
         likes["valid"] = ((site.query_shape[0], site.query_shape[2]), torch.bool, tables.device)
     captured = functions.get((form, form.groups[group]), partial(attend, form), likes)
     return splice(graph, node, captured, given, root)
-
-
-def _joined(graph: fx.Graph, parts: list[fx.Node]) -> fx.Node:
-    """See `attend.joined`."""
-    turned = [graph.call_method("transpose", (part, 1, 2)) for part in parts]
-    if len(turned) == 1:
-        whole = graph.call_method("contiguous", (turned[0],))
-    else:
-        whole = graph.call_function(torch.cat, (turned, 2))
-    return graph.call_method("transpose", (whole, 1, 2))
 
 
 def _mark(region: list[fx.Node], path: str, group: int) -> None:

@@ -163,7 +163,8 @@ def _mask(form: SiteForm, call: CallForm, name: str, heads: int, values: Values)
     segment, word, bit = values["segment"], values["word"], values["bit"]
     several, seen = call.versions > 1, values[f"seen.{name}"].unbind()
     near = values[f"near.{name}"].unbind() if call.striped else ()
-    reaches = _reach(form.members[int(name.partition(".")[0])].axes, name.partition(".")[0], values) if near else None
+    member = name.partition(".")[0]
+    reaches = _reach(form.members[int(member)].axes, member, values) if near else None
     valid = values["valid"] if call.padded else None
 
     def visible(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
