@@ -14,7 +14,7 @@ import tempfile
 import textwrap
 import types
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,12 @@ class Compiled:
     Args:
         kernels: as they were compiled, one for each configuration that Inductor would choose from.
         sources: Inductor's wrapper code.
+        run: what a GPU would call; without one it runs nowhere but in `interpreter.py`.
     """
 
     kernels: list[Kernel] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    run: Callable[..., Any] | None = None
 
     @property
     def attention(self) -> list[Kernel]:
@@ -205,7 +207,7 @@ def compile_piece(module: fx.GraphModule, inputs: Sequence[Any]) -> Compiled:
         torch._guards.tracing(torch._guards.TracingContext(mode)),
     ):
         has_triton.cache_clear()
-        compile_fx(module, made)
+        _current.run = compile_fx(module, made)
     return _current
 
 

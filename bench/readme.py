@@ -277,9 +277,9 @@ def arithmetic() -> str:
     return lines(["one layer of", "FLOPs of dense: flex", *others, "working GB: flex", *others], rows)
 
 
-def cuda_offline() -> str:
-    """What an H100 would be given: calls, registers, memory."""
-    return (RESULTS / "cuda_offline.md").read_text().split("\n\n")[1]
+def cuda_report(name: str) -> str:
+    """What an H100 would be given: the first table of a report."""
+    return (RESULTS / f"{name}.md").read_text().split("\n\n")[1]
 
 
 def shipped() -> str:
@@ -327,7 +327,8 @@ TABLES = (
     Table("bench/README.md", "compare", compare),
     Table("bench/README.md", "attention", attention),
     Table("bench/README.md", "generation", generation),
-    Table("bench/README.md", "cuda-offline", cuda_offline),
+    Table("bench/README.md", "cuda-offline", lambda: cuda_report("cuda_offline")),
+    Table("bench/README.md", "cuda-interpreted", lambda: cuda_report("cuda_interpreted")),
     Table("bench/README.md", "arithmetic", arithmetic),
     Table("bench/README.md", "fits", fits),
     Table("bench/README.md", "links", links),

@@ -61,7 +61,7 @@ def reencode_rotary(graph: fx.Graph, capture: Capture, *, plan: Plan, options: F
             continue
         assert site.rope is not None and site.grid is not None
         spec = AttentionSpec(planned.strategy, site.grid, site.rope)
-        check_site(site.path, spec, site.query_shape, capture.device)
+        check_site(site.path, spec, site.query_shape, capture.device, options)
         before = node.prev
         with graph.inserting_before(node):
             write_operands(node, _operands(graph, node, site, spec, tables, options))

@@ -24,7 +24,7 @@ from freeloc_fx.errors import CaptureError
 from .agree import check_agreement
 from .autocast import take_part_in_autocast
 from .repeated import merged
-from .softmax import attend, merge
+from .softmax import attend, merge, nothing_seen
 
 __all__ = ["OPERATOR", "WITHIN", "attention_within_texts", "literal", "scheduled_attention", "seen_runs"]
 
@@ -155,6 +155,8 @@ def _scheduled(
             continue
         additive = _additive(part, q.dtype)
         out, lse = attend(q[:, :, group], k[:, :, keys], v[:, :, keys], additive, factor)
+        if additive is not None:
+            lse = nothing_seen(additive, lse)
         if total is None or norm is None:
             size = (batch, heads, int(shared.sum()), n)
             total = torch.zeros(*size, v.shape[3], dtype=torch.float32, device=q.device)

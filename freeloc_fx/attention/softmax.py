@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
-__all__ = ["Total", "attend", "merge"]
+__all__ = ["Total", "aligned", "attend", "merge", "nothing_seen"]
+
+_KERNEL = (torch.float32, torch.float16, torch.bfloat16)
+"""What CUDA's kernel takes, of heads whose rows begin at multiples of 16 bytes."""
 
 
 def attend(
@@ -20,21 +24,52 @@ def attend(
         scale: factor on q k.
 
     Returns:
-        The output (batch, heads, rows, head_dim) in q's dtype, and the float32 log-sum-exp (batch, heads, rows). A row
-        that sees nothing has log-sum-exp -inf and any output.
+        Output (batch, heads, rows, head_dim) in q's dtype, and log-sum-exp (batch, heads, rows), float32 at least.
+        Of a row that sees nothing neither says anything: see `nothing_seen`.
     """
     aten = torch.ops.aten
     if q.device.type == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=mask, scale=scale)  # type: ignore[no-any-return]
-    if q.device.type == "cuda":
+    if q.device.type == "cuda" and q.dtype in _KERNEL and q.shape[-1] % 8 == 0:
         if mask is not None:
-            mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+            mask = aligned(mask, k.shape[2]).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
         out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, 0.0, False, scale=scale)
         return out, lse[..., : q.shape[2]]
-    scores = (q.float() @ k.float().transpose(-1, -2)) * scale
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * scale
     if mask is not None:
         scores = scores + mask
-    return (scores.softmax(-1) @ v.float()).to(q.dtype), scores.logsumexp(-1)
+    return (scores.softmax(-1) @ v.to(wide)).to(q.dtype), scores.logsumexp(-1)
+
+
+def aligned(mask: torch.Tensor, keys: int) -> torch.Tensor:
+    """A mask as CUDA's kernel reads it: keys side by side, rows from multiples of 16 bytes on.
+
+    Args:
+        mask: additive, with one key or all.
+        keys: how many it is for.
+
+    Returns:
+        (..., keys), the mask itself where that can be read. Rows of a copy are padded to multiples of 16 bytes.
+    """
+    each = 16 // mask.element_size()
+    mask = mask.expand(*mask.shape[:-1], keys)
+    if mask.stride(-1) == 1 and not any(step % each for step in (mask.storage_offset(), *mask.stride()[:-1])):
+        return mask
+    return F.pad(mask, (0, -keys % each)).contiguous()[..., :keys]
+
+
+def nothing_seen(mask: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
+    """The log-sum-exp with -inf where a row sees nothing; the kernels give such rows 0, as if they saw something.
+
+    Args:
+        mask: as in `attend`.
+        lse: that of `attend`.
+
+    Returns:
+        As `lse`.
+    """
+    return lse.masked_fill((mask == float("-inf")).all(-1), float("-inf"))
 
 
 def merge(total: torch.Tensor, norm: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> None:

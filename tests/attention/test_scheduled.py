@@ -100,6 +100,17 @@ def test_verified(case: dict) -> None:
     assert_close(scheduled_attention(**case, verify=True), scheduled_attention(**case))
 
 
+@pytest.mark.parametrize("hidden", [1, 2, 3])
+def test_a_text_that_is_hidden_from_shared_frames(hidden: int) -> None:
+    """All of the first text's three keys is more than any of its frames could attend to."""
+    q, k, v = (torch.randn(1, 2, n, 8) for n in (6, 6, 6))
+    weights = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]], dtype=torch.float64)
+    mask = torch.ones(1, 1, 6, 6, dtype=torch.bool)
+    mask[:, :, 2:4, :hidden] = False
+    given = {"q": q, "k": k, "v": v, "weights": weights, "starts": torch.tensor([0, 3, 6]), "scale": None, "mask": mask}
+    assert_close(scheduled_attention(**given), scheduled_attention(**given, exact=True))
+
+
 @given(cases())
 def test_texts_see_themselves(case: dict) -> None:
     starts = case["starts"].tolist()

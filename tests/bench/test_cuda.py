@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,36 @@ def test_every_lowering_is_the_reference_on_a_gpu() -> None:
     assert not wrong
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(torch.version.cuda is None, reason="wants a CUDA build of torch, which brings Triton")
-@pytest.mark.skipif(not torch.__version__.startswith("2.14."), reason="stands in for a driver of torch 2.14")
-def test_a_gpu_that_is_not_there_is_given_kernels_that_keep_to_their_registers(tmp_path: Path) -> None:
-    script = SCRIPT.with_name("cuda_offline.py")
-    command = [sys.executable, str(script), "--strategies", "vrpr+tsa", "--times", "4", "--out", str(tmp_path)]
+def of_a_gpu(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks of a test that compiles for a GPU without one."""
+    for mark in (
+        pytest.mark.slow,
+        pytest.mark.skipif(torch.version.cuda is None, reason="wants a CUDA build of torch, which brings Triton"),
+        pytest.mark.skipif(not torch.__version__.startswith("2.14."), reason="stands in for a driver of torch 2.14"),
+    ):
+        test = mark(test)
+    return test
+
+
+def offline(name: str, folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    """The rows that a script wrote into a folder."""
+    command = [sys.executable, str(SCRIPT.with_name(f"{name}.py")), "--out", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    apart, in_one, looked_up = json.loads((tmp_path / "cuda_offline.json").read_text())["rows"]
+    rows: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text())["rows"]
+    return rows
+
+
+@of_a_gpu
+def test_a_gpu_that_is_not_there_is_given_kernels_that_keep_to_their_registers(tmp_path: Path) -> None:
+    apart, in_one, looked_up = offline("cuda_offline", tmp_path, "--strategies", "vrpr+tsa", "--times", "4")
     assert apart["spilled"] == 0 < min(in_one["spilled"], looked_up["spilled"])
     assert apart["of q, k, v"] < 2 < in_one["of q, k, v"]
     assert apart["different"] == 3 and apart["pieces"] % 3 == 0
+
+
+@of_a_gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_its_kernels_compute_the_attention(tmp_path: Path, dtype: str) -> None:
+    rows = offline("cuda_interpreted", tmp_path, "--strategies", "vrpr+tsa", "--dtypes", dtype, "--models", "")
+    assert len(rows) == 2 and all(row["error"] <= row["limit"] < 0.1 < row["dense"] for row in rows), rows

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
 # Beside another class of the same family, whose blocks are built as theirs are.
 SLOW = (
     "LTX2",
+    "LTX2 split",
     "Wan I2V",
     "WanAnimate",
     "WanVACE",

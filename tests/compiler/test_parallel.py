@@ -274,6 +274,7 @@ def test_tokens_go_to_heads_and_back(ranks: int) -> None:
     on_ranks(exchanges, ranks, ranks)
 
 
+@pytest.mark.slow
 def test_every_strategy_gives_what_one_process_gives() -> None:
     assert sorted(part for parts in LAYERS for part in parts) == sorted(PARTS)
     for found in on_ranks(wan_of_every_strategy, 2):

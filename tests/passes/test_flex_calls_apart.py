@@ -41,8 +41,8 @@ class Pieces:
     ("strategy", "heads", "expected"),
     [
         ("vrpr+tsa", 2, [0, 1, 1, 1, 0]),  # both groups, and both layers, are the same pieces
-        ("vrpr", 3, [0, 1, 1, 1, 1, 1, 1, 0]),  # groups of 3 and of 1
-        ("tsa", 2, [0, 1, 0]),
+        slow("vrpr", 3, [0, 1, 1, 1, 1, 1, 1, 0]),  # groups of 3 and of 1
+        slow("tsa", 2, [0, 1, 0]),
         ("tsa", 4, [1]),  # a call alone needs no cut
         ("freelong+vrpr", 4, [0, 1, 1, 1, 1, 0]),
     ],
@@ -64,7 +64,7 @@ def test_each_call_is_compiled_by_itself_and_once(name: str, strategy: str, head
     [
         ("HunyuanVideo", True),  # a key mask, which is made before the attention
         ("LTX2 split", True),  # frequencies of each head
-        ("Mochi", False),  # the same, and sizes that depend on data, which keep the graph whole
+        slow("Mochi", False),  # the same, and sizes that depend on data, which keep the graph whole
     ],
 )
 def test_models_with_masks_and_heads_of_their_own(model: str, apart: bool) -> None:
@@ -88,7 +88,7 @@ def first(output: Any) -> torch.Tensor:
     return output
 
 
-@pytest.mark.parametrize("strategy", ["vrpr+tsa", "riflex+window", "freelong"])
+@pytest.mark.parametrize("strategy", ["vrpr+tsa", slow("riflex+window"), slow("freelong")])
 def test_a_compiler_sees_into_every_node(strategy: str) -> None:
     """Rotary nodes and merges are arithmetic when Inductor gets them, which it can fuse."""
     seen: list[str] = []

@@ -60,7 +60,7 @@ def in_self_attention(graph: torch.fx.Graph) -> list[torch.fx.Node]:
 
 
 # The slow ones are parts of the others.
-ALONE = ("direct+temp", "pi", "freelong")
+ALONE = ("direct+temp", "pi", "freelong", "vrpr", "tsa", "clip", "anchors")
 
 
 @pytest.mark.parametrize("name", [slow(name) if name in ALONE else name for name in STRATEGIES])

@@ -25,7 +25,7 @@ import torch
 from freeloc_fx.attention.bands import SpecBand
 from freeloc_fx.attention.cache import Cache
 from freeloc_fx.attention.rotate import Turner
-from freeloc_fx.attention.softmax import Total, attend, merge
+from freeloc_fx.attention.softmax import Total, aligned, attend, merge
 from freeloc_fx.attention.text import split, valid_keys, video_span
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
@@ -264,7 +264,8 @@ def _additive(frames: np.ndarray, tokens: np.ndarray, dtype: torch.dtype, device
     visible = torch.from_numpy(tokens).to(device)
     for row, key in np.argwhere(frames).tolist():  # in place: a bool of the mask's size would be a quarter more
         mask[row, :, key].masked_fill_(visible, 0.0)
-    return mask.flatten(2, 3).flatten(0, 1)[None, None]
+    mask = mask.flatten(2, 3).flatten(0, 1)[None, None]
+    return aligned(mask, mask.shape[-1]) if device.type == "cuda" else mask  # here, since it is kept
 
 
 def _turner(spec: AttentionSpec, layout: RopeLayout, device: torch.device) -> Turner:

@@ -21,7 +21,7 @@ from .attend import Sum, add_call, attend, joined
 from .backends import check_backend
 from .options import FlexOptions
 from .rotary import vrpr_rotary
-from .site import SiteForm, describe_site
+from .site import SiteForm, check_site, describe_site
 from .tables import site_tables
 from .valid import visible_keys
 
@@ -57,7 +57,7 @@ def flex(
         (batch, heads, tokens, head_dim) in q's dtype.
 
     Raises:
-        CaptureError: a key mask that is no padding of text, see `text.valid_keys`.
+        CaptureError: a key mask that is no padding of text, see `text.valid_keys`, or what CUDA's kernel cannot run.
     """
     valid_keys(key_mask, q.shape[0], spec.grid)  # refuses what is no padding
     step = running().step if step is None else step
@@ -65,6 +65,7 @@ def flex(
         spec = spec.at(step)
     padded = key_mask is not None and spec.grid.text > 0
     check_backend(options or FlexOptions(), q.device, q.dtype, q.shape[-1])
+    check_site("alone", spec, tuple(q.shape), q.device, options)
     site = describe_site(spec, tuple(q.shape), q.dtype, scale=scale, padded=padded, options=options)
     tables = dict(site_tables(site, step, q.device))
     if padded:

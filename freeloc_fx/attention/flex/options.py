@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from freeloc_fx.compat import release
+
 from .block_mask import Block
 
-__all__ = ["FlexOptions"]
+__all__ = ["FlexOptions", "with_kernel_sizes"]
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,50 @@ class FlexOptions:
         if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
             raise ValueError(f"attention.flex.kernel_options: expected a mapping from names, found {options!r}")
         block = given.get("block")
-        sides = (block,) if isinstance(block, int) else block
+        sides = (block, block) if isinstance(block, int) else block
         if block is not None and not (
-            isinstance(sides, (tuple, list)) and len(sides) in (1, 2) and all(_whole(side) for side in sides)
+            isinstance(sides, (tuple, list)) and len(sides) == 2 and all(_whole(side) for side in sides)
         ):
             raise ValueError(f"attention.flex.block: expected a positive integer or a pair of them, found {block!r}")
         heads = given.get("heads")
         if heads is not None and not _whole(heads):
             raise ValueError(f"attention.flex.heads: expected a positive integer, found {heads!r}")
         return cls(tuple(sorted(options.items())), tuple(block) if isinstance(block, list) else block, heads)
+
+
+def with_kernel_sizes(
+    options: tuple[tuple[str, Any], ...], block: tuple[int, int], head_dim: int, dtype: torch.dtype
+) -> tuple[tuple[str, Any], ...]:
+    """Kernel options that set the sizes of CUDA's kernel where Inductor's own do not go with the block mask's blocks.
+
+    The kernel works on BLOCK_M queries and BLOCK_N keys at a time, by default up to 128, and they must divide a block.
+    Inductor makes them smaller itself from torch 2.14 on, where a block is a power of two; else it refuses the mask.
+    Before 2.14 it also takes a sequence of a multiple of 128 tokens for one that every block divides, and reads past
+    its end. Other devices do not look at these options.
+
+    Args:
+        options: what the user chose, which stays.
+        block: tokens of a query and of a key block.
+        head_dim: channels of a head.
+        dtype: of q, k and v.
+
+    Returns:
+        The options, sorted.
+    """
+    given = dict(options)
+    if given.get("BACKEND", "AUTO") not in ("AUTO", "TRITON"):  # other kernels have sizes of their own
+        return options
+    if any(128 % side for side in block):
+        given.setdefault("IS_DIVISIBLE", False)
+    row = (1 << (head_dim - 1).bit_length()) * dtype.itemsize  # bytes of a row of q, k or v in shared memory
+    most = (64 if row < 1024 else 32, 64 if row < 512 else 32 if row < 1024 else 16)  # not above torch's own defaults
+    itself = release("torch") >= (2, 14) and all(side & (side - 1) == 0 for side in block)
+    for name, side, limit in zip(("BLOCK_M", "BLOCK_N"), block, most, strict=True):
+        if side % 128 and not itself and not {name, f"fwd_{name}"} & given.keys():
+            given[name] = min(side & -side, limit)  # the largest power of two that divides the side
+            if "BACKEND" not in given:  # the kernel for few queries chooses by other sizes
+                given.setdefault("FORCE_USE_FLEX_ATTENTION", True)
+    return tuple(sorted(given.items()))
 
 
 _KEYS = ("kernel_options", "block", "heads")

@@ -21,7 +21,7 @@ from freeloc_fx.method.strategy import Mixture
 
 from .block_mask import Block, Segments
 from .calls import FlexCall, Version, flex_calls, member_specs
-from .options import FlexOptions
+from .options import FlexOptions, with_kernel_sizes
 from .sight import bounds
 
 __all__ = ["CallForm", "MemberForm", "Rotation", "Site", "SiteForm", "check_site", "describe_site", "working_parts"]
@@ -246,13 +246,14 @@ def _described(
         members.append(MemberForm(tuple(forms), factor * member.strategy.temperature, axes))
         calls.append(own)
     block = options.block or choose_block(spec)
+    sides = (block, block) if isinstance(block, int) else block
     form = SiteForm(
         tuple(members),
         spec.strategy.mixture,
         spec.grid,
         _groups(tuple(members), shape, dtype, options),
-        (block, block) if isinstance(block, int) else block,
-        options.kernel_options,
+        sides,
+        with_kernel_sizes(options.kernel_options, sides, shape[-1], dtype),
     )
     return Site(spec, form, shape, tuple(rotation for _, rotation in rotations.values()), tuple(calls))
 
@@ -270,7 +271,9 @@ def _axes(member: AttentionSpec) -> int:
     return counts.pop() if len(counts) == 1 else 0
 
 
-def check_site(path: str, spec: AttentionSpec, shape: tuple[int, ...], device: torch.device) -> None:
+def check_site(
+    path: str, spec: AttentionSpec, shape: tuple[int, ...], device: torch.device, options: FlexOptions | None = None
+) -> None:
     """Refuse what FlexAttention cannot run.
 
     Args:
@@ -278,15 +281,19 @@ def check_site(path: str, spec: AttentionSpec, shape: tuple[int, ...], device: t
         spec: what its attention computes.
         shape: of q: (batch, heads, tokens, head_dim).
         device: where it runs.
+        options: choices about FlexAttention; None for the defaults.
 
     Raises:
-        CaptureError: heads of less than 16 channels on CUDA.
+        CaptureError: on CUDA heads of less than 16 channels, or blocks that no tile of the kernel divides.
     """
-    if device.type == "cuda" and shape[-1] < 16:
-        raise CaptureError(
-            f"site {path}, strategy {spec.strategy.name!r}: FlexAttention on CUDA wants head_dim >= 16, "
-            f"found {shape[-1]}; use attention='calls'"
-        )
+    if device.type != "cuda":
+        return
+    about = f"site {path}, strategy {spec.strategy.name!r}: FlexAttention on CUDA wants"
+    if shape[-1] < 16:
+        raise CaptureError(f"{about} head_dim >= 16, found {shape[-1]}; use attention='calls'")
+    block = None if options is None else options.block
+    if block is not None and any(side % 16 for side in ((block,) if isinstance(block, int) else block)):
+        raise CaptureError(f"{about} attention.flex.block of multiples of 16, found {block}")
 
 
 def choose_block(spec: AttentionSpec) -> Block:

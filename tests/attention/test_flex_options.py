@@ -1,0 +1,76 @@
+"""Sizes of FlexAttention's kernel and the blocks of its masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from freeloc_fx.attention.flex import options
+from freeloc_fx.attention.flex.options import FlexOptions, with_kernel_sizes
+from freeloc_fx.attention.flex.site import check_site, describe_site
+from freeloc_fx.errors import CaptureError
+from freeloc_fx.evaluation.cost import make_spec
+
+SIDES = st.integers(1, 24).map(lambda n: 16 * n)
+
+
+@pytest.fixture(params=["2.13.0", "2.14.1+cu130"])
+def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    found = tuple(int(part) for part in request.param.split(".")[:2])
+    monkeypatch.setattr(options, "release", lambda _: found)
+    return found  # type: ignore[return-value]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SIDES, SIDES, st.sampled_from([16, 64, 96, 128, 256]), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_the_kernels_sizes_divide_blocks(
+    version: tuple[int, int], rows: int, keys: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    found = dict(with_kernel_sizes((), (rows, keys), head_dim, dtype))
+    powers = all(side & (side - 1) == 0 for side in (rows, keys))
+    for name, side in (("BLOCK_M", rows), ("BLOCK_N", keys)):
+        # Inductor's own are powers of two up to 128, which it makes smaller itself from torch 2.14 on.
+        own = min(side, 128) if version >= (2, 14) and powers else 128
+        size = found.get(name, own)
+        assert side % size == 0 and size >= 16 and size & (size - 1) == 0
+    assert found.get("IS_DIVISIBLE") == (None if 128 % rows == 128 % keys == 0 else False)
+    assert ("BLOCK_M" in found or "BLOCK_N" in found) == found.pop("FORCE_USE_FLEX_ATTENTION", False)
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"BLOCK_M": 32, "BLOCK_N": 16}, {"fwd_BLOCK_M": 32, "fwd_BLOCK_N": 16}, {"BACKEND": "FLASH"}]
+)
+def test_what_the_user_chose_stays(chosen: dict[str, Any], version: tuple[int, int]) -> None:
+    before = tuple(sorted(chosen.items()))
+    assert with_kernel_sizes(before, (64, 64), 128, torch.bfloat16) == before
+
+
+@pytest.mark.parametrize(("size", "small"), [((5, 9), True), ((30, 52), False)])
+def test_a_site_of_small_frames_sets_the_kernels_sizes(
+    size: tuple[int, int], small: bool, version: tuple[int, int]
+) -> None:
+    spec = make_spec("vrpr+tsa", 4, *size, 64, trained=6)
+    chosen = FlexOptions((("num_stages", version[1]),))
+    form = describe_site(spec, (1, 2, spec.grid.sequence, 64), torch.bfloat16, options=chosen).form
+    added = {"BLOCK_M": 64, "BLOCK_N": 64, "FORCE_USE_FLEX_ATTENTION": True} if small and version < (2, 14) else {}
+    assert dict(form.kernel_options) == {"num_stages": version[1], **added}
+
+
+@pytest.mark.parametrize("block", [[48], (16, 16, 16), 0, True])
+def test_blocks_are_a_number_or_a_pair(block: Any) -> None:
+    with pytest.raises(ValueError, match=r"attention\.flex\.block: expected a positive integer or a pair"):
+        FlexOptions.read({"block": block})
+
+
+@pytest.mark.parametrize("block", [40, (128, 24)])
+def test_blocks_that_no_tile_divides_are_refused_on_cuda(block: Any) -> None:
+    spec, shape = make_spec("vrpr+tsa", 4, 5, 9, 64, trained=6), (1, 2, 945, 64)
+    chosen = FlexOptions.read({"block": block})
+    check_site("a", spec, shape, torch.device("cpu"), chosen)
+    check_site("a", spec, shape, torch.device("cuda"), FlexOptions.read({"block": 48}))
+    with pytest.raises(CaptureError, match=r"site a, .*flex.block of multiples of 16, found"):
+        check_site("a", spec, shape, torch.device("cuda"), chosen)
