@@ -40,6 +40,7 @@ from freeloc_fx.generation.tiny_wan.scenes import BACKGROUNDS, COLOURS, SHAPES, 
 from freeloc_fx.generation.video import contact_sheet, side_by_side, write_video
 from freeloc_fx.generation.windows import context_windows
 from freeloc_fx.method.timeline import TextSchedule
+from freeloc_fx.probing.run import fingerprint
 
 STRETCH, STEP = 24, 8
 CHANGES = ("speed", "background", "colour", "kind")
@@ -226,6 +227,18 @@ def show(index: int, pipes: dict[str, Any], given: argparse.Namespace) -> None:
     write_video(RESULTS / "timeline.mp4", np.concatenate([film, shown], 1), fps=16, crf=23)
 
 
+def grouped(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows by setting; of each those of the weights that came last."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        key = json.dumps({**row["setting"], "weights": ""}, sort_keys=True)
+        group = groups.setdefault(key, [])
+        if group and group[0]["setting"].get("weights") != row["setting"].get("weights"):
+            group.clear()
+        group.append(row)
+    return groups
+
+
 def counted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Pairs that can be told anything from, in order."""
     return [row for row in sorted(rows, key=lambda row: row["pair"]) if all(row["obeyed"])]
@@ -235,14 +248,15 @@ def report(rows: list[dict[str, Any]], setting: dict[str, Any]) -> str:
     """The tables of one setting, as Markdown."""
     within, found = setting["blend"] + STRETCH, counted(rows)
     lines = [
-        f"{setting['model']}, {setting['frames']} frames, {setting['steps']} steps, mark at frame {setting['mark']}, "
+        f"{setting['model']}{'' if 'weights' in setting else ' (weights before)'}, {setting['frames']} frames, "
+        f"{setting['steps']} steps, mark at frame {setting['mark']}, "
         f"blend {setting['blend']}: {len(rows)} pairs were tried; the short clips of {len(found)} obey both prompts, "
         "and these are counted. After: from the end of the blend and a stretch on.",
         "",
         f"| | change met within {within} frames | median frames until met | first prompt shown before the mark | "
-        "second shown after | unchanged shapes after | their constancy after | composite (of before) after | "
+        "second shown after | unchanged shapes after | their constancy after | composite after | of before | "
         "motion after | loop after | jump at the mark |",
-        "|" + "---|" * 11,
+        "|" + "---|" * 12,
     ]
     for name in CONTESTANTS:
         videos = [row["videos"][name] for row in found]
@@ -252,7 +266,8 @@ def report(rows: list[dict[str, Any]], setting: dict[str, Any]) -> str:
         middle = float(np.median(met))
         cells = [f"{sum(m <= within for m in met)} of {len(met)}", "never" if math.isinf(middle) else f"{middle:.0f}"]
         cells += [
-            mean(videos, k) for k in ("before", "after", "rest", "constancy", "composite_before", "motion", "loop")
+            mean(videos, k)
+            for k in ("before", "after", "rest", "constancy", "composite", "composite_before", "motion", "loop")
         ]
         cells.append(f"{np.median([v['jump'] for v in videos]):.2f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -304,10 +319,12 @@ def main() -> None:
     given = parser.parse_args()
     given.mark = given.frames // 2 if given.mark is None else given.mark
     torch.set_num_threads(given.threads)
-    setting = {key: getattr(given, key) for key in ("model", "frames", "mark", "blend", "steps")}
+    setting: dict[str, Any] = {key: getattr(given, key) for key in ("model", "frames", "mark", "blend", "steps")}
     journal = Journal(RESULTS / "timeline.jsonl")
     if not given.report:
-        profile = library.choose_profile(library.load_pipeline(given.model).transformer)
+        transformer = library.load_pipeline(given.model).transformer
+        setting["weights"] = fingerprint(transformer)
+        profile = library.choose_profile(transformer)
         pipes = {name: prepare(given.model, name, profile) for name in CONTESTANTS}
         if given.show is not None:
             show(given.show, pipes, given)
@@ -319,12 +336,14 @@ def main() -> None:
                 rows[index] = journal.add({**measure(index, pipes, given), "setting": setting})
                 print(index, rows[index]["change"], rows[index]["obeyed"], rows[index]["videos"], flush=True)
             index += 1
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in journal.refresh():
-        groups.setdefault(json.dumps(row["setting"], sort_keys=True), []).append(row)
+    groups = grouped(journal.refresh())
     write_text(RESULTS / "timeline.md", "\n".join(report(rows, rows[0]["setting"]) for rows in groups.values()))
     if not given.report:
-        made = {"environment": environment(), "journal": "timeline.jsonl", "settings": list(map(json.loads, groups))}
+        made = {
+            "environment": environment(),
+            "journal": "timeline.jsonl",
+            "settings": [rows[0]["setting"] for rows in groups.values()],
+        }
         write_text(RESULTS / "timeline.json", json.dumps(made, indent=1))
 
 

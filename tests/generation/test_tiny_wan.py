@@ -84,6 +84,7 @@ def test_shapes_have_their_size(generated: list[GroundTruthScore], reconstructed
     assert mean(generated, "area") == pytest.approx(mean(reconstructed, "area"), rel=0.2)
 
 
+@pytest.mark.slow
 def test_the_gate_can_fail(clips: list[np.ndarray], reconstructed: list[GroundTruthScore]) -> None:
     """Frozen clips and clips of another prompt are not close."""
     frozen = [score(np.repeat(clip[:1], 81, 0), scene(s).prompt) for clip, s in zip(clips, SEEDS, strict=True)]
@@ -92,12 +93,14 @@ def test_the_gate_can_fail(clips: list[np.ndarray], reconstructed: list[GroundTr
     assert mean(other, "presence") < 0.8 * mean(reconstructed, "presence")
 
 
-def test_81_frames_are_bitwise_those_of_the_untransformed_model(pipe: Any, clips: list[np.ndarray]) -> None:
+def test_81_frames_are_bitwise_those_of_the_untransformed_model(pipe: Any) -> None:
+    apply(pipe, strategy="direct")
+    expected = generate(pipe, scene(0).prompt, frames=81, seed=0, steps=4)
     apply(pipe, "tiny-wan")
-    video = generate(pipe, scene(0).prompt, frames=81, seed=0)
+    video = generate(pipe, scene(0).prompt, frames=81, seed=0, steps=4)
     assert video.plan is not None
     assert video.plan.rewritten == 0
-    np.testing.assert_array_equal(video.frames, clips[0])
+    np.testing.assert_array_equal(video.frames, expected.frames)
 
 
 @pytest.mark.parametrize("strategy", ["profile", *map(slow, ("vrpr", "tsa+temp", "vrpr+tsa"))])
