@@ -284,7 +284,7 @@ def check_site(
         options: choices about FlexAttention; None for the defaults.
 
     Raises:
-        CaptureError: on CUDA heads of less than 16 channels, or blocks that no tile of the kernel divides.
+        CaptureError: on CUDA heads of less than 16 channels, or blocks whose sides are no multiples of 16.
     """
     if device.type != "cuda":
         return
