@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 from diffusers_models import CASES, arguments, build
 from torch.utils.cpp_extension import load
-from transformed import distance
+from transformed import distance, first
 
 from freeloc_fx import Profile, transform
 
@@ -57,13 +57,6 @@ def moved(x: Any) -> Any:
     if isinstance(x, dict):
         return {key: moved(value) for key, value in x.items()}
     return type(x)(map(moved, x)) if isinstance(x, (list, tuple)) else x
-
-
-def first(output: Any) -> torch.Tensor:
-    """The first tensor of a model's output."""
-    while not isinstance(output, torch.Tensor):
-        output = output[0]
-    return output
 
 
 def compare(name: str, lowering: str) -> dict[str, Any]:

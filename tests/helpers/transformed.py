@@ -9,7 +9,7 @@ from models import wan_inputs
 
 from freeloc_fx import Profile, transform
 
-__all__ = ["ALL", "LONG", "distance", "reference", "run"]
+__all__ = ["ALL", "LONG", "distance", "first", "reference", "run"]
 
 ALL = Profile(trained_frames=5, layers="vrpr+tsa+temp")
 LONG = 12
@@ -26,6 +26,13 @@ def run(model: Any, *, frames: int = LONG, **changes: Any) -> torch.Tensor:
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference beside the largest value."""
     return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+def first(output: Any) -> torch.Tensor:
+    """The first tensor of a model's output."""
+    while not isinstance(output, torch.Tensor):
+        output = output[0]
+    return output
 
 
 def reference(model: Any, profile: Profile = ALL, **changes: Any) -> torch.Tensor:

@@ -12,7 +12,7 @@ from diffusers_models import arguments, build
 from models import wan
 from slow import slow
 from torch._dynamo.backends.common import aot_autograd
-from transformed import distance, reference, run
+from transformed import distance, first, reference, run
 
 from freeloc_fx import Profile, transform
 from freeloc_fx.compiler.inner import compiler
@@ -80,12 +80,6 @@ def test_models_with_masks_and_heads_of_their_own(model: str, apart: bool) -> No
         found, expected = (first(one(**given)) for one in (made, literal))
     assert distance(found, expected) <= 1e-5
     assert ([n for n in inner.calls() if n] == [1, 1, 1]) is apart
-
-
-def first(output: Any) -> torch.Tensor:
-    while not isinstance(output, torch.Tensor):
-        output = output[0]
-    return output
 
 
 @pytest.mark.parametrize("strategy", ["vrpr+tsa", slow("riflex+window"), slow("freelong")])
