@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 __all__ = ["Total", "aligned", "attend", "merge", "nothing_seen"]
 
@@ -56,7 +55,10 @@ def aligned(mask: torch.Tensor, keys: int) -> torch.Tensor:
     mask = mask.expand(*mask.shape[:-1], keys)
     if mask.stride(-1) == 1 and not any(step % each for step in (mask.storage_offset(), *mask.stride()[:-1])):
         return mask
-    return F.pad(mask, (0, -keys % each)).contiguous()[..., :keys]
+    # not `contiguous`, which leaves the strides of dimensions of one element as they are
+    padded = mask.new_zeros(*mask.shape[:-1], keys + -keys % each)
+    padded[..., :keys] = mask
+    return padded[..., :keys]
 
 
 def nothing_seen(mask: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
