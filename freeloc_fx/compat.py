@@ -260,10 +260,9 @@ def is_region_call(node: fx.Node) -> bool:
 def stamps_regions() -> bool:
     """Whether Dynamo traces a marked region once and stamps it out, each time with the weights of the module at hand.
 
-    Seen in torch 2.13.0. Versions before trace each region; 2.14.1 hands all of them the first one's weights.
+    Seen in torch 2.13.0 and 2.14.1; versions before trace each region.
     """
-    known = inspect.signature(torch.compiler.nested_compile_region).parameters
-    return "max_reuse_entries" in known and release("torch") < (2, 14)
+    return "max_reuse_entries" in inspect.signature(torch.compiler.nested_compile_region).parameters
 
 
 def release(package: str) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from torch import nn
 from freeloc_fx.compat import STACK, is_region_call, module_stack
 from freeloc_fx.errors import StampError
 from freeloc_fx.graph.capture import Capture
-from freeloc_fx.graph.paths import module_at, module_path
+from freeloc_fx.graph.paths import ROOT, dotted_path, module_at, module_path
 
 __all__ = ["inline_regions"]
 
@@ -120,8 +120,8 @@ class _Moved:
         self.there = dict(module_stack(call))
         depth = len(self.there)
         # The first module inside the region stands at the same depth as the last one outside: it is the block.
-        self.first = str(list(stacks[0].values())[depth - 1][0]) if stacks and depth else ""
-        self.now = str(list(self.there.values())[-1][0]) if depth else ""
+        self.first = dotted_path(list(stacks[0].values())[depth - 1][0]) if stacks and depth else ""
+        self.now = dotted_path(list(self.there.values())[-1][0]) if depth else ""
         self.outer = depth
 
     def meta(self, node: fx.Node) -> dict[str, Any]:
@@ -132,5 +132,6 @@ class _Moved:
         return meta
 
     def _path(self, spelled: Any) -> str:
-        path = str(spelled)
-        return self.now + path[len(self.first) :] if path.startswith(self.first) else path
+        path = dotted_path(spelled)
+        inside = path == self.first or path.startswith(f"{self.first}.")
+        return f"{ROOT}.{self.now}{path[len(self.first) :]}" if inside else str(spelled)

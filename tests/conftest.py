@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 
@@ -22,6 +23,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 # A shell ignores Ctrl-C for what it starts in the background, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# pytest listens to loggers that pass nothing on. To who listens to this one, Dynamo writes out each graph and guard.
+logging.getLogger("torch.__trace").propagate = True
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the parallelism
     torch.set_num_threads(1)

@@ -25,7 +25,7 @@ def dotted_path(spelled: object) -> str:
     return ".".join(re.findall(r"[A-Za-z_]\w*|\d+", rest))
 
 
-CALLED_THROUGH = ".forward.__self__"
+CALLED_THROUGH = ".forward.args[0]"
 """What the path of a module inside a marked block has between the block and the rest, as Dynamo spells it."""
 
 

@@ -55,6 +55,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return found[0]
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     whole, _ = run(tmp_path / "whole", 50)
     assert whole.step == 50

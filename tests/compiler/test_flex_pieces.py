@@ -39,14 +39,15 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Counting:
     return made
 
 
-def test_layers_of_one_strategy_are_one_piece_over_all_steps(pieces: Counting) -> None:
+@pytest.mark.parametrize("steps", [5, slow(50)])
+def test_layers_of_one_strategy_are_one_piece_over_all_steps(pieces: Counting, steps: int) -> None:
     profile = Profile(5, {0: "vrpr+tsa", 1: "tsa", 2: "vrpr+tsa", 3: "tsa"})
     model = wan(num_layers=4)
     changed = transform(model, profile, backend=pieces, attention="flex")
     inputs = wan_inputs(12, 2, 2)
     counters = torch._dynamo.utils.counters
     with torch.no_grad():
-        for step in range(50):
+        for step in range(steps):
             if step == 1:
                 counters.clear()
             inputs["timestep"] = torch.tensor([999 - 19 * step])

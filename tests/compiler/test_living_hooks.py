@@ -63,7 +63,7 @@ def module_by_module(model: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["Wan", *(pytest.param(n, marks=pytest.mark.slow) for n in ("HunyuanVideo", "LTX"))])
-@pytest.mark.parametrize("offload", [by_block, slow(by_leaf), slow(whole), module_by_module])
+@pytest.mark.parametrize("offload", [by_block, slow(by_leaf), slow(whole), slow(module_by_module)])
 def test_offloading(name: str, offload: Callable[[Any], None]) -> None:
     """After the transform and before it; long clips and, bitwise, short ones."""
     model, (given, expected) = build(name), unhooked(name)

@@ -329,6 +329,7 @@ def test_text_and_video_that_are_shared_out_apart_are_joined_anyhow(join: str) -
     assert max(on_ranks(joined_in_blocks, 2, join)) <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_rates_of_the_wrong_heads_show() -> None:
     assert max(on_ranks(other_models, 2, "LTX", "", {}, True)) > 1e-3
 

@@ -37,9 +37,7 @@ def call(model: Any, frames: int = 7) -> torch.Tensor:
     return result
 
 
-stamping = pytest.mark.skipif(
-    not stamps_regions(), reason=f"torch {torch.__version__} does not stamp out regions, or with wrong weights"
-)
+stamping = pytest.mark.skipif(not stamps_regions(), reason=f"torch {torch.__version__} does not stamp out regions")
 
 PROFILE = Profile(trained_frames=3, layers={0: "vrpr", 1: "vrpr+tsa", 2: "tsa", 3: "vrpr"})
 

@@ -63,7 +63,7 @@ def test_each_call_is_compiled_by_itself_and_once(name: str, strategy: str, head
     ("model", "apart"),
     [
         ("HunyuanVideo", True),  # a key mask, which is made before the attention
-        ("LTX2 split", True),  # frequencies of each head
+        slow("LTX2 split", True),  # frequencies of each head
         slow("Mochi", False),  # the same, and sizes that depend on data, which keep the graph whole
     ],
 )

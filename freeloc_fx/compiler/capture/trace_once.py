@@ -13,10 +13,10 @@ they do nothing.
 
 from __future__ import annotations
 
-import types
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,8 +64,9 @@ class Marks:
                     continue
                 if kind not in self._regions:
                     self._regions[kind] = _region(type(block).forward, len(self.blocks) + 1)
-                # Kept for the life of the marks: Dynamo's guards look at them.
-                self._forwards.append((block, types.MethodType(self._regions[kind], block)))
+                # Kept for the life of the marks: Dynamo's guards look at them. No methods: torch 2.14 takes a method's
+                # own object for another one than the block that holds it, and stamps out the first block's weights.
+                self._forwards.append((block, partial(self._regions[kind], block)))
 
     @contextmanager
     def on(self) -> Iterator[None]:
