@@ -6,12 +6,13 @@
 In order of worth, each measurement written to DIR/cuda.json and DIR/cuda.md when it is made, none begun after
 --minutes:
 
-(a) every lowering against the reference, float32 and bfloat16, all strategies, small grids;
+(a) FlexAttention and calls against the reference: VRPR, TSA and both, small grids;
 (b) attention alone, bfloat16, 12 heads of 128, 1560 tokens a frame, 21, 41, 81 and 201 latent frames: torch's best
     dense SDPA, TSA, VRPR, VRPR+TSA: milliseconds, share of the dense time, peak memory;
 (c) a denoising step of Wan 2.1 1.3B with random weights, 832x480, 321 and 801 frames: direct (Inductor, dense) beside
     the shipped profile, first call and steady, peak memory;
-(d) tiny-wan from prompt to frames.
+(d) tiny-wan from prompt to frames;
+(e) every lowering against the reference, all strategies, bfloat16 and float32, small grids: a hundred compilations.
 
 Every figure stands beside the name of the device. The held-to limits: VRPR+TSA at 81 latent frames at most 1.25 of
 (visible share x dense SDPA), VRPR at most 1.3 of dense, a 4x step at most 0.55 of direct, a 10x step at most 0.3.
@@ -38,11 +39,11 @@ import torch  # noqa: E402
 
 sys.path.append(str(HERE))
 from common import environment  # noqa: E402
-from gpu_checks import agreement, attention, device_name, end_to_end, model_step  # noqa: E402
+from gpu_checks import agreement, attention, device_name, end_to_end, every_agreement, model_step  # noqa: E402
 
 from freeloc_fx.files import write_text  # noqa: E402
 
-PARTS = {"a": agreement, "b": attention, "c": model_step, "d": end_to_end}
+PARTS = {"a": agreement, "b": attention, "c": model_step, "d": end_to_end, "e": every_agreement}
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for cuda.json and cuda.md")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="as small as can be, to try the script")
-    parser.add_argument("--parts", default="abcd", help="which of a, b, c and d")
+    parser.add_argument("--parts", default="abcde", help="which of a, b, c, d and e")
     args = parser.parse_args()
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -100,7 +100,7 @@ def _operands(
         dtype,
         scale=site.scale,
         padded=mask is not None and bool(spec.grid.text),
-        options=options,
+        options=options.on(tables.device),
     )
     visible = None
     if mask is not None and spec.grid.text:

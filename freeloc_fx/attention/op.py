@@ -49,6 +49,9 @@ Lowering = Callable[
 ]
 
 
+_SCORES = 2**31
+"""Bytes that scores of the reference may take, where a result is compared with it."""
+
 LOWERINGS: dict[str, Lowering] = {"reference": reference, "tiles": tiles, "calls": calls, "flex": flex}
 
 
@@ -172,7 +175,19 @@ def compare_with_reference(
     places, end = known.grid.places, np.cumsum((known.grid.text_first, *known.grid.sizes)).tolist()
     rows = sorted({0, places // 2, places - 1})
     if known.strategy.mixture is None:
-        expected = reference(q, k, v, known, scale, key_mask, rows=rows)
+        # Few heads at a time: one frame's float64 scores of all keys are 19 GB for twelve heads of a 4x video.
+        size = max(1, min(q.shape[1], _SCORES // (3 * 8 * q.shape[0] * max(known.grid.sizes) * q.shape[2])))
+        parts = [slice(first, first + size) for first in range(0, q.shape[1], size)]
+        expected = torch.cat(
+            [
+                reference(
+                    *(x[:, part] for x in (q, k, v)), replace(known, rope=known.rope.of_heads(part)), scale, key_mask,
+                    rows=rows,
+                )
+                for part in parts
+            ],
+            1,
+        )  # fmt: skip
         found = torch.cat([out[:, :, end[i] : end[i + 1]] for i in rows], 2)
     else:
         expected, found = run("reference", q, k, v, known, scale, key_mask), out

@@ -132,7 +132,7 @@ class Backend:
         self.adopted: tuple[Plan, Adopted] | None = None
         self.passes: Newest[list[PassRun]] = Newest()
         self.artefacts, self.checked = Artefacts(), Checked()
-        self.how = pipeline.Rewriting.read(attention, verify)
+        self.how = pipeline.Rewriting.read(attention, verify, fused=plan_only or is_inductor(inner))
         self.choices: dict[Hashable, str] = {}
         self.positions = KnownPositions()
         self.read: list[torch.Tensor] = []
@@ -297,9 +297,9 @@ class Backend:
         rewritten.meta["freeloc_specs"] = specs  # they live as long as the graph that names them
         follows = any(site.strategy.follows_steps for site in plan.sites)
         tables, wrap = with_tables(runner.graph, runner.capture.device, follows)
+        check_compiler(runner.graph, runner.capture.device, is_inductor(self.inner))
         if self.inner is None:
             return wrap(rewritten.forward)
-        check_compiler(runner.graph, runner.capture.device, is_inductor(self.inner))
         if not is_inductor(self.inner):
             # Somebody's own backend sees the graph as it is.
             return wrap(_holding(self.inner(rewritten, [*inputs, *tables]), specs))

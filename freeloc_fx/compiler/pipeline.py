@@ -153,6 +153,8 @@ class Rewriting:
         options: choices about FlexAttention.
         functions: what was captured to be copied into graphs.
         text: the texts of calls with texts over time; None in calls with one text for all frames.
+        fused: whether Inductor compiles what is rewritten, which alone makes a kernel of FlexAttention: by any other
+            compiler, and by none, it holds the scores of all pairs of tokens.
     """
 
     attention: str = "auto"
@@ -161,15 +163,17 @@ class Rewriting:
     options: FlexOptions = field(default_factory=FlexOptions)
     functions: CapturedFunctions = field(default_factory=CapturedFunctions)
     text: TextForm | None = None
+    fused: bool = True
 
     @classmethod
-    def read(cls, attention: str | Mapping[str, Any], verify: bool = False) -> Rewriting:
+    def read(cls, attention: str | Mapping[str, Any], verify: bool = False, fused: bool = True) -> Rewriting:
         """Read what `transform(attention=...)` was given.
 
         Args:
             attention: "auto" or a lowering's name, or a mapping of one of "auto" and "flex" to choices about
                 FlexAttention, see `FlexOptions.read`.
             verify: see the class.
+            fused: see the class.
 
         Raises:
             ValueError: it is neither, or a choice is unknown.
@@ -181,11 +185,12 @@ class Rewriting:
             ((attention, given),) = attention.items()
             options = FlexOptions.read(given)
         op.choose(attention, torch.device("cpu"))
-        return cls(attention, verify, options=options)
+        return cls(attention, verify, options=options, fused=fused)
 
     def lowering(self, device: torch.device) -> str:
-        """The lowering's name on a device."""
-        return op.choose(self.attention, device)
+        """The lowering's name on a device, "auto" where it is told when it runs."""
+        chosen = op.choose(self.attention, device)
+        return "calls" if chosen == "flex" and self.attention == "auto" and not self.fused else chosen
 
     def anew(self) -> Rewriting:
         """The same with nothing named and nothing captured."""
@@ -195,7 +200,8 @@ class Rewriting:
 def replacing_passes(plan: Plan, how: Rewriting, device: torch.device, root: torch.nn.Module) -> list[Pass]:
     """Passes that put strategies in place of the plan's attentions, in order; the last one matches the sites."""
     if how.lowering(device) != "flex":
-        return [partial(rewrite_attention, plan=plan, attention=how.attention, verify=how.verify, specs=how.specs)]
+        lowering = how.lowering(device)
+        return [partial(rewrite_attention, plan=plan, attention=lowering, verify=how.verify, specs=how.specs)]
     return [
         partial(reencode_rotary, plan=plan, options=how.options),
         partial(tiered_sparse_attention, root=root, functions=how.functions, verify=how.verify, specs=how.specs),

@@ -7,6 +7,7 @@ Nothing is captured twice. What moves within a stage (rotating anchors) is table
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from threading import RLock
@@ -17,23 +18,34 @@ import torch.fx as fx
 
 from freeloc_fx.attention.flex import merge
 from freeloc_fx.attention.running import running
+from freeloc_fx.compat import example_value
 from freeloc_fx.errors import CaptureError
+from freeloc_fx.graph.flex_calls import FLEX
 from freeloc_fx.graph.records import record
 
 __all__ = ["Stages", "check_compiler"]
 
 
 def check_compiler(graph: fx.Graph, device: torch.device, inductor: bool) -> None:
-    """Refuse a graph that its compiler cannot take.
+    """Refuse a graph that its compiler cannot take, and warn of one that it makes nothing of.
 
     Args:
         graph: rewritten.
         device: where its attention runs.
-        inductor: whether Inductor compiles it.
+        inductor: whether Inductor compiles it; on CUDA no other makes a kernel of FlexAttention.
 
     Raises:
         CaptureError: Inductor, on CPU, and FlexAttention calls whose results merge.
     """
+    calls = [node for node in graph.nodes if node.target is FLEX]
+    if device.type == "cuda" and calls and not inductor:
+        batch, heads, tokens, _ = example_value(calls[0].all_input_nodes[0]).shape
+        held = 4e-9 * batch * heads * tokens**2
+        warnings.warn(
+            f"attention='flex' without Inductor holds the scores of all pairs of tokens, {held:.3g} GB in one call; "
+            "expected backend='inductor', or attention='auto' or 'calls'",
+            stacklevel=2,
+        )
     merging = any(node.target is merge.OPERATOR for node in graph.nodes)
     if inductor and device.type == "cpu" and merging:
         paths = [site.path for node in graph.nodes if (site := record(node)) is not None and site.kind == "video"]

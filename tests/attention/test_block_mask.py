@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from freeloc_fx.attention.flex import block_mask
 from freeloc_fx.attention.flex.attend import _mask
 from freeloc_fx.attention.flex.block_mask import block_states, ordered
 from freeloc_fx.attention.flex.options import FlexOptions
@@ -41,6 +43,12 @@ def check(levels: np.ndarray, stripe: np.ndarray, n: int, block: int | tuple[int
         count, index = ordered(blocks[None])
         assert torch.equal(count, expected.full_kv_num_blocks if full else expected.kv_num_blocks)
         assert torch.equal(index, expected.full_kv_indices if full else expected.kv_indices)
+        with mock.patch.object(block_mask, "_LARGE", -1):
+            fewer, narrow = ordered(blocks[None], fixed=False)
+        most = narrow.shape[-1]
+        assert torch.equal(fewer, count) and most == max(1, int(count.max()))
+        looked_at = torch.arange(most) < count[..., None]  # by the kernel
+        assert torch.equal(narrow[looked_at], index[..., :most][looked_at]) and not narrow[~looked_at].any()
 
 
 @settings(max_examples=40)

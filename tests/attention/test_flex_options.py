@@ -9,7 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from freeloc_fx.attention.flex import options
+from freeloc_fx.attention.cache import Cache
+from freeloc_fx.attention.flex import options, site
+from freeloc_fx.attention.flex.alone import flex
 from freeloc_fx.attention.flex.options import FlexOptions, with_kernel_sizes
 from freeloc_fx.attention.flex.site import check_site, describe_site
 from freeloc_fx.errors import CaptureError
@@ -75,3 +77,46 @@ def test_blocks_of_no_multiple_of_16_are_refused_on_cuda(block: Any) -> None:
     check_site("a", spec, shape, torch.device("cuda"), FlexOptions.read({"block": 48}))
     with pytest.raises(CaptureError, match=r"site a, .*flex.block of multiples of 16, found"):
         check_site("a", spec, shape, torch.device("cuda"), chosen)
+
+
+@pytest.mark.parametrize(
+    ("memory", "head_dim", "dtype", "expected"),
+    [
+        (101_376, 128, torch.float32, {"BLOCK_M": 64, "BLOCK_N": 32, "fwd_num_stages": 1}),  # 4090, A10
+        (101_376, 256, torch.float32, {"BLOCK_M": 32, "BLOCK_N": 16, "fwd_num_stages": 1}),
+        (101_376, 256, torch.bfloat16, {"BLOCK_M": 64, "BLOCK_N": 32, "fwd_num_stages": 1}),
+        (101_376, 128, torch.bfloat16, {}),  # 98,304 bytes
+        (65_536, 128, torch.float16, {"BLOCK_M": 64, "BLOCK_N": 32, "fwd_num_stages": 1}),  # T4
+        (166_912, 96, torch.float32, {"fwd_num_stages": 2}),  # A100
+        (166_912, 128, torch.float32, {}),
+        (232_448, 96, torch.float32, {}),  # H100
+        (None, 96, torch.float32, {}),
+    ],
+)
+def test_a_kernel_fits_into_shared_memory(
+    memory: int | None, head_dim: int, dtype: torch.dtype, expected: dict[str, int], version: tuple[int, int]
+) -> None:
+    found = dict(with_kernel_sizes((), (128, 128), head_dim, dtype, memory))
+    assert found.pop("FORCE_USE_FLEX_ATTENTION", False) == ("BLOCK_M" in expected)
+    assert found == expected
+    chosen = (("BLOCK_M", 16), ("BLOCK_N", 16), ("num_stages", 3))
+    assert with_kernel_sizes(chosen, (128, 128), head_dim, dtype, memory) == chosen
+
+
+def test_keys_and_values_that_old_kernels_do_not_reach_are_copied(
+    version: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wan 14B at 1280x720 from 39 latent frames on; the copies change nothing."""
+    monkeypatch.setattr(site, "release", lambda _: version)
+    monkeypatch.setattr(site, "_sites", Cache(9))
+    large = make_spec("tsa", 4, 45, 80, 128)
+    for heads, far in ((40, True), (2, False)):
+        form = describe_site(large, (1, heads, large.grid.sequence, 128), torch.bfloat16).form
+        assert form.far == (far and version < (2, 14))
+    spec = make_spec("vrpr+tsa", 4, 3, 4, 16, trained=6)
+    q, k, v = (torch.randn(1, spec.grid.sequence, 2, 16).transpose(1, 2) for _ in range(3))
+    near = flex(q, k, v, spec)
+    monkeypatch.setattr(site, "_too_far", lambda _: True)
+    monkeypatch.setattr(site, "_sites", Cache(9))
+    copied = flex(q, k, v, spec)
+    torch.testing.assert_close(copied, near)

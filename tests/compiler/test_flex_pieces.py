@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.fx as fx
 from models import wan, wan_inputs
 from slow import slow
 from transformed import distance, reference, run
 
 from freeloc_fx import Profile, plans, transform
 from freeloc_fx.attention.flex.options import FlexOptions
+from freeloc_fx.compat import set_example_value
 from freeloc_fx.compiler import backend as backend_module
 from freeloc_fx.compiler import repeat
+from freeloc_fx.compiler.inner import compiler
+from freeloc_fx.compiler.stages import check_compiler
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.graph.flex_calls import FLEX
 
@@ -166,3 +170,23 @@ def test_inductor_on_cpu_is_refused_by_name_where_results_merge() -> None:
     changed = transform(wan(), Profile(5, "vrpr"), attention="flex")
     with pytest.raises(CaptureError, match=r"blocks\.0\.attn1 merges .* use attention='tiles'"):
         run(changed)
+
+
+def test_auto_on_cuda_is_flex_where_inductor_makes_a_kernel_of_it() -> None:
+    cuda, profile = torch.device("cuda"), Profile(5, "vrpr")
+    for name, expected in (("inductor", "flex"), ("aot_eager", "calls"), ("eager", "calls")):
+        assert backend_module.Backend(profile, {}, compiler(name)).how.lowering(cuda) == expected
+        assert backend_module.Backend(profile, {}, compiler(name), "flex").how.lowering(cuda) == "flex"
+        assert backend_module.Backend(profile, {}, compiler(name), plan_only=True).how.lowering(cuda) == "flex"
+
+
+def test_flex_without_a_kernel_on_cuda_says_what_it_holds(recwarn: pytest.WarningsRecorder) -> None:
+    graph = fx.Graph()
+    q = graph.placeholder("q")
+    set_example_value(q, torch.empty(1, 12, 126_360, 128, device="meta"))
+    graph.call_function(FLEX, (q, q, q))
+    check_compiler(graph, torch.device("cuda"), inductor=True)
+    check_compiler(graph, torch.device("cpu"), inductor=False)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"scores of all pairs of tokens, 766 GB in one call; expected backend='induc"):
+        check_compiler(graph, torch.device("cuda"), inductor=False)

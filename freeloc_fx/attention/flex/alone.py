@@ -66,6 +66,7 @@ def flex(
     padded = key_mask is not None and spec.grid.text > 0
     check_backend(options or FlexOptions(), q.device, q.dtype, q.shape[-1])
     check_site("alone", spec, tuple(q.shape), q.device, options)
+    options = (options or FlexOptions()).on(q.device)
     site = describe_site(spec, tuple(q.shape), q.dtype, scale=scale, padded=padded, options=options)
     tables = dict(site_tables(site, step, q.device))
     if padded:

@@ -125,7 +125,10 @@ def _called(form: SiteForm, member: int, number: int, values: Values) -> tuple[t
     mask = _mask(form, call, f"{member}.{number}", v.shape[1] if call.versions > 1 else 1, values)
     score = _score(values, member) if call.decayed else None
     options: Any = dict(form.kernel_options)
-    q, k, v = _operands(call, values[operand("q", call.query)], values[operand("k", call.key)], v)
+    q, k = values[operand("q", call.query)], values[operand("k", call.key)]
+    if form.far:
+        k, v = k.contiguous(), v.contiguous()
+    q, k, v = _operands(call, q, k, v)
     if not made.merges:
         alone: Any = flex_attention(q, k, v, score_mod=score, block_mask=mask, scale=made.scale, kernel_options=options)
         return alone, None

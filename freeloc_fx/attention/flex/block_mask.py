@@ -172,19 +172,28 @@ def block_states(
     return some, every
 
 
-def ordered(blocks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def ordered(blocks: np.ndarray, fixed: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """FlexAttention's form of bool tables: counts per row, and column indices with the True ones first.
 
     Args:
         blocks: bool (heads, query blocks, key blocks).
+        fixed: whether all indices are given, in a shape that says nothing of the values; else large ones end where no
+            row has more to see, which the kernel goes by: at 700,000 tokens all of them are a gigabyte and more.
 
     Returns:
-        int32 (1, heads, query blocks) and int32 (1, heads, query blocks, key blocks).
+        int32 (1, heads, query blocks) and int32 (1, heads, query blocks, key blocks or fewer).
     """
-    columns = np.broadcast_to(np.arange(blocks.shape[-1], dtype=np.int32), blocks.shape)
+    columns = np.arange(blocks.shape[-1], dtype=np.int32)
     count = blocks.sum(-1, dtype=np.int32)
-    index = np.empty(blocks.shape, np.int32)
-    first = columns < count[..., None]
-    index[first] = columns[blocks]  # row by row on both sides
-    index[~first] = columns[~blocks]
+    all_of_them = fixed or 4 * blocks.size <= _LARGE
+    index = np.zeros((*blocks.shape[:-1], len(columns) if all_of_them else max(int(count.max()), 1)), np.int32)
+    first = columns[: index.shape[-1]] < count[..., None]
+    every = np.broadcast_to(columns, blocks.shape)
+    index[first] = every[blocks]  # row by row on both sides
+    if all_of_them:
+        index[~first] = every[~blocks]
     return torch.from_numpy(count)[None], torch.from_numpy(index)[None]
+
+
+_LARGE = 2**25
+"""Bytes of indices above which those that nobody looks at are left out."""

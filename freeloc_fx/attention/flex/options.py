@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,11 +24,24 @@ class FlexOptions:
         block: tokens of a query and of a key block of the block masks, or one number for both; None to choose by the
             frame size.
         heads: heads that run at a time; None to keep working memory below twice q, k and v.
+        memory: bytes of shared memory that a kernel may take, what the device has (see `on`); None for enough.
     """
 
     kernel_options: tuple[tuple[str, Any], ...] = ()
     block: Block | None = None
     heads: int | None = None
+    memory: int | None = None
+
+    def on(self, device: torch.device) -> FlexOptions:
+        """The same for a device, whose kernels have so much shared memory.
+
+        Args:
+            device: where FlexAttention runs.
+        """
+        if device.type != "cuda" or not torch.cuda.is_available():
+            return self
+        about = torch.cuda.get_device_properties(device)
+        return replace(self, memory=getattr(about, "shared_memory_per_block_optin", None))
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> FlexOptions:
@@ -65,20 +78,29 @@ class FlexOptions:
 
 
 def with_kernel_sizes(
-    options: tuple[tuple[str, Any], ...], block: tuple[int, int], head_dim: int, dtype: torch.dtype
+    options: tuple[tuple[str, Any], ...],
+    block: tuple[int, int],
+    head_dim: int,
+    dtype: torch.dtype,
+    memory: int | None = None,
 ) -> tuple[tuple[str, Any], ...]:
-    """Kernel options that set the sizes of CUDA's kernel where Inductor's own do not go with the block mask's blocks.
+    """Kernel options that set the sizes of CUDA's kernel where Inductor's own go with neither blocks nor device.
 
     The kernel works on BLOCK_M queries and BLOCK_N keys at a time, by default up to 128, and they must divide a block.
     Inductor makes them smaller itself from torch 2.14 on, where a block is a power of two; else it refuses the mask.
     Before 2.14 it also takes a sequence of a multiple of 128 tokens for one that every block divides, and reads past
     its end. Other devices do not look at these options.
 
+    Inductor chooses by the device's generation, and among 8.x as for an A100, with 163 KiB of shared memory; a 4090 or
+    an A10 has 99 KiB, for which float32 heads of more than 64 channels and others of more than 128 are too much then
+    (read off kernels compiled for them). There the kernel works on fewer tokens at a time, and loads none ahead.
+
     Args:
         options: what the user chose, which stays.
         block: tokens of a query and of a key block.
         head_dim: channels of a head.
         dtype: of q, k and v.
+        memory: bytes of shared memory that the device has for a kernel; None for enough.
 
     Returns:
         The options, sorted.
@@ -91,8 +113,17 @@ def with_kernel_sizes(
     row = (1 << (head_dim - 1).bit_length()) * dtype.itemsize  # bytes of a row of q, k or v in shared memory
     most = (64 if row < 1024 else 32, 64 if row < 512 else 32 if row < 1024 else 16)  # not above torch's own defaults
     itself = release("torch") >= (2, 14) and all(side & (side - 1) == 0 for side in block)
+    small = memory is not None and memory < _ROWS * row
+    if small and memory < _SMALL:  # type: ignore[operator]
+        most, itself = (64 if row < 1024 else 32, 32 if row < 1024 else 16), False
+        stages = 1
+    else:
+        # What Inductor takes for heads that it has no sizes for needs more.
+        stages = 2 if small and dtype == torch.float32 and head_dim not in (64, 128) else None
+    if stages and not {"num_stages", "fwd_num_stages"} & given.keys():
+        given["fwd_num_stages"] = stages
     for name, side, limit in zip(("BLOCK_M", "BLOCK_N"), block, most, strict=True):
-        if side % 128 and not itself and not {name, f"fwd_{name}"} & given.keys():
+        if (side % 128 or stages == 1) and not itself and not {name, f"fwd_{name}"} & given.keys():
             given[name] = min(side & -side, limit)  # the largest power of two that divides the side
             if "BACKEND" not in given:  # the kernel for few queries chooses by other sizes
                 given.setdefault("FORCE_USE_FLEX_ATTENTION", True)
@@ -100,6 +131,12 @@ def with_kernel_sizes(
 
 
 _KEYS = ("kernel_options", "block", "heads")
+
+_ROWS = 384
+"""Rows of q, k or v that Inductor's own sizes hold in shared memory: 128 queries, 64 keys and values, twice."""
+
+_SMALL = 128 * 1024
+"""Bytes of shared memory, between those of a 4090 (99 KiB) and an A100 (163 KiB)."""
 
 
 def _whole(value: Any) -> bool:

@@ -14,6 +14,7 @@ import torch
 
 from freeloc_fx.attention.cache import Cache
 from freeloc_fx.attention.heads import heads_at_a_time
+from freeloc_fx.compat import release
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.grid import RopeLayout, TokenGrid
 from freeloc_fx.method.spec import AttentionSpec
@@ -85,6 +86,7 @@ class SiteForm:
         groups: heads that run at a time, adding up to all.
         block: tokens of a query and of a key block.
         kernel_options: FlexAttention's, as sorted items.
+        far: whether keys and values are copied head by head, since the kernel cannot reach the last token of a view.
     """
 
     members: tuple[MemberForm, ...]
@@ -93,6 +95,7 @@ class SiteForm:
     groups: tuple[int, ...]
     block: tuple[int, int]
     kernel_options: tuple[tuple[str, Any], ...] = ()
+    far: bool = False
 
     @property
     def calls(self) -> int:
@@ -253,9 +256,20 @@ def _described(
         spec.grid,
         _groups(tuple(members), shape, dtype, options),
         sides,
-        with_kernel_sizes(options.kernel_options, sides, shape[-1], dtype),
+        with_kernel_sizes(options.kernel_options, sides, shape[-1], dtype, options.memory),
+        _too_far(shape),
     )
     return Site(spec, form, shape, tuple(rotation for _, rotation in rotations.values()), tuple(calls))
+
+
+def _too_far(shape: tuple[int, ...]) -> bool:
+    """Whether a token of a head may lie 2**31 numbers from the first one, with those of all heads between them.
+
+    Before torch 2.14 CUDA's kernel counts so in 32 bits, whatever the tensor's size: it would read elsewhere without a
+    word. A model's k and v may be a third each of one tensor.
+    """
+    _, heads, tokens, dim = shape
+    return release("torch") < (2, 14) and 3 * heads * dim * tokens >= 2**31
 
 
 def _turns(versions: tuple[Version, ...]) -> np.ndarray:

@@ -88,7 +88,8 @@ def _made(site: Site, spec: AttentionSpec, device: torch.device) -> dict[str, to
             found[f"decay.{number}"] = factor
         for index, (call, shape) in enumerate(zip(site.calls[number], form.calls, strict=True)):
             if shape.masked:
-                made = masks(replace(site, spec=spec), member, call, stripe, shape.padded)
+                fixed = site.spec.strategy.period > 1  # each step's tables are of one shape
+                made = masks(replace(site, spec=spec), member, call, stripe, shape.padded, fixed)
                 found |= {f"{name}.{number}.{index}": table for name, table in made.items()}
     return {
         name: (torch.from_numpy(value) if isinstance(value, np.ndarray) else value).to(device)
@@ -97,7 +98,12 @@ def _made(site: Site, spec: AttentionSpec, device: torch.device) -> dict[str, to
 
 
 def masks(
-    site: Site, member: AttentionSpec, call: FlexCall, stripe: np.ndarray, padded: bool = False
+    site: Site,
+    member: AttentionSpec,
+    call: FlexCall,
+    stripe: np.ndarray,
+    padded: bool = False,
+    fixed: bool = True,
 ) -> dict[str, torch.Tensor]:
     """The tables of one call's block mask, built without looking at pairs of tokens.
 
@@ -107,11 +113,12 @@ def masks(
         call: one of its calls.
         stripe: bool (n, n), what STRIPE lets a token of a frame see.
         padded: whether single text keys may be hidden.
+        fixed: see `ordered`.
 
     Returns:
-        The names of `MASK` -> int32 tensors (1, versions, query blocks[, key blocks]); and "seen" and, where the call
-        has pairs along the stripe, "near": what is seen whole, and along the stripe, int32 (words, versions, segments)
-        as `sight.packed` has it, without the second axis where there is one version.
+        The names of `MASK` -> int32 tensors (1, versions, query blocks[, key blocks or fewer]); and "seen" and, where
+        the call has pairs along the stripe, "near": what is seen whole, and along the stripe, int32 (words, versions,
+        segments) as `sight.packed` has it, without the second axis where there is one version.
     """
     levels, segments = call_levels(member, call), site.segments
     whole = None
@@ -120,7 +127,7 @@ def masks(
     states = [block_states(table, stripe, segments, segments, site.form.block, whole) for table in levels]
     every = np.stack([every for _, every in states])
     partial = np.stack([some & ~every for some, every in states])
-    made = dict(zip(MASK, (*ordered(partial), *ordered(every)), strict=True))
+    made = dict(zip(MASK, (*ordered(partial, fixed), *ordered(every, fixed)), strict=True))
     kinds = {"seen": FULL, "near": STRIPE} if call.striped else {"seen": FULL}
     words = {name: packed((levels if len(levels) > 1 else levels[0]) == kind) for name, kind in kinds.items()}
     return made | {name: torch.from_numpy(table) for name, table in words.items()}
