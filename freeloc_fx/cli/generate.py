@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from freeloc_fx.compiler.capture.conventions import patches
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.noise import default_stride, for_pipeline
 from freeloc_fx.generation.video import check_rate
@@ -103,7 +104,8 @@ def generate(
                     setattr(pipe, name, context_windows(getattr(pipe, name), trained, stride))
         latents = None
         if noise == "freenoise":
-            latents = for_pipeline(pipe, job.frames, job.height, job.width, trained, seed=seed)
+            counted = trained * patches(pipe.transformer)[0]  # a profile counts positions, noise has latent frames
+            latents = for_pipeline(pipe, job.frames, job.height, job.width, counted, seed=seed)
         settings = settings_of(job, prompt, strategy, seed, fps, noise=noise, windows=windows)
         if timing:
             settings["blend"] = blend

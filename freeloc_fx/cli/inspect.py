@@ -247,7 +247,7 @@ def _table(plan: Plan) -> Table:
             str(s.layer),
             s.path,
             s.strategy.name,
-            f"{s.strategy.temperature:.3f}",
+            s.strategy.temperatures,
             f"{s.kept:.1%}",
             f"{s.arithmetic:.1%}",
         ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +20,17 @@ from freeloc_fx.planning.profile import Profile
 
 from .components import first_transformer, transformers_of
 from .request import Facts
+from .telling import by_name, references
 
-__all__ = ["call_counts", "check_transformers", "check_unit", "checking_calls", "unit_hint", "usual_frames"]
+__all__ = [
+    "call_counts",
+    "check_references",
+    "check_transformers",
+    "check_unit",
+    "checking_calls",
+    "unit_hint",
+    "usual_frames",
+]
 
 log = logging.getLogger("freeloc_fx")
 
@@ -109,6 +118,33 @@ def check_unit(pipe: Any, profile: Profile, num_frames: int | None = None) -> No
         _warn(pipe, message)
     for check in checks:
         check.quiet = True
+
+
+def check_references(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Warn, once for a pipeline and length, if a clip is rewritten for no more than its reference images.
+
+    Models that are controlled by channels of a video (VACE) get them as frames in front of the clip, which nothing in
+    their input tells from it, so they count.
+
+    Args:
+        pipe: that is called.
+        args: the positional arguments of the call.
+        named: the named arguments of the call.
+    """
+    given = by_name(pipe, args, named)
+    more, frames = references(pipe, given.get("reference_images")), given.get("num_frames")
+    states = [state for state in map(state_of, transformers_of(pipe).values()) if state is not None]
+    if not more or not states or not is_whole(frames, 1):
+        return
+    count, trained = sum(Facts.of(pipe).latent_frames(frames)), states[0].backend.profile.trained_frames
+    if count <= trained < count + more:
+        _warn(
+            pipe,
+            f"{type(pipe).__name__}: reference images are latent frames too, {more} in front of the clip's {count}, so "
+            f"it counts as {count + more}, more than the {trained} that profile {states[0].backend.profile.name!r} was "
+            f"made for, and is rewritten; where references were part of training, trained_frames={trained + more} "
+            "leaves it as it is",
+        )
 
 
 def check_transformers(pipe: Any) -> None:

@@ -16,7 +16,7 @@ from freeloc_fx.errors import LengthError
 from freeloc_fx.method.checks import is_whole
 
 from .components import first_transformer
-from .request import check_request
+from .request import Facts, check_request
 
 __all__ = ["default_stride", "for_pipeline", "freenoise"]
 
@@ -112,13 +112,14 @@ def for_pipeline(
             request.
     """
     latent, _, _ = check_request(pipe, frames, height, width)
-    model = first_transformer(pipe)
+    facts, model = Facts.of(pipe), first_transformer(pipe)
+    front, _ = facts.latent_frames(frames)
     made = pipe.prepare_latents(
         batch_size=1,
         num_channels_latents=model.config.in_channels,
         height=height,
         width=width,
-        num_frames=frames,
+        num_frames=frames + front * facts.temporal,  # as the pipeline's own call has it
         dtype=torch.float32,
         device=torch.device("cpu"),
         generator=torch.Generator("cpu").manual_seed(seed),

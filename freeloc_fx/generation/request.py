@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from freeloc_fx.compiler import transform
-from freeloc_fx.compiler.capture.conventions import check_limits, patches
+from freeloc_fx.compiler.capture.conventions import check_limits, config_of, patches
 from freeloc_fx.errors import LengthError, ModelError
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.profile import Profile
@@ -105,6 +105,28 @@ class Facts:
         spatial = vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio") or 8
         index = _read_config(source, None, options)
         return cls(stand_in, int(temporal), int(spatial), vae, index.get("_class_name"))
+
+    @property
+    def every(self) -> int:
+        """Video frames from one length that the model can make to the next, counted from a single frame.
+
+        One latent frame's, but for two of diffusers' VAEs: CogVideoX's decodes two latent frames at a time, and makes
+        frames of an even number of them that nobody asked for; Allegro's pipeline cuts what is too many.
+        """
+        kind = (self.vae or {}).get("_class_name")
+        return {"AutoencoderKLCogVideoX": 2 * self.temporal, "AutoencoderKLAllegro": 1}.get(str(kind), self.temporal)
+
+    def latent_frames(self, frames: int) -> tuple[int, int]:
+        """Latent frames that the pipeline puts before a clip, so that patches over time fit, and those of the clip.
+
+        Args:
+            frames: of the video.
+        """
+        if (self.vae or {}).get("_class_name") == "AutoencoderKLAllegro" and frames % 2 == 0:
+            return 0, -(-frames // self.temporal)  # there the first latent frame stands for as many as the others
+        count = -(-(frames - 1) // self.temporal) + 1
+        fills = "use_rotary_positional_embeddings" in config_of(self.transformer)  # CogVideoX 1.5's pipelines do
+        return (-count % patches(self.transformer)[0] if fills else 0), count
 
     @property
     def multiple(self) -> tuple[int, int]:
@@ -227,20 +249,20 @@ def check_frames(facts: Facts, frames: int, *, argument: str = "frames") -> int:
         argument: what a message calls the number of frames.
 
     Returns:
-        Latent frames.
+        Latent frames of the clip.
 
     Raises:
-        LengthError: frames are no integer, or not 1 more than a multiple of the VAE's temporal factor; the message
-            names the nearest valid values.
+        LengthError: frames are no integer, or not 1 more than a multiple of `facts.every`; the message names the
+            nearest valid values.
     """
-    step = facts.temporal
+    step = facts.every
     if not is_whole(frames):
         raise LengthError(f"{argument}: expected an integer of at least 1, found {frames!r}")
     if frames < 1 or frames % step != 1 % step:
         below = max(1, (frames - 1) // step * step + 1)
         near = f"{below}" if frames < 1 else f"{below} and {below + step}"
         raise LengthError(f"{argument}={frames}: this model makes {step}n+1 frames, the nearest are {near}")
-    return (frames - 1) // step + 1
+    return facts.latent_frames(frames)[1]
 
 
 def check_request(pipe: Any, frames: int, height: int, width: int, *, argument: str = "frames") -> tuple[int, int, int]:
@@ -254,20 +276,20 @@ def check_request(pipe: Any, frames: int, height: int, width: int, *, argument: 
         argument: what a message calls the number of frames.
 
     Returns:
-        Latent frames, latent height and latent width.
+        Latent frames of the model's input (see `Facts.latent_frames`), latent height and latent width.
 
     Raises:
-        LengthError: frames are not 1 more than a multiple of the VAE's temporal factor, a side is not a multiple of a
+        LengthError: frames are not 1 more than a multiple of `Facts.every`, a side is not a multiple of a
             token's, or the model's position tables end before; the message names the nearest valid values.
     """
     facts = pipe if isinstance(pipe, Facts) else Facts.of(pipe)
-    count = check_frames(facts, frames, argument=argument)
+    check_frames(facts, frames, argument=argument)
     for name, size, multiple in zip(("height", "width"), (height, width), facts.multiple, strict=True):
         if size < multiple or size % multiple:
             below = size // multiple * multiple
             near = f"{multiple}" if below < multiple else f"{below} and {below + multiple}"
             raise LengthError(f"{name}={size}: expected a multiple of {multiple} pixels, the nearest are {near}")
-    latent = count, height // facts.spatial, width // facts.spatial
+    latent = sum(facts.latent_frames(frames)), height // facts.spatial, width // facts.spatial
     check_limits(facts.transformer, *latent)
     return latent
 

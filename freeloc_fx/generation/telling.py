@@ -14,28 +14,16 @@ from typing import Any
 import torch
 
 from freeloc_fx.attention.running import running, within
-from freeloc_fx.compiler.capture.conventions import config_of, patches
+from freeloc_fx.compiler.capture.conventions import config_of
 from freeloc_fx.errors import TimelineError
 from freeloc_fx.method.timeline import TextSchedule
 
 from .request import Facts
 
-__all__ = ["latent_frames", "schedule_of", "telling", "with_schedule"]
+__all__ = ["by_name", "references", "schedule_of", "telling", "with_schedule"]
 
 
 _KEY = "_freeloc_texts"
-
-
-def latent_frames(facts: Facts, frames: int) -> tuple[int, int]:
-    """Latent frames that a pipeline puts in front of a clip, so that patches over time fit, and those of the clip.
-
-    Args:
-        facts: of the pipeline.
-        frames: of the video.
-    """
-    count = (frames - 1) // facts.temporal + 1
-    fills = "use_rotary_positional_embeddings" in config_of(facts.transformer)  # CogVideoX 1.5's pipelines do
-    return (-count % patches(facts.transformer)[0] if fills else 0), count
 
 
 @contextmanager
@@ -55,23 +43,29 @@ def telling(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Iterato
         with within(replace(running(), texts=None)) if running().texts is not None else _nothing():
             yield
         return
-    given = _by_name(pipe, args, named)
+    given = by_name(pipe, args, named)
     frames = given.get("num_frames")
     if isinstance(frames, int):
         facts = Facts.of(pipe)
         temporal = facts.temporal
-        if sum(latent_frames(facts, frames)) != found[0].frames:
+        if sum(facts.latent_frames(frames)) != found[0].frames:
             raise TimelineError(
                 f"timeline: it was made for num_frames={(found[0].frames - 1) * temporal + 1}, and the call is for "
                 f"num_frames={frames}"
             )
-    leading = _references(pipe, given.get("reference_images"))
+    leading = references(pipe, given.get("reference_images"))
     with within(replace(running(), texts=found[0].with_references(leading))):
         yield
 
 
-def _by_name(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arguments of a pipeline's call by name, with the defaults of those that were not given."""
+def by_name(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a pipeline's call by name, with the defaults of those that were not given.
+
+    Args:
+        pipe: that is called.
+        args: the positional arguments of the call.
+        named: the named arguments of the call.
+    """
     try:
         bound = inspect.signature(pipe.__call__).bind_partial(*args, **named)
     except TypeError:  # which the call itself will say
@@ -80,7 +74,7 @@ def _by_name(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Mappin
     return bound.arguments
 
 
-def _references(pipe: Any, images: Any) -> int:
+def references(pipe: Any, images: Any) -> int:
     """Latent frames that a pipeline's call puts in front of the clip for reference images, one an image.
 
     Pipelines of models that are controlled by channels of a video (VACE) do; what others do with images of this name

@@ -27,7 +27,7 @@ from freeloc_fx.method.timeline import TextSchedule, check_marks, span_weights, 
 
 from .components import check_pipeline
 from .request import Facts, check_frames
-from .telling import latent_frames, with_schedule
+from .telling import with_schedule
 from .watching import is_watched, watch
 from .windows import windowed_model
 
@@ -187,7 +187,7 @@ def timeline(
             repeated, places, there = _joined([without] * len(parts), packed)
             without = replace(repeated, pooled=without.pooled)
             negative = None if there is None else (*places[:-1], there)
-        weights = np.concatenate([weights[:1].repeat(latent_frames(facts, num_frames)[0], 0), weights])
+        weights = np.concatenate([weights[:1].repeat(facts.latent_frames(num_frames)[0], 0), weights])
         texts_on = TextSchedule(weights, starts, one, shown, negative)
         made = replace(made, embeds=with_schedule(made.embeds, texts_on))
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from .hints import checking_calls
+from .hints import check_references, checking_calls
 from .telling import telling
 
 __all__ = ["is_watched", "unwatch", "watch"]
@@ -27,6 +27,7 @@ def watch(pipe: Any) -> None:
 
     @functools.wraps(plain.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        check_references(self, args, kwargs)
         with checking_calls(self), telling(self, args, kwargs):
             return plain.__call__(self, *args, **kwargs)
 

@@ -160,6 +160,12 @@ class Strategy:
         return (self,) if self.mixture is None else self.mixture.strategies
 
     @property
+    def temperatures(self) -> str:
+        """The temperature, or those of a mixture's strategies where any is not 1: "1.110 / 0.978"."""
+        values = dict.fromkeys(f"{member.temperature:.3f}" for member in self.members)
+        return " / ".join(values if len(values) < 2 else (f"{member.temperature:.3f}" for member in self.members))
+
+    @property
     def period(self) -> int:
         """Number of denoising steps after which `at` begins again; 1 where nothing depends on the step."""
         if self.mixture is not None:

@@ -188,7 +188,7 @@ class Plan:
         width = max([len(s.path) for s in self.sites], default=4)
         rows = [
             f"  {s.layer:>3}  {s.path:<{width}}  {s.strategy.name:<14} {s.kept:7.1%} of pairs"
-            + (f"  temperature {s.strategy.temperature:.3f}" if s.strategy.temperature != 1 else "")
+            + (f"  temperature {s.strategy.temperatures}" if s.strategy.temperatures != "1.000" else "")
             for s in self.sites
         ]
         return "\n".join([head, *rows, *(f"  note: {note}" for note in self.notes)])
@@ -251,13 +251,17 @@ def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool
     assert first is not None
     decisions = _Decisions(profile.at(first.frames))
     planned = tuple(_planned(site, decisions) for site in video)
-    notes = decisions.notes + (
-        _left_out(sites, planned) if any(not s.strategy.changes_nothing for s in planned) else []
-    )
+    notes = decisions.notes + _scheduled(planned) + _left_out(sites, planned)
     plan = Plan(profile.name, profile.trained_frames, first, planned, skipped, tuple(notes))
     if not partial:
         check_landed(plan, profile)
     return plan
+
+
+def _scheduled(planned: Sequence[PlannedSite]) -> list[str]:
+    """Say of which denoising steps the plan's figures are, where steps differ."""
+    last = max((stop for site in planned for stop, _ in site.strategy.stages), default=0)
+    return [f"all this is from denoising step {last} on; the schedule has other strategies before"] if last else []
 
 
 def _left_out(sites: Sequence[AttentionSite], planned: Sequence[PlannedSite]) -> list[str]:

@@ -149,6 +149,23 @@ def test_a_step_told_by_hand() -> None:
         pass
 
 
+@pytest.mark.parametrize(("shift", "steps"), [(12.0, 100), (8.0, 200)])
+def test_timesteps_that_a_scheduler_rounds_to_one_number_are_steps_each(shift: float, steps: int) -> None:
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    counter, x = StepCounter(), torch.zeros(1, 1, 1, 1)
+    for _ in range(2):
+        scheduler.set_timesteps(steps)
+        scheduler.set_begin_index(0)
+        timesteps, found = scheduler.timesteps, []
+        assert len(set(timesteps.tolist())) < steps
+        for t in timesteps:
+            twice = [counter.see({"timestep": t.expand(1)}, timesteps) for _ in range(2)]  # guidance
+            assert twice[0] == twice[1]
+            found.append(twice[0])
+            x = scheduler.step(torch.ones_like(x), t, x, return_dict=False)[0]
+        assert found == list(range(steps))
+
+
 # Several generations along the same timesteps
 
 

@@ -147,8 +147,8 @@ def ltx() -> Any:
     )  # fmt: skip
 
 
-def cogvideox() -> Any:
-    """Frames before channels, and a scheduler whose step returns two tensors."""
+def cogvideox(**config: Any) -> Any:
+    """Frames before channels, and a scheduler whose step returns two tensors. config: more of the transformer's."""
     from diffusers import (
         AutoencoderKLCogVideoX,
         CogVideoXDPMScheduler,
@@ -160,7 +160,7 @@ def cogvideox() -> Any:
         transformer=CogVideoXTransformer3DModel(
             num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2,
             text_embed_dim=32, num_layers=1, sample_width=4, sample_height=4, sample_frames=9, max_text_seq_length=16,
-            use_rotary_positional_embeddings=True,
+            use_rotary_positional_embeddings=True, **config,
         ),
         vae=AutoencoderKLCogVideoX(
             block_out_channels=(8,) * 4, latent_channels=4, layers_per_block=1, norm_num_groups=2

@@ -110,6 +110,19 @@ def test_frames_that_nobody_accounts_for_are_refused(pipe: Any, monkeypatch: pyt
     """A pipeline that takes reference images of other kinds, or latents of more frames than it says."""
     enable(pipe)
     given = texts(pipe, {0: FIRST, 12: SECOND})
-    monkeypatch.setattr(telling, "_references", lambda pipe, images: 0)
+    monkeypatch.setattr(telling, "references", lambda pipe, images: 0)
     with pytest.raises(TimelineError, match="made for 7 latent frames, and the model runs on 9"):
         video(pipe, given, IMAGES[:2])
+
+
+@pytest.mark.parametrize(("trained", "images", "said"), [(7, 1, True), (7, 0, False), (8, 1, False), (3, 1, False)])
+def test_a_clip_that_is_long_by_its_references_alone_is_told(
+    pipe: Any, trained: int, images: int, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    enable(pipe, trained)
+    for _ in range(2):
+        video(pipe, {"prompt": FIRST}, IMAGES[:images] or None)
+    found = [r.message for r in caplog.records if "reference images are latent frames too, 1 in front" in r.message]
+    assert len(found) == said
+    if said:
+        assert "counts as 8, more than the 7" in found[0] and "trained_frames=8 leaves it" in found[0]

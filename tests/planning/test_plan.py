@@ -217,3 +217,19 @@ def test_inputs_given_by_the_caller_are_used(model: Any) -> None:
     text = wan_inputs(9, text=11)["encoder_hidden_states"]
     made = plan(model, Profile(trained_frames=5), inputs={"encoder_hidden_states": text}, **SIZE)
     assert made.skipped[0][1].endswith("attend to 11 other tokens")
+
+
+def test_temperatures_of_a_mixture_are_shown_one_by_one() -> None:
+    made = plan(wan(), Profile(5, {0: "longdiff+temp", 1: "freelong+temp"}), **SIZE)
+    members = [site.strategy.members for site in made.sites]
+    assert made.sites[0].strategy.temperatures == f"{members[0][0].temperature:.3f}", "all three are one"
+    assert made.sites[1].strategy.temperatures == " / ".join(f"{m.temperature:.3f}" for m in members[1])
+    lines = str(made).splitlines()
+    assert all(
+        line.endswith(f"temperature {s.strategy.temperatures}") for line, s in zip(lines[1:], made.sites, strict=True)
+    )
+
+
+def test_a_plan_says_from_which_step_on_it_holds(model: Any) -> None:
+    made = plan(model, Profile(5, "window", schedule=[{"steps": 7, "layers": "direct"}]), **SIZE)
+    assert made.notes == ("all this is from denoising step 7 on; the schedule has other strategies before",)

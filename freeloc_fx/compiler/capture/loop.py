@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["running_timesteps", "steps_made"]
+__all__ = ["running_timesteps", "solver_order", "steps_made"]
 
 
 def running_timesteps(model: nn.Module) -> torch.Tensor | None:
@@ -48,11 +48,31 @@ def steps_made(timesteps: torch.Tensor) -> int | None:
     Returns:
         The place, from 0; None before its first step, and for a scheduler that does not count.
     """
+    index = getattr(_scheduler(timesteps), "step_index", None)
+    return index if isinstance(index, int) else None
+
+
+def solver_order(timesteps: torch.Tensor) -> int | None:
+    """How often a scheduler's loop calls the model in one step, of which its timesteps then have as many.
+
+    Args:
+        timesteps: as for `steps_made`.
+
+    Returns:
+        The order that diffusers' schedulers say, 1 for most; None for a scheduler that does not say, or does not count
+        its steps (PNDM says 1, and visits some timesteps twice).
+    """
+    scheduler = _scheduler(timesteps)
+    order = getattr(scheduler, "order", None)
+    return order if isinstance(order, int) and hasattr(scheduler, "step_index") else None
+
+
+def _scheduler(timesteps: torch.Tensor) -> Any:
+    """The scheduler of these timesteps, among what the callers hold; None where there is none."""
     for value in _locals(sys._getframe(1)):
         for one in (_contents(value).get("scheduler"), value):
             if _timesteps(one) is timesteps:
-                index = getattr(one, "step_index", None)
-                return index if isinstance(index, int) else None
+                return one
     return None
 
 

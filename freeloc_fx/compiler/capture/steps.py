@@ -15,7 +15,7 @@ from freeloc_fx.method.build import parse
 from freeloc_fx.method.catalogue import PARTS
 from freeloc_fx.planning.profile import Profile
 
-from .loop import steps_made
+from .loop import solver_order, steps_made
 
 __all__ = ["StepCounter", "follows_steps"]
 
@@ -35,22 +35,25 @@ class _Generation:
     the other direction goes back to where generations begin. Timesteps that turn back by themselves, as of a sampler
     that adds noise again, count on until the last one is followed by the first.
 
-    Timesteps that are rounded for a model of half precision may be one number where the loop has two. There the
-    scheduler's own count tells them apart.
+    Timesteps that are rounded may be one number where the loop has two steps: for a model of half precision, or by the
+    scheduler to whole ones (UniPC's of a hundred steps and more). There the scheduler's own count tells them apart.
 
     Args:
         timesteps: the scheduler's, by which the generation is known; None once nobody holds them.
         value: the timestep of the first call, as the model is given it.
         now: the same as a number.
         made: by `steps_made`.
+        order: by `solver_order`; above 1 the same timestep twice is one step, and so it is where it is not known.
     """
 
-    def __init__(self, timesteps: torch.Tensor, value: Any, now: float, made: int | None) -> None:
+    def __init__(
+        self, timesteps: torch.Tensor, value: Any, now: float, made: int | None, order: int | None = None
+    ) -> None:
         self.timesteps = weakref.ref(timesteps)
         entries = timesteps.detach().flatten().cpu().double()
         changes = entries.diff()
         self.turns_back = bool((changes > 0).any() and (changes < 0).any())
-        self.differs = [True, *(changes != 0).tolist()]
+        self.differs = [True, *((changes != 0) | (order == 1)).tolist()]
         if isinstance(value, torch.Tensor):
             entries = entries.to(value.dtype)
         self.rounded = sum(self.differs) > 1 + int((entries.diff() != 0).sum())
@@ -158,7 +161,7 @@ class StepCounter:
             made = steps_made(timesteps)
             if run is not None:
                 return run.see(now, made)
-            self._generations.append(_Generation(timesteps, value, now, made))
+            self._generations.append(_Generation(timesteps, value, now, made, solver_order(timesteps)))
             return 0
 
     def _falling(self, now: float) -> int:

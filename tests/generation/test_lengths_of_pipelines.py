@@ -1,0 +1,75 @@
+"""Lengths of video as each pipeline makes them: frames that its VAE gives, latent frames that its model is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers_models import build
+from test_latents import cogvideox
+
+import freeloc_fx
+from freeloc_fx import Profile, plans
+from freeloc_fx.errors import LengthError
+from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation.noise import for_pipeline
+from freeloc_fx.generation.request import Facts, check_frames, check_request
+
+SIZE: dict[str, Any] = {"height": 32, "width": 32}
+
+
+@pytest.fixture(scope="module")
+def padding() -> Any:
+    """A CogVideoX 1.5, whose pipeline fills the latent frames up to pairs."""
+    made = cogvideox(patch_size=2, patch_size_t=2, patch_bias=False)
+    made.set_progress_bar_config(disable=True)
+    freeloc_fx.enable(made, Profile(trained_frames=2, layers="vrpr+tsa"), backend="eager")
+    return made
+
+
+@pytest.mark.parametrize("frames", [9, 17])
+def test_cogvideox_makes_as_many_frames_as_it_is_asked_for(frames: int) -> None:
+    pipe = cogvideox()
+    pipe.set_progress_bar_config(disable=True)
+    assert check_frames(Facts.of(pipe), frames) == (frames - 1) // 4 + 1
+    assert len(library.generate(pipe, "a red circle", frames=frames, steps=1, guidance=1.0, **SIZE).frames) == frames
+
+
+@pytest.mark.parametrize(("frames", "near"), [(5, "1 and 9"), (13, "9 and 17"), (85, "81 and 89")])
+def test_cogvideox_is_not_asked_for_frames_that_its_vae_makes_too_many_of(frames: int, near: str) -> None:
+    """It decodes two latent frames at a time, the first of all to one frame where their number is odd."""
+    pipe = cogvideox()
+    with pytest.raises(LengthError, match=f"frames={frames}: this model makes 8n.1 frames, the nearest are {near}"):
+        check_request(pipe, frames, 32, 32)
+    latents = torch.zeros(1, 4, (frames - 1) // 4 + 1, 2, 2)
+    if frames < 20:
+        assert pipe.vae.decode(latents).sample.shape[2] == frames + 3, "diffusers gives what is asked for now"
+
+
+@pytest.mark.parametrize("frames", [9, 17])
+def test_a_plan_knows_of_latent_frames_that_a_pipeline_fills_up(padding: Any, frames: int) -> None:
+    planned = freeloc_fx.plan_for(padding, frames, 32, 32)
+    video = library.generate(padding, "a red circle", frames=frames, steps=2, guidance=1.0, **SIZE)
+    ran = plans(padding.transformer)[-1]
+    assert ran == video.plan and len(video.frames) == frames
+    assert (planned.grid.frames, planned.rewritten) == (ran.grid.frames, ran.rewritten)
+    assert 2 * ran.grid.frames == (frames - 1) // 4 + 2
+
+
+def test_noise_is_for_what_the_model_is_given(padding: Any) -> None:
+    noise = for_pipeline(padding, 17, 32, 32, window=4)
+    assert noise.shape[1] == 6
+    video = library.generate(padding, "a red circle", frames=17, steps=1, guidance=1.0, latents=noise, **SIZE)
+    assert len(video.frames) == 17
+
+
+@pytest.mark.parametrize(("frames", "latent"), [(24, 6), (25, 7), (88, 22), (23, 7), (22, 6)])
+def test_allegro_makes_any_number_of_frames(frames: int, latent: int) -> None:
+    from diffusers import AllegroPipeline, AutoencoderKLAllegro, EulerAncestralDiscreteScheduler
+
+    vae = AutoencoderKLAllegro(block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=2, latent_channels=4)
+    pipe = AllegroPipeline(None, None, vae, build("Allegro"), EulerAncestralDiscreteScheduler())
+    assert check_request(pipe, frames, 64, 96)[0] == latent
+    made = pipe.prepare_latents(1, 4, frames, 64, 96, torch.float32, torch.device("cpu"), None)
+    assert made.shape[2] == latent
