@@ -14,6 +14,7 @@ import numpy as np
 
 from freeloc_fx.files import DamagedFileError, installed_version, read_json, replacing
 from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation.encoding import VideoError
 
 from .common import Job, write_json
 from .latents import SUFFIX
@@ -130,12 +131,16 @@ class FinishedVideos:
             The video as it is read back.
 
         Raises:
+            VideoError: it has other frames than were asked for.
             WriteError: it could not be written whole.
             OSError: the folder cannot be written to.
         """
         key = self.key(strategy, seed)
         self.folder.mkdir(exist_ok=True)
         frames = (np.clip(video.frames, 0, 1) * 255).round().astype(np.uint8)
+        expected = (self.job.frames, self.job.height, self.job.width, 3)
+        if frames.shape != expected:
+            raise VideoError(f"{strategy}, seed {seed}: expected a video of {expected}, found {frames.shape}")
         with replacing(self.folder / f"{key}.npy") as temporary:
             np.save(temporary, frames)
             if self._frames(temporary) is None:  # numpy passes over what fails when it closes the file

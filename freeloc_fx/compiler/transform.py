@@ -17,7 +17,7 @@ from freeloc_fx.compiler.capture.examples import example_inputs
 from freeloc_fx.compiler.capture.facts import facts_of
 from freeloc_fx.compiler.capture.rehearsal import plan_of_call
 from freeloc_fx.compiler.capture.shallow import shallow_copy
-from freeloc_fx.compiler.capture.state import State, lock_of, state_of
+from freeloc_fx.compiler.capture.state import WINDOWS, State, lock_of, state_of
 from freeloc_fx.errors import CaptureError, FreelocError, TransformError
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.plan import Plan
@@ -113,6 +113,11 @@ def transform(
         raise TransformError(
             f"this {type(model).__name__} is already compiled; "
             "transform the uncompiled model and choose its backend here"
+        )
+    if WINDOWS in vars(model):
+        raise TransformError(
+            f"this {type(model).__name__} runs in context windows, whose calls are of the model inside; transform that "
+            "one: context_windows(transform(model), ...)"
         )
     warn_of_newer()
     check_forward(model)

@@ -121,6 +121,8 @@ def _run(
         for start in range(0, len(video), _AT_ONCE):
             on_frames((video[start : start + _AT_ONCE] * 255).round().astype(np.uint8))
         return video[:0], chunk, tiling
+    if len(video) != frames:
+        log.warning("%s: %d frames were asked for, and it made %d", type(pipe).__name__, frames, len(video))
     return video, chunk, tiling
 
 

@@ -53,11 +53,13 @@ class Film:
             OSError: the encoder has failed.
         """
         first, expected = self.writer.count, (*self.size, 3)
-        if clip.dtype != np.uint8 or clip.shape[1:] != expected or first + len(clip) > self.frames:
+        if clip.dtype != np.uint8 or clip.shape[1:] != expected:
             raise VideoError(
                 f"frames {first} to {first + len(clip) - 1} of {self.frames}: expected uint8 {expected}, found "
                 f"{clip.dtype} {clip.shape[1:]}"
             )
+        if first + len(clip) > self.frames:
+            raise VideoError(f"expected the video's {self.frames} frames, found {first + len(clip)} so far")
         for index in self._wanted:
             if first <= index < first + len(clip):
                 self.chosen[index] = clip[index - first].copy()

@@ -21,6 +21,7 @@ from freeloc_fx.compat import COMPILED_CALL, own_hooks
 from freeloc_fx.compiler.capture.conventions import call_arguments, forward_signature
 from freeloc_fx.compiler.capture.loop import running_timesteps
 from freeloc_fx.compiler.capture.shallow import shallow_copy
+from freeloc_fx.compiler.capture.state import WINDOWS
 from freeloc_fx.compiler.capture.steps import StepCounter
 from freeloc_fx.errors import LengthError
 from freeloc_fx.method.checks import is_whole
@@ -32,9 +33,6 @@ __all__ = ["context_windows", "fusion_weights", "window_frames", "windowed_model
 
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-_KEY = "_freeloc_windows"
 
 
 Fusion = Literal["pyramid", "flat", "linear"]
@@ -170,7 +168,7 @@ def context_windows(
         return windowed(*args, **kwargs)
 
     result.__dict__["forward"] = forward
-    result.__dict__[_KEY] = windowed
+    result.__dict__[WINDOWS] = windowed
     return result
 
 
@@ -180,7 +178,7 @@ def windowed_model(model: nn.Module) -> nn.Module | None:
     Args:
         model: any model.
     """
-    found = vars(model).get(_KEY)
+    found = vars(model).get(WINDOWS)
     return found.model if isinstance(found, _Windowed) else None
 
 

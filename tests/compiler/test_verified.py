@@ -87,6 +87,31 @@ def test_what_has_failed_is_compared_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert run(changed).shape == (1, 4, LONG, 4, 4)
 
 
+@pytest.mark.parametrize("lowering", ["tiles", "calls"])
+def test_heads_are_compared_one_by_one_where_scores_are_large(
+    lowering: str, compared: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LTX2's heads turn at rates of their own."""
+    monkeypatch.setattr(op, "_SCORES", 1)
+    model = build("LTX2 split")
+    given = {**arguments("LTX2 split", model, 10), "return_dict": False}
+    changed = transform(model, PROFILE, backend="eager", attention=lowering, verify=True)
+    with torch.no_grad():
+        changed(**given)
+    assert compared
+    right = op.LOWERINGS[lowering]
+
+    def wrong(*given: Any) -> torch.Tensor:
+        out = right(*given).clone()
+        out[:, -1] *= 1.01  # the last head
+        return out
+
+    monkeypatch.setitem(op.LOWERINGS, lowering, wrong)
+    changed = transform(model, PROFILE, backend="eager", attention=lowering, verify=True)
+    with torch.no_grad(), pytest.raises(VerificationError, match="differs from the reference"):
+        changed(**given)
+
+
 # Every class, its numbers of tokens that depend on data among them
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from test_latents import cogvideox
 
 import freeloc_fx
 from freeloc_fx import Profile, plans
+from freeloc_fx.cli.common import Job
+from freeloc_fx.cli.finished import FinishedVideos
 from freeloc_fx.errors import LengthError
 from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation.encoding import VideoError
 from freeloc_fx.generation.noise import for_pipeline
 from freeloc_fx.generation.request import Facts, check_frames, check_request
 
@@ -73,3 +77,19 @@ def test_allegro_makes_any_number_of_frames(frames: int, latent: int) -> None:
     assert check_request(pipe, frames, 64, 96)[0] == latent
     made = pipe.prepare_latents(1, 4, frames, 64, 96, torch.float32, torch.device("cpu"), None)
     assert made.shape[2] == latent
+
+
+def test_other_frames_than_were_asked_for_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pipeline whose lengths nobody knows; `freeloc compare` keeps no such video."""
+    pipe = cogvideox()
+    pipe.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(Facts, "every", property(lambda facts: facts.temporal))
+    video = library.generate(pipe, "a red circle", frames=13, steps=1, guidance=1.0, **SIZE)
+    assert "CogVideoXPipeline: 13 frames were asked for, and it made 16" in caplog.messages
+    job = Job("tiny-wan", None, 13, 32, 32, 1, 1.0, None, torch.float32, "cpu", "eager", "auto", (4, 4, 4))
+    with pytest.raises(
+        VideoError, match=r"direct, seed 0: expected a video of \(13, 32, 32, 3\), found \(16, 32, 32, 3\)"
+    ):
+        FinishedVideos(tmp_path / "parts", job, "a red circle").put("direct", 0, video, {})

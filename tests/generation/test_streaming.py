@@ -78,7 +78,7 @@ def test_eight_bits_are_those_of_the_writer() -> None:
     ("frames", "words"),
     [
         (np.zeros((2, 4, 4, 3), np.uint8), "expected 5 frames, found 2"),
-        (np.zeros((6, 4, 4, 3), np.uint8), "frames 0 to 5 of 5"),
+        (np.zeros((6, 4, 4, 3), np.uint8), "expected the video's 5 frames, found 6 so far"),
         (np.zeros((5, 4, 6, 3), np.uint8), "expected uint8 (4, 4, 3), found uint8 (4, 6, 3)"),
         (np.zeros((5, 4, 4, 3), np.float32), "found float32"),
     ],

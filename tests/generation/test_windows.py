@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from models import wan, wan_inputs
 from torch import nn
 
-from freeloc_fx.errors import LengthError, ProfileError
+from freeloc_fx import transform
+from freeloc_fx.errors import LengthError, ProfileError, TransformError
 from freeloc_fx.generation.windows import Fusion, Schedule, context_windows, fusion_weights, window_frames
 from freeloc_fx.planning.profile import Profile
 
@@ -226,3 +227,10 @@ def test_a_wan_in_windows_is_its_windows(monkeypatch: pytest.MonkeyPatch) -> Non
         found = windowed(**{**inputs, "return_dict": True}).sample
         halves = [model(**{**inputs, "hidden_states": half})[0] for half in inputs["hidden_states"].split(5, 2)]
     torch.testing.assert_close(found, torch.cat(halves, 2))
+
+
+def test_the_model_inside_windows_is_the_one_to_transform() -> None:
+    with pytest.raises(
+        TransformError, match=r"runs in context windows, .*windows\(transform\(model\), "):
+    ):
+        transform(context_windows(wan(), 4, 2), Profile(3, "vrpr"))

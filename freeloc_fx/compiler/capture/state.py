@@ -17,7 +17,10 @@ from freeloc_fx.errors import TransformError
 from .given_back import STATE, Additions
 from .units import UnitCheck
 
-__all__ = ["State", "lock_of", "state_of"]
+__all__ = ["WINDOWS", "State", "lock_of", "state_of"]
+
+WINDOWS = "_freeloc_windows"
+"""Attribute of a model that `generation.windows` runs on parts of a clip."""
 
 log = logging.getLogger("freeloc_fx")
 
