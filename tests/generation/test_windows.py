@@ -230,7 +230,6 @@ def test_a_wan_in_windows_is_its_windows(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_model_inside_windows_is_the_one_to_transform() -> None:
-    with pytest.raises(
-        TransformError, match=r"runs in context windows, .*windows\(transform\(model\), "):
-    ):
-        transform(context_windows(wan(), 4, 2), Profile(3, "vrpr"))
+    windowed = context_windows(wan(), 4, 2)
+    with pytest.raises(TransformError, match=r"runs in context windows, .*windows\(transform\(model\), "):
+        transform(windowed, Profile(3, "vrpr"))
