@@ -104,14 +104,13 @@ def compile_repeated(
         A callable of the placeholders' values.
     """
     runner = runner or Runner(graph_module.graph, Capture({}, {}))
-    count = 0
     if uses_cuda_graphs(inner):
         log.warning(
             "compiling the whole graph, not block by block: the compiler records CUDA graphs; an attention that is "
             "made in several calls holds more memory then"
         )
-    else:
-        count = cut(runner, blocks)
+        return _with_copied_results(inner(graph_module, list(example_inputs)))
+    count = cut(runner, blocks)
     if not count:
         return inner(graph_module, list(example_inputs))
     program = _Program(graph_module, inner, artefacts or Artefacts(), specs or Specs())
@@ -119,6 +118,15 @@ def compile_repeated(
     blocks_found = len({piece.block for piece, _ in pieces(graph_module.graph) if piece.block})
     log.info("%d blocks in %d pieces, of which %d differ", blocks_found, len(inside), len(set(inside)))
     return program
+
+
+def _with_copied_results(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A recorded graph writes its next results over the last ones, which guidance by a second call still needs."""
+
+    def call(*inputs: Any) -> Any:
+        return tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in run(*inputs))
+
+    return call
 
 
 @dataclass

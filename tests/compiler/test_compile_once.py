@@ -280,6 +280,20 @@ def test_cuda_graphs_get_the_whole_graph(caplog: pytest.LogCaptureFixture) -> No
     whole(caplog, Stack(Layer(), Layer()), inner, "CUDA graphs")
 
 
+def test_results_of_cuda_graphs_outlive_the_next_call() -> None:
+    """Guidance calls twice, and subtracts then; a recorded graph has one place for its results."""
+    place = torch.zeros(2, 8)
+
+    def recorded(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        return lambda *given: (place.copy_(module(*given)[0]),)
+
+    recorded.config = {"triton.cudagraphs": True}  # type: ignore[attr-defined]
+    with torch.no_grad():
+        call = torch.compile(nn.Linear(8, 8), backend=block_by_block(recorded), fullgraph=True, dynamic=False)
+        first, second = call(torch.zeros(2, 8)), call(torch.ones(2, 8))
+    assert not torch.equal(first, second) and torch.equal(second, place)
+
+
 def test_a_value_that_is_no_tensor_between_pieces(caplog: pytest.LogCaptureFixture) -> None:
     graph, root = fx.Graph(), Stack(Layer(), Layer())
     x = graph.placeholder("x")
