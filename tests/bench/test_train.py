@@ -23,6 +23,8 @@ from train_dit import spread_times
 from train_vae import VaeStage
 from training_loop import Budget, Clips, train
 
+from freeloc_fx.generation import tiny_wan
+
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "train.py"
 CPU = torch.device("cpu")
 
@@ -220,7 +222,7 @@ def test_a_teacher_is_what_the_predictions_are_compared_with(tmp_path: Path) -> 
     from train_dit import DitStage
 
     folder = tmp_path / "tiny-wan"
-    shutil.copytree(SCRIPT.parent / "training" / "tiny-wan", folder)
+    shutil.copytree(tiny_wan.path(), folder)
     args = argparse.Namespace(
         model="tiny-wan", seed=3, levels=1, batch=1, held_out=1, work=tmp_path, heads=5, layers=None, muon=True,
         fresh=False, compile=False, teacher=folder, times="uniform",
