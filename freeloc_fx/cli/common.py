@@ -94,7 +94,10 @@ BackendOption = Annotated[Engine, typer.Option(help="auto: inductor on CUDA, eag
 
 
 AttentionOption = Annotated[
-    Attention, typer.Option(help="How long attention runs; auto: flex on CUDA, the quicker of tiles and calls on CPU.")
+    Attention,
+    typer.Option(
+        help="How long attention runs; auto: flex on CUDA with inductor, the quicker of tiles and calls on CPU."
+    ),
 ]
 
 

@@ -16,6 +16,7 @@ from freeloc_fx.errors import ProfileError
 from freeloc_fx.evaluation.metrics import COMPOSITE, score
 from freeloc_fx.evaluation.metrics.visionreward import VisionReward
 from freeloc_fx.generation import pipelines as library
+from freeloc_fx.generation.request import check_frames
 from freeloc_fx.generation.video import SHEETS, check_folder, check_output
 from freeloc_fx.planning.profile import Profile
 from freeloc_fx.probing import for_length, measured_lengths
@@ -127,8 +128,10 @@ def probe(
             trained = _trained(facts.transformer)
         targets = [_times(n, trained) for n in _multiples(lengths, frames)]
         if frames is not None:
-            targets = [(frames - 1) // facts.temporal + 1]
-        wanted = frames if frames is not None else (max(targets) - 1) * facts.temporal + 1
+            check_frames(facts, frames)
+            targets = [facts.positions(frames)]
+        asked = [facts.video_frames(target, f"{target} latent frames, frames") for target in (trained, *targets)]
+        wanted = frames if frames is not None else max(asked)
         job = prepare(
             model, None, ["direct"], wanted, height, width, steps, guidance, dtype=dtype, device=device
         )  # fmt: skip

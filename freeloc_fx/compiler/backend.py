@@ -175,7 +175,8 @@ class Backend:
         """This backend with another next compiler and nothing compiled; it goes on with the same plans."""
         made = copy.copy(self)
         made.inner = inner
-        made.artefacts, made.how, made.checked = Artefacts(), self.how.anew(), Checked()
+        made.artefacts, made.checked = Artefacts(), Checked()
+        made.how = replace(self.how.anew(), fused=made.plan_only or is_inductor(inner))
         return made
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:

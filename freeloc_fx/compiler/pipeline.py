@@ -190,7 +190,8 @@ class Rewriting:
     def lowering(self, device: torch.device) -> str:
         """The lowering's name on a device, "auto" where it is told when it runs."""
         chosen = op.choose(self.attention, device)
-        return "calls" if chosen == "flex" and self.attention == "auto" and not self.fused else chosen
+        # "tiles" is calls there, and the reference for frames of several sizes, which calls do not take.
+        return "tiles" if chosen == "flex" and self.attention == "auto" and not self.fused else chosen
 
     def anew(self) -> Rewriting:
         """The same with nothing named and nothing captured."""
@@ -199,8 +200,10 @@ class Rewriting:
 
 def replacing_passes(plan: Plan, how: Rewriting, device: torch.device, root: torch.nn.Module) -> list[Pass]:
     """Passes that put strategies in place of the plan's attentions, in order; the last one matches the sites."""
-    if how.lowering(device) != "flex":
-        lowering = how.lowering(device)
+    lowering = how.lowering(device)
+    if lowering != "flex":
+        if how.options != FlexOptions():
+            log.warning("attention='auto' is not FlexAttention here, so what was chosen for that counts for nothing")
         return [partial(rewrite_attention, plan=plan, attention=lowering, verify=how.verify, specs=how.specs)]
     return [
         partial(reencode_rotary, plan=plan, options=how.options),

@@ -43,7 +43,7 @@ def check_compiler(graph: fx.Graph, device: torch.device, inductor: bool) -> Non
         held = 4e-9 * batch * heads * tokens**2
         warnings.warn(
             f"attention='flex' without Inductor holds the scores of all pairs of tokens, {held:.3g} GB in one call; "
-            "expected backend='inductor', or attention='auto' or 'calls'",
+            "expected backend='inductor' (or one that hands the graph to Inductor), or attention='auto' or 'calls'",
             stacklevel=2,
         )
     merging = any(node.target is merge.OPERATOR for node in graph.nodes)

@@ -114,11 +114,7 @@ def transform(
             f"this {type(model).__name__} is already compiled; "
             "transform the uncompiled model and choose its backend here"
         )
-    if WINDOWS in vars(model):
-        raise TransformError(
-            f"this {type(model).__name__} runs in context windows, whose calls are of the model inside; transform that "
-            "one: context_windows(transform(model), ...)"
-        )
+    _check_whole(model)
     warn_of_newer()
     check_forward(model)
     check_one_clip(model)
@@ -219,6 +215,7 @@ def plan(
 
     Raises:
         ValueError: a size is not a positive integer.
+        TransformError: the model runs in context windows.
         CaptureError: no attention that can be rewritten was found; the message collects the reasons.
         LengthError: the model's own position tables end before.
         StrategyError: settings that do not fit this length.
@@ -227,6 +224,15 @@ def plan(
         PlanError: as `transform`.
     """
     return rehearse(model, profile, frames=frames, height=height, width=width, inputs=inputs)[0]
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Refuse a model whose calls are of parts of a clip."""
+    if WINDOWS in vars(model):
+        raise TransformError(
+            f"this {type(model).__name__} runs in context windows, whose calls are of the model inside; transform that "
+            "one: context_windows(transform(model), ...)"
+        )
 
 
 @contextmanager
@@ -280,6 +286,7 @@ def rehearse(
     state = state_of(model)
     if state is not None:
         model, profile = state.original, profile if profile is not None else state.backend.profile
+    _check_whole(model)
     check_one_clip(model)
     check_limits(model, frames, height, width)
     copied = shallow_copy(model)

@@ -133,7 +133,8 @@ def check_references(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -
     """
     given = by_name(pipe, args, named)
     more, frames = references(pipe, given.get("reference_images")), given.get("num_frames")
-    states = [state for state in map(state_of, transformers_of(pipe).values()) if state is not None]
+    found = [state for state in map(state_of, transformers_of(pipe).values()) if state is not None]
+    states = [state for state in found if set(state.backend.profile.strategy_names) - {"direct"}]
     if not more or not states or not is_whole(frames, 1):
         return
     count, trained = sum(Facts.of(pipe).latent_frames(frames)), states[0].backend.profile.trained_frames

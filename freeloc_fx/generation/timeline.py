@@ -22,7 +22,7 @@ from torch import nn
 
 from freeloc_fx.compiler.capture.conventions import check_text_tokens, keeps_text_in_step
 from freeloc_fx.compiler.capture.state import state_of
-from freeloc_fx.errors import TimelineError
+from freeloc_fx.errors import LengthError, TimelineError
 from freeloc_fx.method.timeline import TextSchedule, check_marks, span_weights, video_frames
 
 from .components import check_pipeline
@@ -148,6 +148,10 @@ def timeline(
     models = check_pipeline(pipe)
     facts = Facts.of(pipe)
     check_frames(facts, num_frames, argument="num_frames")
+    if (num_frames - 1) % facts.temporal:
+        raise LengthError(
+            f"num_frames={num_frames}: expected {facts.temporal}n+1 frames, by which texts are told to latent frames"
+        )
     marks = check_timeline(texts, num_frames, facts.temporal, blend, fps)
     named = inspect.signature(pipe.__call__).parameters if callable(pipe) else {}
     if not {"prompt_embeds", "prompt_embeds_qwen"} & named.keys() or not hasattr(pipe, "encode_prompt"):

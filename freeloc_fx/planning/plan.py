@@ -191,7 +191,7 @@ class Plan:
             + (f"  temperature {s.strategy.temperatures}" if s.strategy.temperatures != "1.000" else "")
             for s in self.sites
         ]
-        return "\n".join([head, *rows, *(f"  note: {note}" for note in self.notes)])
+        return "\n".join([head, *rows, *(f"  note: {note}" for note in (*self.notes, *_scheduled(self.sites)))])
 
 
 def merge(plans: Sequence[Plan]) -> Plan:
@@ -251,7 +251,7 @@ def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool
     assert first is not None
     decisions = _Decisions(profile.at(first.frames))
     planned = tuple(_planned(site, decisions) for site in video)
-    notes = decisions.notes + _scheduled(planned) + _left_out(sites, planned)
+    notes = decisions.notes + _left_out(sites, planned)
     plan = Plan(profile.name, profile.trained_frames, first, planned, skipped, tuple(notes))
     if not partial:
         check_landed(plan, profile)
@@ -259,9 +259,9 @@ def make_plan(sites: Sequence[AttentionSite], profile: Profile, *, partial: bool
 
 
 def _scheduled(planned: Sequence[PlannedSite]) -> list[str]:
-    """Say of which denoising steps the plan's figures are, where steps differ."""
-    last = max((stop for site in planned for stop, _ in site.strategy.stages), default=0)
-    return [f"all this is from denoising step {last} on; the schedule has other strategies before"] if last else []
+    """Say from which denoising step on the plan's figures are, where steps differ."""
+    stops = [n for s in planned for n, before in s.strategy.stages if before != replace(s.strategy, stages=())]
+    return [f"this is from denoising step {max(stops)} on; the schedule has other strategies before"] if stops else []
 
 
 def _left_out(sites: Sequence[AttentionSite], planned: Sequence[PlannedSite]) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -111,6 +111,7 @@ def probe(
         StrategyError: a candidate that is not a strategy.
         ProfileError: a bad argument; trained_frames is not given and no shipped profile fits; the journal is another
             probe's.
+        LengthError: the pipeline makes no video of such a length.
         CaptureError: no video self-attention was found.
         TransformError: the pipeline has no transformer, or a transformed one cannot be restored, see `restore`.
         DamagedFileError: a file of the journal does not hold what was written to it.
@@ -140,7 +141,9 @@ def probe(
             raise ProfileError("prompts: a pipeline needs at least one prompt")
         if guidance is None:
             guidance = defaults(pipeline).guidance
-        generate = _of_pipeline(pipeline, list(prompts), list(seeds), steps, height, width, guidance)
+        facts = Facts.of(pipeline)
+        counts = {n: facts.video_frames(n, f"{n} latent frames, frames") for n in (trained_frames, *targets)}
+        generate = _of_pipeline(pipeline, counts, list(prompts), list(seeds), steps, height, width, guidance)
     elif guidance is not None:
         raise ProfileError("guidance: expected None beside generate=f(model, frames, seed), which decides it")
     job = {
@@ -314,6 +317,7 @@ def _watched(model: nn.Module, recorder: Recorder) -> nn.Module:
 
 def _of_pipeline(
     pipeline: Any,
+    counts: Mapping[int, int],
     prompts: list[str],
     seeds: list[int],
     steps: int | None,
@@ -323,16 +327,13 @@ def _of_pipeline(
 ) -> Generate:
     from freeloc_fx.generation.pipelines import generate as run
 
-    facts = Facts.of(pipeline)
-
     def generate(model: nn.Module, frames: int, seed: int) -> Any:
         before = pipeline.transformer
         pipeline.transformer = model
         try:
             prompt = prompts[seeds.index(seed) % len(prompts)]
-            length = (frames - 1) * facts.temporal + 1
             options: dict[str, Any] = {"height": height, "width": width, "steps": steps, "guidance": guidance}
-            return run(pipeline, prompt, frames=length, seed=seed, **options).frames
+            return run(pipeline, prompt, frames=counts[frames], seed=seed, **options).frames
         finally:
             pipeline.transformer = before
 

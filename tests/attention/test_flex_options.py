@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freeloc_fx.attention.cache import Cache
-from freeloc_fx.attention.flex import options, site
+from freeloc_fx.attention.flex import attend, options, site
 from freeloc_fx.attention.flex.alone import flex
 from freeloc_fx.attention.flex.options import FlexOptions, with_kernel_sizes
 from freeloc_fx.attention.flex.site import check_site, describe_site
@@ -87,6 +87,7 @@ def test_blocks_of_no_multiple_of_16_are_refused_on_cuda(block: Any) -> None:
         (101_376, 256, torch.bfloat16, {"BLOCK_M": 64, "BLOCK_N": 32, "fwd_num_stages": 1}),
         (101_376, 128, torch.bfloat16, {}),  # 98,304 bytes
         (65_536, 128, torch.float16, {"BLOCK_M": 64, "BLOCK_N": 32, "fwd_num_stages": 1}),  # T4
+        (65_536, 256, torch.float16, {"BLOCK_M": 32, "BLOCK_N": 16, "fwd_num_stages": 1}),
         (166_912, 96, torch.float32, {"fwd_num_stages": 2}),  # A100
         (166_912, 128, torch.float32, {}),
         (232_448, 96, torch.float32, {}),  # H100
@@ -118,5 +119,14 @@ def test_keys_and_values_that_old_kernels_do_not_reach_are_copied(
     near = flex(q, k, v, spec)
     monkeypatch.setattr(site, "_too_far", lambda _: True)
     monkeypatch.setattr(site, "_sites", Cache(9))
+    seen: list[bool] = []
+    plain = attend.flex_attention
+
+    def called(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> Any:
+        seen.append(k.is_contiguous() and v.is_contiguous())
+        return plain(q, k, v, **options)
+
+    monkeypatch.setattr(attend, "flex_attention", called)
     copied = flex(q, k, v, spec)
+    assert seen and all(seen) and not v.is_contiguous()
     torch.testing.assert_close(copied, near)

@@ -174,10 +174,23 @@ def test_inductor_on_cpu_is_refused_by_name_where_results_merge() -> None:
 
 def test_auto_on_cuda_is_flex_where_inductor_makes_a_kernel_of_it() -> None:
     cuda, profile = torch.device("cuda"), Profile(5, "vrpr")
-    for name, expected in (("inductor", "flex"), ("aot_eager", "calls"), ("eager", "calls")):
+    for name, expected in (("inductor", "flex"), ("aot_eager", "tiles"), ("eager", "tiles")):
         assert backend_module.Backend(profile, {}, compiler(name)).how.lowering(cuda) == expected
         assert backend_module.Backend(profile, {}, compiler(name), "flex").how.lowering(cuda) == "flex"
         assert backend_module.Backend(profile, {}, compiler(name), plan_only=True).how.lowering(cuda) == "flex"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lowering"), [("eager", "inductor", "flex"), ("inductor", "eager", "tiles")]
+)
+def test_a_backend_that_is_chosen_later_counts(before: str, after: str, lowering: str) -> None:
+    made = backend_module.Backend(Profile(5, "vrpr"), {}, compiler(before)).with_compiler(compiler(after))
+    assert made.how.lowering(torch.device("cuda")) == lowering
+
+
+def test_choices_for_flex_that_do_not_count_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    run(transform(wan(), Profile(5, "vrpr"), backend="eager", attention={"auto": {"heads": 1}}))
+    assert "attention='auto' is not FlexAttention here, so what was chosen for that counts for nothing" in caplog.text
 
 
 def test_flex_without_a_kernel_on_cuda_says_what_it_holds(recwarn: pytest.WarningsRecorder) -> None:

@@ -68,12 +68,16 @@ def test_noise_is_for_what_the_model_is_given(padding: Any) -> None:
     assert len(video.frames) == 17
 
 
-@pytest.mark.parametrize(("frames", "latent"), [(24, 6), (25, 7), (88, 22), (23, 7), (22, 6)])
-def test_allegro_makes_any_number_of_frames(frames: int, latent: int) -> None:
+def allegro() -> Any:
     from diffusers import AllegroPipeline, AutoencoderKLAllegro, EulerAncestralDiscreteScheduler
 
     vae = AutoencoderKLAllegro(block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=2, latent_channels=4)
-    pipe = AllegroPipeline(None, None, vae, build("Allegro"), EulerAncestralDiscreteScheduler())
+    return AllegroPipeline(None, None, vae, build("Allegro"), EulerAncestralDiscreteScheduler())
+
+
+@pytest.mark.parametrize(("frames", "latent"), [(24, 6), (25, 7), (88, 22), (23, 7), (22, 6)])
+def test_allegro_makes_any_number_of_frames(frames: int, latent: int) -> None:
+    pipe = allegro()
     assert check_request(pipe, frames, 64, 96)[0] == latent
     made = pipe.prepare_latents(1, 4, frames, 64, 96, torch.float32, torch.device("cpu"), None)
     assert made.shape[2] == latent
@@ -93,3 +97,23 @@ def test_other_frames_than_were_asked_for_are_told(
         VideoError, match=r"direct, seed 0: expected a video of \(13, 32, 32, 3\), found \(16, 32, 32, 3\)"
     ):
         FinishedVideos(tmp_path / "parts", job, "a red circle").put("direct", 0, video, {})
+
+
+@pytest.mark.parametrize("frames", [1, 9, 17, 49, 81])
+def test_video_frames_of_positions_in_time(padding: Any, frames: int) -> None:
+    for facts in (Facts.of(padding), Facts.of(cogvideox()), Facts.read("tiny-wan")):
+        assert facts.video_frames(facts.positions(frames)) == frames
+    with pytest.raises(LengthError, match=r"6 latent frames, frames=21: this model makes 8n.1 frames"):
+        Facts.of(cogvideox()).video_frames(6, "6 latent frames, frames")
+
+
+def test_a_probe_of_lengths_that_the_pipeline_does_not_make_ends_before_it_begins() -> None:
+    with pytest.raises(LengthError, match=r"6 latent frames, frames=21: this model makes 8n.1 frames, .* 17 and 25"):
+        freeloc_fx.probe(cogvideox(), prompts=["a red circle"], trained_frames=3, lengths=[6])
+
+
+def test_texts_over_time_want_lengths_that_begin_with_one_frame() -> None:
+    pipe = allegro()
+    freeloc_fx.enable(pipe, Profile(trained_frames=5, layers="vrpr+tsa"), backend="eager")
+    with pytest.raises(LengthError, match=r"num_frames=24: expected 4n.1 frames, by which texts are told"):
+        freeloc_fx.timeline(pipe, {0: "a red circle", 12: "a white square"}, num_frames=24)

@@ -115,11 +115,17 @@ def test_frames_that_nobody_accounts_for_are_refused(pipe: Any, monkeypatch: pyt
         video(pipe, given, IMAGES[:2])
 
 
-@pytest.mark.parametrize(("trained", "images", "said"), [(7, 1, True), (7, 0, False), (8, 1, False), (3, 1, False)])
+@pytest.mark.parametrize(
+    ("trained", "images", "layers", "said"),
+    [
+        (7, 1, "vrpr+tsa", True), (7, 0, "vrpr+tsa", False), (8, 1, "vrpr+tsa", False), (3, 1, "vrpr+tsa", False),
+        (7, 1, "direct", False),
+    ],
+)  # fmt: skip
 def test_a_clip_that_is_long_by_its_references_alone_is_told(
-    pipe: Any, trained: int, images: int, said: bool, caplog: pytest.LogCaptureFixture
+    pipe: Any, trained: int, images: int, layers: str, said: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    enable(pipe, trained)
+    freeloc_fx.enable(pipe, Profile(trained_frames=trained, layers=layers), backend="eager")
     for _ in range(2):
         video(pipe, {"prompt": FIRST}, IMAGES[:images] or None)
     found = [r.message for r in caplog.records if "reference images are latent frames too, 1 in front" in r.message]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from models import wan, wan_inputs
 from torch import nn
 
-from freeloc_fx import transform
+from freeloc_fx import plan, transform
 from freeloc_fx.errors import LengthError, ProfileError, TransformError
 from freeloc_fx.generation.windows import Fusion, Schedule, context_windows, fusion_weights, window_frames
 from freeloc_fx.planning.profile import Profile
@@ -233,3 +233,5 @@ def test_the_model_inside_windows_is_the_one_to_transform() -> None:
     windowed = context_windows(wan(), 4, 2)
     with pytest.raises(TransformError, match=r"runs in context windows, .*windows\(transform\(model\), "):
         transform(windowed, Profile(3, "vrpr"))
+    with pytest.raises(TransformError, match="runs in context windows"):
+        plan(windowed, Profile(3, "vrpr"), frames=9, height=4, width=4)

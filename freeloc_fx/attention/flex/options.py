@@ -24,7 +24,8 @@ class FlexOptions:
         block: tokens of a query and of a key block of the block masks, or one number for both; None to choose by the
             frame size.
         heads: heads that run at a time; None to keep working memory below twice q, k and v.
-        memory: bytes of shared memory that a kernel may take, what the device has (see `on`); None for enough.
+        memory: bytes of shared memory that a kernel may take, what the device has (set by `on`, not by `read`); None
+            for enough.
     """
 
     kernel_options: tuple[tuple[str, Any], ...] = ()
@@ -38,7 +39,7 @@ class FlexOptions:
         Args:
             device: where FlexAttention runs.
         """
-        if device.type != "cuda" or not torch.cuda.is_available():
+        if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_available():
             return self
         about = torch.cuda.get_device_properties(device)
         return replace(self, memory=getattr(about, "shared_memory_per_block_optin", None))
@@ -93,7 +94,8 @@ def with_kernel_sizes(
 
     Inductor chooses by the device's generation, and among 8.x as for an A100, with 163 KiB of shared memory; a 4090 or
     an A10 has 99 KiB, for which float32 heads of more than 64 channels and others of more than 128 are too much then
-    (read off kernels compiled for them). There the kernel works on fewer tokens at a time, and loads none ahead.
+    (read off kernels compiled for them), a T4 64. There the kernel works on fewer tokens at a time, and loads none
+    ahead.
 
     Args:
         options: what the user chose, which stays.
@@ -115,7 +117,7 @@ def with_kernel_sizes(
     itself = release("torch") >= (2, 14) and all(side & (side - 1) == 0 for side in block)
     small = memory is not None and memory < _ROWS * row
     if small and memory < _SMALL:  # type: ignore[operator]
-        most, itself = (64 if row < 1024 else 32, 32 if row < 1024 else 16), False
+        most, itself = ((64, 32) if row < 512 or (row < 1024 and memory > 2**16) else (32, 16)), False  # type: ignore[operator]
         stages = 1
     else:
         # What Inductor takes for heads that it has no sizes for needs more.

@@ -327,7 +327,7 @@ def _groups(
     members: tuple[MemberForm, ...], shape: tuple[int, ...], dtype: torch.dtype, options: FlexOptions
 ) -> tuple[int, ...]:
     heads = shape[1]
-    parts = working_parts(members, dtype)
+    parts = working_parts(members, dtype) + (2 if _too_far(shape) else 0)  # the copies of k and v
     if options.heads is not None:
         size = min(heads, options.heads)
     elif math.prod(shape) * dtype.itemsize * parts <= SPARED:

@@ -88,7 +88,8 @@ def _made(site: Site, spec: AttentionSpec, device: torch.device) -> dict[str, to
             found[f"decay.{number}"] = factor
         for index, (call, shape) in enumerate(zip(site.calls[number], form.calls, strict=True)):
             if shape.masked:
-                fixed = site.spec.strategy.period > 1  # each step's tables are of one shape
+                # Each step's tables are of one shape; and Inductor's kernel for CPU wants all indices.
+                fixed = site.spec.strategy.period > 1 or device.type != "cuda"
                 made = masks(replace(site, spec=spec), member, call, stripe, shape.padded, fixed)
                 found |= {f"{name}.{number}.{index}": table for name, table in made.items()}
     return {
