@@ -177,17 +177,12 @@ def compare_with_reference(
     if known.strategy.mixture is None:
         # Few heads at a time: one frame's float64 scores of all keys are 19 GB for twelve heads of a 4x video.
         size = max(1, min(q.shape[1], _SCORES // (3 * 8 * q.shape[0] * max(known.grid.sizes) * q.shape[2])))
-        parts = [slice(first, first + size) for first in range(0, q.shape[1], size)]
-        expected = torch.cat(
-            [
-                reference(
-                    *(x[:, part] for x in (q, k, v)), replace(known, rope=known.rope.of_heads(part)), scale, key_mask,
-                    rows=rows,
-                )
-                for part in parts
-            ],
-            1,
-        )  # fmt: skip
+        parts = []
+        for first in range(0, q.shape[1], size):
+            heads = slice(first, first + size)
+            few = replace(known, rope=known.rope.of_heads(heads))
+            parts.append(reference(q[:, heads], k[:, heads], v[:, heads], few, scale, key_mask, rows=rows))
+        expected = torch.cat(parts, 1)
         found = torch.cat([out[:, :, end[i] : end[i + 1]] for i in rows], 2)
     else:
         expected, found = run("reference", q, k, v, known, scale, key_mask), out

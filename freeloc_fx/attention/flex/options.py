@@ -115,13 +115,13 @@ def with_kernel_sizes(
     row = (1 << (head_dim - 1).bit_length()) * dtype.itemsize  # bytes of a row of q, k or v in shared memory
     most = (64 if row < 1024 else 32, 64 if row < 512 else 32 if row < 1024 else 16)  # not above torch's own defaults
     itself = release("torch") >= (2, 14) and all(side & (side - 1) == 0 for side in block)
-    small = memory is not None and memory < _ROWS * row
-    if small and memory < _SMALL:  # type: ignore[operator]
-        most, itself = ((64, 32) if row < 512 or (row < 1024 and memory > 2**16) else (32, 16)), False  # type: ignore[operator]
+    enough = _ROWS * row if memory is None else memory
+    small, stages = enough < _ROWS * row, 0
+    if small and enough < _SMALL:
+        most, itself = ((64, 32) if row < 512 or (row < 1024 and enough > 2**16) else (32, 16)), False
         stages = 1
-    else:
-        # What Inductor takes for heads that it has no sizes for needs more.
-        stages = 2 if small and dtype == torch.float32 and head_dim not in (64, 128) else None
+    elif small and dtype == torch.float32 and head_dim not in (64, 128):
+        stages = 2  # what Inductor takes for heads that it has no sizes for needs more
     if stages and not {"num_stages", "fwd_num_stages"} & given.keys():
         given["fwd_num_stages"] = stages
     for name, side, limit in zip(("BLOCK_M", "BLOCK_N"), block, most, strict=True):
