@@ -87,7 +87,7 @@ def test_what_has_failed_is_compared_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert run(changed).shape == (1, 4, LONG, 4, 4)
 
 
-@pytest.mark.parametrize("lowering", ["tiles", "calls"])
+@pytest.mark.parametrize("lowering", [slow("tiles"), "calls"])
 def test_heads_are_compared_one_by_one_where_scores_are_large(
     lowering: str, compared: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
