@@ -115,8 +115,12 @@ class FinishedVideos:
             frames: np.ndarray = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError):
             return None
-        expected = (self.job.frames, self.job.height, self.job.width, 3)
-        return frames if frames.shape == expected and frames.dtype == np.uint8 else None
+        return frames if frames.shape == self._shape and frames.dtype == np.uint8 else None
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        """Of each video's frames."""
+        return self.job.frames, self.job.height, self.job.width, 3
 
     def put(self, strategy: str, seed: int, video: library.Video, facts: dict[str, Any]) -> FinishedVideo:
         """Keep a finished video.
@@ -138,9 +142,8 @@ class FinishedVideos:
         key = self.key(strategy, seed)
         self.folder.mkdir(exist_ok=True)
         frames = (np.clip(video.frames, 0, 1) * 255).round().astype(np.uint8)
-        expected = (self.job.frames, self.job.height, self.job.width, 3)
-        if frames.shape != expected:
-            raise VideoError(f"{strategy}, seed {seed}: expected a video of {expected}, found {frames.shape}")
+        if frames.shape != self._shape:
+            raise VideoError(f"{strategy}, seed {seed}: expected a video of {self._shape}, found {frames.shape}")
         with replacing(self.folder / f"{key}.npy") as temporary:
             np.save(temporary, frames)
             if self._frames(temporary) is None:  # numpy passes over what fails when it closes the file

@@ -161,9 +161,9 @@ class Strategy:
 
     @property
     def temperatures(self) -> str:
-        """The temperature, or those of a mixture's strategies where any is not 1: "1.110 / 0.978"."""
-        values = dict.fromkeys(f"{member.temperature:.3f}" for member in self.members)
-        return " / ".join(values if len(values) < 2 else (f"{member.temperature:.3f}" for member in self.members))
+        """The factor on scores as text, of each of a mixture's strategies where they differ: "1.110 / 0.978"."""
+        values = [f"{member.temperature:.3f}" for member in self.members]
+        return values[0] if len(set(values)) == 1 else " / ".join(values)
 
     @property
     def period(self) -> int:
