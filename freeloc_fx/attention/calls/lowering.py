@@ -48,7 +48,7 @@ _turners = Cache(64)
 """(spec, layout, device) -> `Turner`."""
 
 
-_masks = Cache(2048)
+_masks = Cache(2048, weigh=lambda mask: mask.nbytes, most=2 * 1024**3, least=256)
 """Content of a mask, dtype and device -> the additive mask."""
 
 

@@ -26,8 +26,9 @@ MASK = ("count", "index", "full_count", "full_index")
 """FlexAttention's four tables of one block mask."""
 
 
-_tables = Cache(48)
-"""(spec at a step, form, device) -> tables. It decides nothing about results: what is not there is made again."""
+_tables = Cache(48, weigh=lambda tables: sum(table.nbytes for table in tables.values()), most=2 * 1024**3, least=8)
+"""(spec at a step, form, device) -> tables. It decides nothing about results: what is not there is made again. Block
+masks of 720,000 tokens take up to 250 MB, and a strategy that follows denoising steps has some for each step."""
 
 
 def site_tables(site: Site, step: int, device: torch.device) -> dict[str, torch.Tensor]:
