@@ -138,9 +138,35 @@ def is_inductor(compiler: Any) -> bool:
 
 
 def uses_cuda_graphs(compiler: Any) -> bool:
-    """Whether a compiler records CUDA graphs, which want fixed addresses of the weights."""
-    config = getattr(compiler, "config", None)
-    return bool(isinstance(config, dict) and config.get("triton.cudagraphs"))
+    """Whether a compiler records CUDA graphs, which want fixed addresses of the weights.
+
+    Args:
+        compiler: `torch_compiler("inductor", ...)`, which does by its mode, its options or Inductor's own setting; or
+            torch's backend "cudagraphs".
+    """
+    if is_inductor(compiler):
+        from torch._inductor import config
+
+        return bool(compiler.config.get("triton.cudagraphs", config.triton.cudagraphs))
+    return "cudagraphs" in (getattr(compiler, "compiler_name", ""), getattr(compiler, "__name__", ""))
+
+
+def opaque_operator(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """`torch.library.custom_op` of an operator that reads tables on the host, so that no CUDA graph may hold it.
+
+    Inductor cuts its CUDA graphs around it, and the backend "cudagraphs" records none of a graph that has it. Seen in
+    torch 2.13.0; a version whose operators take no tags records it as any other.
+
+    Args:
+        name: with its namespace.
+
+    Returns:
+        A decorator.
+    """
+    known = "tags" in inspect.signature(torch.library.custom_op).parameters
+    tag = getattr(torch.Tag, "cudagraph_unsafe", None)
+    tags: dict[str, Any] = {"tags": (tag,)} if known and tag is not None else {}
+    return torch.library.custom_op(name, mutates_args=(), **tags)
 
 
 # torch: modules. Seen in 2.13.0 (`nn.Module.compile` writes the first, `nn.Module.__call__` runs the second).

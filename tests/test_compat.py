@@ -134,6 +134,34 @@ def test_cuda_graphs_are_told_by_the_compilers_settings() -> None:
     there(compat.uses_cuda_graphs(made), "_TorchCompileInductorWrapper.config['triton.cudagraphs']")
     assert not compat.uses_cuda_graphs(compat.torch_compiler("inductor", None, None))
     assert not compat.uses_cuda_graphs(compat.torch_compiler("aot_eager", None, None))
+    by_name = compat.torch_compiler("cudagraphs", None, None)
+    there(compat.uses_cuda_graphs(by_name), "_TorchCompileWrapper.compiler_name")
+    there(compat.uses_cuda_graphs(by_name.compiler_fn), "CudagraphsBackend.compiler_name")  # type: ignore[attr-defined]
+
+
+def test_no_cuda_graph_holds_an_opaque_operator() -> None:
+    """What reads tables on the host, counts or follows steps would be recorded once and never run again."""
+    import freeloc_fx.attention.checked
+    import freeloc_fx.attention.observed
+    import freeloc_fx.attention.scheduled
+    import freeloc_fx.graph.leaf
+
+    takes = inspect.signature(torch.library.custom_op).parameters
+    if "tags" not in takes or not hasattr(torch.Tag, "cudagraph_unsafe"):
+        assert compat.opaque_operator("freeloc_fx_tests::untagged") is not None
+        return
+    operators = (
+        freeloc_fx.attention.op.long_attention,
+        freeloc_fx.attention.op.long_attention_numbered,
+        freeloc_fx.attention.checked.checked_attention,
+        freeloc_fx.attention.observed.observe_attention,
+        freeloc_fx.attention.repeated.attention_over_text,
+        freeloc_fx.attention.scheduled.scheduled_attention,
+        freeloc_fx.attention.scheduled.attention_within_texts,
+        freeloc_fx.graph.leaf.leaf_call,
+    )
+    for operator in operators:
+        assert torch.Tag.cudagraph_unsafe in operator._opoverload.tags, operator
 
 
 def test_compiled_call() -> None:

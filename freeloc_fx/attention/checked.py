@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import torch
 
+from freeloc_fx.compat import opaque_operator
+
 from . import op, registry
 from .running import running
 
 __all__ = ["OPERATOR", "checked_attention"]
 
 
-@torch.library.custom_op("freeloc_fx::checked_attention", mutates_args=())
+@opaque_operator("freeloc_fx::checked_attention")
 def checked_attention(
     out: torch.Tensor,
     q: torch.Tensor,

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from freeloc_fx.compat import opaque_operator
 from freeloc_fx.errors import CaptureError
 
 from .autocast import take_part_in_autocast
@@ -68,7 +69,7 @@ def close_recorder(recorder: Recorder) -> None:
         del _OPEN[recorder.name]
 
 
-@torch.library.custom_op("freeloc_fx::observe_attention", mutates_args=())
+@opaque_operator("freeloc_fx::observe_attention")
 def observe_attention(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -19,6 +19,7 @@ import torch
 from freeloc_fx.attention.calls.lowering import calls
 from freeloc_fx.attention.flex.alone import flex
 from freeloc_fx.attention.tiles.lowering import tiles
+from freeloc_fx.compat import opaque_operator
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.method.spec import AttentionSpec
 from freeloc_fx.method.strategy import Mixture
@@ -248,7 +249,7 @@ def _shaped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object, **__:
     return q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
 
 
-@torch.library.custom_op("freeloc_fx::long_attention", mutates_args=())
+@opaque_operator("freeloc_fx::long_attention")
 def long_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -285,7 +286,7 @@ def long_attention(
     return _run(q, k, v, registry.by_key(spec), lowering, scale, key_mask, verify)
 
 
-@torch.library.custom_op("freeloc_fx::long_attention_numbered", mutates_args=())
+@opaque_operator("freeloc_fx::long_attention_numbered")
 def long_attention_numbered(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -15,6 +15,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from freeloc_fx.compat import opaque_operator
+
 from .agree import check_agreement
 from .autocast import take_part_in_autocast
 
@@ -57,7 +59,7 @@ def merged(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | Non
     return F.scaled_dot_product_attention(q, k[:, :, :kept], v[:, :, :kept], attn_mask=bias, scale=scale)
 
 
-@torch.library.custom_op("freeloc_fx::attention_over_text", mutates_args=())
+@opaque_operator("freeloc_fx::attention_over_text")
 def attention_over_text(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, verify: bool = False
 ) -> torch.Tensor:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from freeloc_fx.compat import opaque_operator
 from freeloc_fx.errors import CaptureError
 
 from .agree import check_agreement
@@ -80,7 +81,7 @@ def literal(
     return (scores.softmax(-1) @ v.to(work)).to(q.dtype)
 
 
-@torch.library.custom_op("freeloc_fx::scheduled_attention", mutates_args=())
+@opaque_operator("freeloc_fx::scheduled_attention")
 def scheduled_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -219,7 +220,7 @@ def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | N
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
-@torch.library.custom_op("freeloc_fx::attention_within_texts", mutates_args=())
+@opaque_operator("freeloc_fx::attention_within_texts")
 def attention_within_texts(
     q: torch.Tensor,
     k: torch.Tensor,

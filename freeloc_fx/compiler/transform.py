@@ -123,9 +123,10 @@ def transform(
         raise TypeError(f"verify: expected True or False, found {verify!r}")
     disabled = check_names(disable_passes)
     chosen = choose_profile(model, profile)
-    check_mode(backend, chosen)
+    inner = compiler(backend)
+    check_mode(inner, chosen)
     result = shallow_copy(model)
-    made = Backend(chosen, layer_table(model), compiler(backend), attention, verify, model=result, disabled=disabled)
+    made = Backend(chosen, layer_table(model), inner, attention, verify, model=result, disabled=disabled)
     return attach(result, model, made)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from freeloc_fx.compat import outside_fake_mode
+from freeloc_fx.compat import opaque_operator, outside_fake_mode
 from freeloc_fx.errors import CaptureError
 
 __all__ = ["OPERATOR", "Leaf", "leaf_call"]
@@ -53,7 +53,7 @@ class Leaf:
         return OPERATOR(args[0], self.key)
 
 
-@torch.library.custom_op("freeloc_fx::leaf_call", mutates_args=())
+@opaque_operator("freeloc_fx::leaf_call")
 def leaf_call(x: torch.Tensor, leaf: str) -> torch.Tensor:
     """Call a hooked leaf with its hooks.
 

@@ -276,7 +276,7 @@ def test_a_graph_without_blocks_is_compiled_whole_and_the_log_says_so(caplog: py
 
 def test_cuda_graphs_get_the_whole_graph(caplog: pytest.LogCaptureFixture) -> None:
     inner = Counter()
-    inner.config = {"triton.cudagraphs": True}  # type: ignore[attr-defined]
+    inner.compiler_name = "cudagraphs"  # type: ignore[attr-defined]
     whole(caplog, Stack(Layer(), Layer()), inner, "CUDA graphs")
 
 
@@ -287,7 +287,7 @@ def test_results_of_cuda_graphs_outlive_the_next_call() -> None:
     def recorded(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         return lambda *given: (place.copy_(module(*given)[0]),)
 
-    recorded.config = {"triton.cudagraphs": True}  # type: ignore[attr-defined]
+    recorded.compiler_name = "cudagraphs"  # type: ignore[attr-defined]
     with torch.no_grad():
         call = torch.compile(nn.Linear(8, 8), backend=block_by_block(recorded), fullgraph=True, dynamic=False)
         first, second = call(torch.zeros(2, 8)), call(torch.ones(2, 8))

@@ -101,10 +101,35 @@ def test_rotating_anchors_change_from_step_to_step_without_another_capture(monke
     assert len(plans(made)) == 1
 
 
-def test_cuda_graphs_would_freeze_the_first_step() -> None:
+@pytest.mark.parametrize(
+    "backend",
+    [
+        {"mode": "reduce-overhead"},
+        {"mode": "max-autotune"},
+        {"options": {"triton.cudagraphs": True}},
+        {"backend": "cudagraphs"},
+        "cudagraphs",
+    ],
+    ids=str,
+)
+def test_cuda_graphs_would_freeze_the_first_step(backend: Any) -> None:
     profile = Profile(5, "vrpr", schedule=[{"steps": 1, "layers": "direct"}])
     with pytest.raises(ValueError, match="records CUDA graphs"):
-        transform(models.wan(), profile, backend={"mode": "reduce-overhead"})
+        transform(models.wan(), profile, backend=backend)
+    later = transform(models.wan(), profile, backend="eager")
+    with pytest.raises(ValueError, match="records CUDA graphs"):
+        later.compile(**(backend if isinstance(backend, dict) else {"backend": backend}))
+
+
+def test_inductors_own_setting_records_them_too() -> None:
+    from torch._inductor import config
+
+    profile = Profile(5, "vrpr", schedule=[{"steps": 1, "layers": "direct"}])
+    transform(models.wan(), profile)
+    with config.patch({"triton.cudagraphs": True}):
+        with pytest.raises(ValueError, match="records CUDA graphs"):
+            transform(models.wan(), profile)
+        transform(models.wan(), profile, backend={"options": {"triton.cudagraphs": False}})
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from freeloc_fx.attention.running import Running, running, within
-from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, dynamo_switched_off, is_compiled_function
+from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, dynamo_switched_off, is_compiled_function, uses_cuda_graphs
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.compiler.inner import compiler
 from freeloc_fx.errors import CaptureError, TransformError
@@ -163,10 +163,11 @@ def _choose_backend(result: nn.Module, made: Backend) -> Callable[..., None]:
                 f"{[*args, *sorted(unknown)]}"
             )
         chosen = {k: v for k, v in kwargs.items() if k in ("backend", "mode", "options") and v is not None}
-        check_mode(chosen, made.profile)
+        inner = compiler(chosen)
+        check_mode(inner, made.profile)
         state = state_of(result)
         assert state is not None
-        attach(result, state.original, made.with_compiler(compiler(chosen)))
+        attach(result, state.original, made.with_compiler(inner))
 
     return compile
 
@@ -187,19 +188,18 @@ def check_forward(model: nn.Module) -> None:
         )
 
 
-def check_mode(backend: str | Callable[..., Any] | Mapping[str, Any], profile: Profile) -> None:
+def check_mode(compiler: Callable[..., Any] | None, profile: Profile) -> None:
     """Refuse a compiler that would repeat the first denoising step where the profile follows steps.
 
     Args:
-        backend: as of `transform`.
+        compiler: from `freeloc_fx.compiler.inner.compiler`.
         profile: that the model gets.
 
     Raises:
-        ValueError: the mode records CUDA graphs and the profile follows denoising steps.
+        ValueError: the compiler records CUDA graphs and the profile follows denoising steps.
     """
-    mode = backend.get("mode") if isinstance(backend, Mapping) else backend
-    if mode in ("reduce-overhead", "max-autotune", "cudagraphs") and follows_steps(profile):
+    if uses_cuda_graphs(compiler) and follows_steps(profile):
         raise ValueError(
-            f"backend: {mode!r} records CUDA graphs, which would repeat the first step's attention; profile "
+            "backend: this compiler records CUDA graphs, which would repeat the first step's attention; profile "
             f"{profile.name!r} follows denoising steps: expected another mode, e.g. 'max-autotune-no-cudagraphs'"
         )
