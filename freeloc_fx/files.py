@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -84,9 +85,10 @@ def _not_written(path: Path, error: OSError, kept: bool) -> WriteError:
 def replacing(path: Path) -> Iterator[Path]:
     """Let the caller write a file under a temporary name, which takes the place of `path` once all went well.
 
-    The temporary file lies in the same folder, so that the renaming is atomic, and is on the disk before that. It is
+    The temporary file lies in the file's folder, so that the renaming is atomic, and is on the disk before that. It is
     removed whatever happens, Ctrl-C included. A caller whose encoder may fail without saying so checks the temporary
-    file before the context ends.
+    file before the context ends. A symbolic link stays one, and what it points to is replaced; a file that was there
+    keeps its permissions.
 
     Args:
         path: the file to make or to replace.
@@ -98,9 +100,9 @@ def replacing(path: Path) -> Iterator[Path]:
         WriteError: the disk is full, or the caller found a file that is not whole; what was there is untouched.
         OSError: the folder is not there or cannot be written to.
     """
-    temporary = None
+    temporary, target = None, Path(os.path.realpath(path))
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=target.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -108,8 +110,9 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())  # some file systems say only now that there was no room
         mask = os.umask(0)
         os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
+        # mkstemp makes files that only their owner may read.
+        temporary.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~mask)
+        os.replace(temporary, target)
     except OSError as error:
         if error.errno not in _FULL:
             raise

@@ -34,6 +34,13 @@ def _advice(node: fx.Node, held: Held) -> str:
     return f"{name}{_ITS_OWN} ({call}); {_BUILT_IN if 'flex' in name else _CHOSEN}"
 
 
+def _block(path: str) -> str:
+    """What a module path has up to its first number, "dit.stack.3" of "dit.stack.3.sa"; all of it where it has none."""
+    names = path.split(".")
+    ends = (end for end, name in enumerate(names, 1) if name.isdigit())
+    return ".".join(names[: next(ends, len(names))])
+
+
 def find_attention(graph: fx.Graph, capture: Capture) -> int:
     """Put an AttentionSite on every scaled_dot_product_attention call.
 
@@ -49,12 +56,12 @@ def find_attention(graph: fx.Graph, capture: Capture) -> int:
     """
     found = 0
     held = Held(graph, capture.inputs)
-    first: dict[str, int] = {}  # module path -> its place among them: called again, it is the same layer
+    first: dict[str, int] = {}  # block -> its place among them: called again, or another attention of it, is one layer
 
     def place(node: fx.Node) -> tuple[str, int]:
         inside = module_path(node)
         path = ".".join(p for p in (capture.prefix, inside) if p) or f"call_{found}"
-        return path, capture.layer_of(path, first.setdefault(path, len(first)))
+        return path, capture.layer_of(path, first.setdefault(_block(path), len(first)))
 
     for node in graph.nodes:
         if node.op != "call_function":

@@ -50,6 +50,9 @@ class FinishedVideos:
         job: the checked request that they share.
         prompt: what they show, or from which frame on they show what.
         timing: `blend` and `fps` of a prompt that changes over time.
+
+    Raises:
+        DamagedFileError: the folder's list of videos to keep cannot be read.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class FinishedVideos:
         self.folder, self.job, self.prompt, self.timing = folder, job, prompt, timing
         self._model = _weights(job.model)
         self._used: set[str] = set()
+        self._kept()  # a damaged list is found before the work
 
     def key(self, strategy: str, seed: int) -> str:
         """Name a video's files after everything that its pixels depend on.
@@ -210,9 +214,18 @@ class FinishedVideos:
         return sorted(f for f, m in found if m and f.name == m["key"] + SUFFIX and m["key"] not in self._used)
 
     def _kept(self) -> set[str]:
-        """Videos that somebody wanted kept."""
+        """Videos that somebody wanted kept.
+
+        Raises:
+            DamagedFileError: the list of them is none.
+        """
         path = self.folder / _KEPT
-        return set(read_json(path)) if path.is_file() else set()
+        kept = read_json(path) if path.is_file() else []
+        if not isinstance(kept, list) or not all(isinstance(key, str) for key in kept):
+            raise DamagedFileError(
+                f"{path}: expected a list of the videos to keep, found {kept!r:.60}; delete it to keep none"
+            )
+        return set(kept)
 
 
 def _weights(model: str) -> list[Any]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args
 
@@ -18,12 +20,12 @@ from torch import nn
 
 from freeloc_fx.attention.running import running, within
 from freeloc_fx.compat import COMPILED_CALL, own_hooks
-from freeloc_fx.compiler.capture.conventions import call_arguments, forward_signature
+from freeloc_fx.compiler.capture.conventions import call_arguments, config_of, forward_signature
 from freeloc_fx.compiler.capture.loop import running_timesteps
 from freeloc_fx.compiler.capture.shallow import shallow_copy
 from freeloc_fx.compiler.capture.state import WINDOWS
 from freeloc_fx.compiler.capture.steps import StepCounter
-from freeloc_fx.errors import LengthError
+from freeloc_fx.errors import FreelocError, LengthError
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.profile import Profile
 
@@ -143,7 +145,8 @@ def context_windows(
     Raises:
         TypeError: `model` is not a module; later, from a call, `hidden_states` is not of that shape, the output is not
             a single prediction, or "staggered" finds no timestep.
-        LengthError: a size is out of range.
+        LengthError: a size is out of range; later, from a call of more than one window, the model takes the first frame
+            of each call for a clean image, or fails on a window beside tensors that could not be cut.
         ValueError: the fusion or the schedule is unknown.
         ProfileError: no window is given and no shipped profile is for this model.
     """
@@ -197,6 +200,7 @@ class _Windowed:
         if frames <= self.window:
             return self.model(*args, **kwargs)
         step = self._step(args, kwargs) if self.schedule == "staggered" else 0
+        self._check_first_frames(frames)
         windows = window_frames(frames, self.window, self.stride, self.schedule, step)
         overlap = 0 if self.schedule == "batched" else self.window - self.stride
         total = counted = output = prediction = None
@@ -207,9 +211,13 @@ class _Windowed:
             index = torch.tensor(clip.latent_frames(window), device=states.device)
             part, rest = clip.part(states, window), clip.cut(kwargs, window)
             texts = None if told.texts is None else told.texts.window(clip.latent_frames(window))
-            with within(replace(told, texts=texts)):
+            others = clip.cut(self._named(args), window)
+            with (
+                within(replace(told, texts=texts)),
+                _naming_what_is_whole({**self._named(args), **kwargs}, others | rest),
+            ):
                 if args:
-                    output = self.model(part, *clip.cut(self._named(args), window).values(), **rest)
+                    output = self.model(part, *others.values(), **rest)
                 else:
                     output = self.model(**{**rest, "hidden_states": part})
             prediction = _prediction(output, len(index), clip.axis)
@@ -227,6 +235,15 @@ class _Windowed:
         assert total is not None and counted is not None and prediction is not None
         return _like(output, (total / counted).to(prediction.dtype))
 
+    def _check_first_frames(self, frames: int) -> None:
+        """Refuse a model that takes the first latent frame of each call for a clean image."""
+        if config_of(self.model).get("image_condition_type") == "token_replace":
+            raise LengthError(
+                f"context windows: {type(self.model).__name__} with image_condition_type='token_replace' takes the "
+                "first latent frame of each call for the clean image, which only the first window has; expected at "
+                f"most {self.window} latent frames, found {frames}"
+            )
+
     def _named(self, args: tuple[Any, ...]) -> dict[str, Any]:
         """The positional arguments after the first by name, and by a number where the signature does not tell."""
         names = [*forward_signature(self.model).parameters, *map(str, range(len(args)))]
@@ -240,6 +257,31 @@ class _Windowed:
         if timestep is None:
             raise TypeError("timestep: expected an argument of this name, or the second one, for schedule 'staggered'")
         return self.counter.see({"timestep": torch.as_tensor(timestep)}, running_timesteps(self.model))
+
+
+@contextmanager
+def _naming_what_is_whole(given: Mapping[str, Any], cut: Mapping[str, Any]) -> Iterator[None]:
+    """Context: a model that fails on a window is told of the tensors that every window gets whole, if any may be the
+    clip's: none of text, and no timestep."""
+    try:
+        yield
+    except (ValueError, RuntimeError, IndexError) as error:
+        whole = [
+            f"{name} {tuple(value.shape)}"
+            for name, value in given.items()
+            if isinstance(value, torch.Tensor) and value.ndim > 2 and value is cut.get(name) and not _is_text(name)
+        ]
+        if not whole or isinstance(error, (FreelocError, torch.OutOfMemoryError)):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise LengthError(
+            f"context windows: the model cannot run on one window: {reason}; these were not cut, since they have "
+            f"neither the clip's size nor a value a frame: {', '.join(whole)}"
+        ) from error
+
+
+def _is_text(name: str) -> bool:
+    return name.startswith("encoder_")
 
 
 def _prediction(output: Any, frames: int, axis: int) -> torch.Tensor:

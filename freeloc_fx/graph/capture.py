@@ -57,8 +57,8 @@ class Capture:
 
         Args:
             path: module path of a site, "blocks.3.attn1".
-            ordinal: the site's place among the attentions of the graph, which is the answer where the path lies in no
-                known list of blocks.
+            ordinal: the place of the site's block among those of the graph that hold an attention, which is the answer
+                where the path lies in no known list of blocks.
 
         Returns:
             The layer index, from 0.

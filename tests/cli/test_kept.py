@@ -214,6 +214,19 @@ def test_parts_of_other_settings_go_with_a_finished_comparison(
     assert names(parts) == ["notes.txt"]
 
 
+@pytest.mark.parametrize("content", ["5", '{"a": 1}', "[1]", '{"a": [1'])
+def test_a_damaged_list_of_kept_parts_is_found_before_the_work(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    parts = tmp_path / "c.parts"
+    parts.mkdir()
+    (parts / "kept.json").write_text(content)
+    monkeypatch.setattr("freeloc_fx.cli.compare.side_by_side", lambda *_: pytest.fail("it worked"))
+    result = run("compare", PROMPT, "--frames=5", *small, "--strategies=direct", "-o", tmp_path / "c.gif")
+    assert result.exit_code == 2 and "kept.json" in result.stderr, result.stderr
+    assert names(parts) == ["kept.json"] and names(tmp_path) == ["c.parts"]
+
+
 def test_latents_of_other_settings_stay(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["compare", PROMPT, "--frames=5", *small, "--strategies=direct", "-o", tmp_path / "c.gif"]
     with monkeypatch.context() as patch:

@@ -238,6 +238,39 @@ def test_a_clean_frame_is_looked_at_before_a_generation() -> None:
         assert walk(counter, scheduler.timesteps) == [0, 1, 2, 3]
 
 
+def staircase(steps: int, blocks: int, lag: int) -> list[torch.Tensor]:
+    """Timesteps (1, blocks) of each call of diffusion forcing: each block is `lag` steps behind the one before it."""
+    levels = [1000.0 - 900 * step / (steps - 1) for step in range(steps)]
+    calls = range(1, steps + lag * (blocks - 1))
+    return [torch.tensor([[levels[min(max(n - lag * b, 0), steps - 1)] for b in range(blocks)]]) for n in calls]
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(("blocks", "lag"), [(3, 1), (3, 2), (10, 2), (5, 3)])
+def test_frames_that_are_denoised_one_after_another_have_no_step(blocks: int, lag: int, told: bool) -> None:
+    """SkyReels-V2 with ar_step above 0."""
+    counter = StepCounter()
+    timesteps = torch.linspace(1000, 100, 8) if told else None
+    with pytest.raises(
+        CaptureError, match=r"frames of a call at one step, .* found timesteps of 3 values .* ar_step=0"
+    ):
+        for call in staircase(8, blocks, lag):
+            for _ in range(2):  # guidance
+                counter.see({"timestep": call}, timesteps)
+
+
+@pytest.mark.parametrize("beside", [[0.0], [20.0], [0.0, 250.0], [500.0, 20.0], [900.0, 300.0, 0.0]])
+def test_conditioning_frames_have_noise_levels_of_their_own(beside: list[float]) -> None:
+    """Clean, or with as much noise as they were given and no more than the others have."""
+    counter, timesteps = StepCounter(), torch.linspace(1000, 100, 4)
+    for _ in range(2):
+        steps = []
+        for now in timesteps.tolist():
+            call = torch.tensor([[*(min(level, now) for level in beside), now, now]])
+            steps += [counter.see({"timestep": call}, timesteps) for _ in range(2)]
+        assert steps == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
 def test_timesteps_that_half_precision_does_not_tell_apart() -> None:
     """HunyuanVideo's pipeline rounds them, two to one at its first steps; the scheduler knows how many it has made."""
     counter, scheduler = StepCounter(), FlowMatchEulerDiscreteScheduler(shift=12.0)

@@ -144,3 +144,22 @@ def test_a_journal_says_that_a_line_is_not_whole(tmp_path: Path) -> None:
 def test_other_failures_keep_their_type(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_text(tmp_path / "nowhere" / "a.txt", json.dumps({}))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links and permissions are Unix's")
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_a_link_points_to_is_written(tmp_path: Path, name: str) -> None:
+    """On another disk, say, under a name without the suffix that tells the format; its permissions stay."""
+    (tmp_path / "disk").mkdir()
+    target, link = tmp_path / "disk" / "take", tmp_path / name
+    link.symlink_to("disk/take")
+    WRITERS[name](link)
+    assert link.is_symlink() and target.stat().st_size > LIMIT
+    plain = tmp_path / f"plain-{name}"
+    plain.touch()
+    assert target.stat().st_mode == plain.stat().st_mode
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+    WRITERS[name](link)
+    assert link.is_symlink() and target.stat().st_size > LIMIT and target.stat().st_mode & 0o777 == 0o640
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == ["take"]

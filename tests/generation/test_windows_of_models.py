@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,6 +71,31 @@ def test_a_window_is_called_as_a_clip_of_its_length(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     plain = prediction(model(**whole))
     assert (plain - expected).norm() > 1e-3 * expected.norm(), "windows do not show in the output"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [("WanAnimate", r"pose_hidden_states \(1, .*face_pixel_values \("), ("SanaWM", r"camera_conditions \(")],
+)
+def test_what_cannot_be_cut_is_named(name: str, named: str) -> None:
+    if name not in CASES:
+        pytest.skip(f"this diffusers has no {name}")
+    model = build(name)
+    with pytest.raises(LengthError, match=f"cannot run on one window: .*these were not cut, .*{named}"):
+        context_windows(model, WINDOW, STRIDE)(**arguments(name, model, POSITIONS))
+
+
+@torch.no_grad()
+def test_a_first_frame_that_is_an_image_is_in_the_first_window_only() -> None:
+    case = CASES["HunyuanVideo"]
+    case = replace(case, config={**case.config, "image_condition_type": "token_replace"})
+    model = build("HunyuanVideo", case=case)
+    windowed = context_windows(model, WINDOW, STRIDE)
+    short = arguments("HunyuanVideo", model, WINDOW)
+    assert torch.equal(prediction(windowed(**short)), prediction(model(**short)))
+    with pytest.raises(LengthError, match=r"'token_replace' takes the first latent frame .* at most 4 .* found 5"):
+        windowed(**arguments("HunyuanVideo", model, WINDOW + 1))
 
 
 @torch.no_grad()

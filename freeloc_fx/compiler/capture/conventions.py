@@ -32,16 +32,28 @@ __all__ = [
 def layer_table(model: nn.Module) -> dict[str, int]:
     """Module path of each transformer block -> layer index, over the model's lists of blocks in order.
 
-    A list of blocks is a ModuleList directly on the model whose elements contain an attention module.
+    A list of blocks is a ModuleList or a Sequential each of whose elements contains an attention module. Those count
+    that lie nearest to the model: directly on it, or inside what wraps the transformer ("inner.blocks.0").
+
+    Args:
+        model: a transformer, or what wraps it.
     """
-    table: dict[str, int] = {}
-    for name, child in model.named_children():
-        if not isinstance(child, nn.ModuleList) or not len(child):
-            continue
-        if all(any("attn" in n or "attention" in n for n, _ in block.named_modules()) for block in child):
-            for index in range(len(child)):
-                table[f"{name}.{index}"] = len(table)
-    return table
+    level = [("", model)]
+    seen = {id(model)}
+    while level:
+        children = [(prefix + name, child) for prefix, module in level for name, child in module.named_children()]
+        paths = [f"{path}.{index}" for path, child in children if _holds_blocks(child) for index in range(len(child))]
+        if paths:
+            return {path: layer for layer, path in enumerate(paths)}
+        level = [(f"{path}.", child) for path, child in children if id(child) not in seen]
+        seen.update(id(child) for _, child in level)
+    return {}
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    if not isinstance(module, (nn.ModuleList, nn.Sequential)) or not len(module):
+        return False
+    return all(any("attn" in n or "attention" in n for n, _ in block.named_modules()) for block in module)
 
 
 def config_of(model: nn.Module) -> Mapping[str, Any]:

@@ -142,8 +142,9 @@ class StepCounter:
             The step, from 0.
 
         Raises:
-            CaptureError: the model takes no `timestep`, so its steps cannot be told apart; or a thread's first call
-                without a scheduler, or one that goes back along a scheduler's timesteps, may be any step.
+            CaptureError: the model takes no `timestep`, so its steps cannot be told apart; or its frames stand at
+                different steps; or a thread's first call without a scheduler, or one that goes back along a scheduler's
+                timesteps, may be any step.
         """
         value = arguments.get("timestep")
         if value is None:
@@ -152,7 +153,26 @@ class StepCounter:
             )
         # Per-token timesteps hold 0 for conditioning frames; the others share the step's value.
         now = float(value.max()) if isinstance(value, torch.Tensor) else float(value)
+        self._check_together(value, now)
         return self._falling(now) if timesteps is None else self._of(timesteps, value, now)
+
+    def _check_together(self, value: Any, now: float) -> None:
+        """Refuse frames that are denoised one after another, as diffusion forcing may: no step is all of theirs.
+
+        Conditioning frames, which may stand at noise levels of their own, do not fall while the others stay.
+        """
+        alone = not isinstance(value, torch.Tensor) or value.numel() == 1
+        before, self._here.value = getattr(self._here, "value", None), None if alone else value.detach().clone()
+        if alone or before is None or before.shape != value.shape or float(before.max()) != now:
+            return
+        levels = value[value > 0].unique()
+        if len(levels) > 2 and bool(((value < before) & (value > 0)).any()):
+            raise CaptureError(
+                "the profile follows denoising steps: expected the frames of a call at one step, beside conditioning "
+                f"frames, found timesteps of {len(levels)} values from {float(levels[0]):g} to {now:g} that fall one "
+                "after another; denoise all frames together (SkyReels-V2: ar_step=0), or take a profile that does not "
+                "follow steps"
+            )
 
     def _of(self, timesteps: torch.Tensor, value: Any, now: float) -> int:
         with self._lock:

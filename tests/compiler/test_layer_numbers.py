@@ -1,0 +1,134 @@
+"""A strategy lands on the block that its number names, whatever wraps the transformer and its parts are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from models import Attention, DiT, latents, wan, wan_inputs
+from torch import nn
+
+from freeloc_fx import Profile, plan, plans, transform
+from freeloc_fx.compiler.capture.conventions import layer_table
+from freeloc_fx.errors import FreelocError
+
+LAYERS = {0: "vrpr+tsa", 2: "vrpr+tsa"}
+
+
+class Outer(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
+class BesideText(Outer):
+    """With a text encoder that has blocks of its own, further inside."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(inner)
+        self.text = nn.ModuleDict({"encoder": nn.ModuleDict({"layers": nn.ModuleList([Block(), Block()])})})
+
+
+class Block(nn.Module):
+    """Its attentions have names of their own."""
+
+    def __init__(self, first: str = "self_attention", second: str = "cross_attention") -> None:
+        super().__init__()
+        self.names = first, second
+        self.add_module(first, Attention(2, 16, ""))
+        self.add_module(second, Attention(2, 16, "cross"))
+
+    def forward(self, given: tuple[torch.Tensor, Any, torch.Tensor]) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        x, tables, text = given
+        first, second = (self.get_submodule(name) for name in self.names)
+        x = x + first(x, tables, None)
+        return x + second(x, None, text), tables, text
+
+
+class Own(nn.Module):
+    """Four blocks, held by `holder` inside a net of the model."""
+
+    def __init__(self, holder: Callable[[list[nn.Module]], nn.Module], *names: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.dit = DiT(layers=1)
+        del self.dit.blocks
+        self.net = nn.Module()
+        self.net.stack = holder([Block(*names) for _ in range(4)])
+        self.eval().requires_grad_(False)
+
+    def forward(self, hidden_states: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        shape = tuple(int(n) for n in hidden_states.shape[2:])
+        given = self.dit.proj_in(hidden_states.flatten(2).transpose(1, 2)), self.dit.tables(shape), text  # type: ignore[arg-type]
+        for block in self.net.stack if isinstance(self.net.stack, nn.ModuleList) else [self.net.stack]:  # type: ignore[union-attr]
+            given = block(given)
+        result: torch.Tensor = self.dit.proj_out(given[0]).transpose(1, 2).unflatten(2, shape)
+        return result
+
+
+def call(model: nn.Module, **given: Any) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model(**given)[0]
+    return result
+
+
+def strategies(model: Any) -> list[str]:
+    """Strategy of each layer's self-attention on the clip, in the order of layers."""
+    (made,) = plans(model)
+    return [site.strategy.name for site in sorted(made.sites, key=lambda s: s.layer)]
+
+
+WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "wrapped": Outer,
+    "wrapped twice": lambda model: Outer(Outer(model)),
+    "beside a text encoder": BesideText,
+    "peft": lambda model: peft.get_peft_model(model, peft.LoraConfig(target_modules=["to_q"], r=2)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_wrapped_transformer_has_the_layers_of_the_transformer(name: str) -> None:
+    given = wan_inputs(7)
+    expected = call(transform(wan(num_layers=4), Profile(3, LAYERS), backend="eager"), **given)
+    outer = WRAPPED[name](wan(num_layers=4))
+    assert len(layer_table(outer)) == 4
+    made = transform(outer, Profile(3, LAYERS, layer_count=4), backend="eager")
+    torch.testing.assert_close(call(made, **given), expected, atol=1e-5, rtol=1e-5)
+    assert strategies(made) == ["vrpr+tsa", "direct", "vrpr+tsa", "direct"]
+    assert not torch.allclose(expected, call(wan(num_layers=4), **given), atol=1e-3)
+    with pytest.raises(FreelocError, match="layer"):
+        call(transform(outer, Profile(3, {4: "vrpr"}), backend="eager"), **given)
+
+
+def test_a_wrapped_transformer_whose_blocks_are_hooked() -> None:
+    """Captured block by block, so that no block sees the others."""
+    given = wan_inputs(7)
+    expected = call(transform(wan(num_layers=4), Profile(3, LAYERS), backend="eager"), **given)
+    inner = wan(num_layers=4)
+    for block in inner.blocks:
+        add_hook_to_module(block, ModelHook())
+    found = call(transform(Outer(inner), Profile(3, LAYERS), backend="eager"), **given)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("names", [(), ("sa", "ca")], ids=["usual", "unusual"])
+@pytest.mark.parametrize("holder", [nn.ModuleList, lambda blocks: nn.Sequential(*blocks)], ids=["list", "sequential"])
+def test_blocks_inside_a_net_with_names_of_their_own(
+    holder: Callable[[list[nn.Module]], nn.Module], names: tuple[str, ...]
+) -> None:
+    """A block's cross-attention is no layer of its own."""
+    given = {"hidden_states": latents(7), "text": torch.randn(1, 5, 32)}
+    plain = call(Own(holder, *names), **given)
+    made = transform(Own(holder, *names), Profile(3, LAYERS), backend="eager")
+    found = call(made, **given)
+    assert strategies(made) == ["vrpr+tsa", "direct", "vrpr+tsa", "direct"]
+    assert not torch.allclose(found, plain, atol=1e-3)
+    drawn = plan(Own(holder, *names), Profile(3, LAYERS), frames=7, height=4, width=4, inputs={"text": given["text"]})
+    assert [site.layer for site in drawn.sites] == [0, 1, 2, 3]
