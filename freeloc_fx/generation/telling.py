@@ -11,19 +11,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from freeloc_fx.attention.running import running, within
 from freeloc_fx.compiler.capture.conventions import config_of
+from freeloc_fx.compiler.capture.timed_texts import TimedTexts
 from freeloc_fx.errors import TimelineError
 from freeloc_fx.method.timeline import TextSchedule
 
 from .request import Facts
 
-__all__ = ["by_name", "references", "schedule_of", "telling", "with_schedule"]
-
-
-_KEY = "_freeloc_texts"
+__all__ = ["by_name", "plain", "references", "schedule_of", "telling"]
 
 
 @contextmanager
@@ -36,7 +32,7 @@ def telling(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Iterato
         named: the named arguments of the call.
 
     Raises:
-        TimelineError: the call is for another number of frames than the timeline.
+        TimelineError: the call is for another number of frames than the timeline, or the texts were changed.
     """
     found = [texts for value in (*args, *named.values()) if (texts := schedule_of(value)) is not None]
     if not found:
@@ -97,24 +93,27 @@ def schedule_of(value: Any) -> TextSchedule | None:
 
     Args:
         value: any argument of a pipeline's call.
+
+    Raises:
+        TimelineError: it was made of such a tensor, and may not be the same texts any more.
     """
-    texts = getattr(value, _KEY, None) if isinstance(value, torch.Tensor) else None
-    return texts if isinstance(texts, TextSchedule) else None
+    if not isinstance(value, TimedTexts):
+        return None
+    if value.texts is None:
+        raise TimelineError(
+            "timeline: its texts were changed before the call; expected them as freeloc_fx.timeline made them, on any "
+            "device and in any dtype"
+        )
+    return value.texts
 
 
-def with_schedule(embeds: torch.Tensor, texts: TextSchedule) -> torch.Tensor:
-    """Texts that lie one after the other, with which frames see which.
+def plain(value: Any) -> Any:
+    """An argument of a pipeline's call as the pipeline knows it: texts over time as an ordinary tensor.
 
     Args:
-        embeds: (batch, tokens, channels).
-        texts: what each latent frame sees of them.
-
-    Returns:
-        A tensor of its own, which shares memory.
+        value: any argument.
     """
-    made = embeds.view_as(embeds)
-    setattr(made, _KEY, texts)
-    return made
+    return value.plain() if isinstance(value, TimedTexts) else value
 
 
 @contextmanager

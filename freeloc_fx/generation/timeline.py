@@ -22,12 +22,12 @@ from torch import nn
 
 from freeloc_fx.compiler.capture.conventions import check_text_tokens, keeps_text_in_step
 from freeloc_fx.compiler.capture.state import state_of
+from freeloc_fx.compiler.capture.timed_texts import TimedTexts
 from freeloc_fx.errors import LengthError, TimelineError
 from freeloc_fx.method.timeline import TextSchedule, check_marks, span_weights, video_frames
 
 from .components import check_pipeline
 from .request import Facts, check_frames
-from .telling import with_schedule
 from .watching import is_watched, watch
 from .windows import windowed_model
 
@@ -193,7 +193,7 @@ def timeline(
             negative = None if there is None else (*places[:-1], there)
         weights = np.concatenate([weights[:1].repeat(facts.latent_frames(num_frames)[0], 0), weights])
         texts_on = TextSchedule(weights, starts, one, shown, negative)
-        made = replace(made, embeds=with_schedule(made.embeds, texts_on))
+        made = replace(made, embeds=TimedTexts.of(made.embeds, texts_on))
     return {
         name: value
         for prefix, text in (("", made), ("negative_", without))

@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from .hints import check_references, checking_calls
+from .telling import plain as as_plain
 from .telling import telling
 
 __all__ = ["is_watched", "unwatch", "watch"]
@@ -29,7 +30,7 @@ def watch(pipe: Any) -> None:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         check_references(self, args, kwargs)
         with checking_calls(self), telling(self, args, kwargs):
-            return plain.__call__(self, *args, **kwargs)
+            return plain.__call__(self, *map(as_plain, args), **{name: as_plain(v) for name, v in kwargs.items()})
 
     names = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
     try:

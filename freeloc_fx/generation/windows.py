@@ -266,10 +266,9 @@ def _naming_what_is_whole(given: Mapping[str, Any], cut: Mapping[str, Any]) -> I
     try:
         yield
     except (ValueError, RuntimeError, IndexError) as error:
+        same = [name for name, value in given.items() if cut.get(name) is value and not name.startswith("encoder_")]
         whole = [
-            f"{name} {tuple(value.shape)}"
-            for name, value in given.items()
-            if isinstance(value, torch.Tensor) and value.ndim > 2 and value is cut.get(name) and not _is_text(name)
+            f"{name} {tuple(x.shape)}" for name in same if isinstance(x := given[name], torch.Tensor) and x.ndim > 2
         ]
         if not whole or isinstance(error, (FreelocError, torch.OutOfMemoryError)):
             raise
@@ -278,10 +277,6 @@ def _naming_what_is_whole(given: Mapping[str, Any], cut: Mapping[str, Any]) -> I
             f"context windows: the model cannot run on one window: {reason}; these were not cut, since they have "
             f"neither the clip's size nor a value a frame: {', '.join(whole)}"
         ) from error
-
-
-def _is_text(name: str) -> bool:
-    return name.startswith("encoder_")
 
 
 def _prediction(output: Any, frames: int, axis: int) -> torch.Tensor:

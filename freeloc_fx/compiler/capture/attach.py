@@ -28,6 +28,7 @@ from .parallel import token_group_of
 from .state import State, lock_of, state_of
 from .steps import StepCounter, follows_steps
 from .texts import schedule_of_call
+from .timed_texts import refuse_timed_texts
 from .whole import call_whole, capture_settings
 
 __all__ = ["Model", "attach", "check_forward", "check_mode"]
@@ -97,6 +98,7 @@ def attach(result: Model, original: Model, backend: Backend) -> Model:
         check_forward(result)
         check_devices(result)
         given = call_arguments(result, args, kwargs)
+        refuse_timed_texts(type(result).__name__, given)
         state.warn_of_gradients(given)
         known = facts_of(result, given)
         told = running()

@@ -42,7 +42,7 @@ def layer_table(model: nn.Module) -> dict[str, int]:
     seen = {id(model)}
     while level:
         children = [(prefix + name, child) for prefix, module in level for name, child in module.named_children()]
-        paths = [f"{path}.{index}" for path, child in children if _holds_blocks(child) for index in range(len(child))]
+        paths = [f"{path}.{index}" for path, child in children for index in range(_blocks(child))]
         if paths:
             return {path: layer for layer, path in enumerate(paths)}
         level = [(f"{path}.", child) for path, child in children if id(child) not in seen]
@@ -50,10 +50,12 @@ def layer_table(model: nn.Module) -> dict[str, int]:
     return {}
 
 
-def _holds_blocks(module: nn.Module) -> bool:
-    if not isinstance(module, (nn.ModuleList, nn.Sequential)) or not len(module):
-        return False
-    return all(any("attn" in n or "attention" in n for n, _ in block.named_modules()) for block in module)
+def _blocks(module: nn.Module) -> int:
+    """How many blocks a list of them has; 0 for any other module."""
+    if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+        return 0
+    hold = [any("attn" in n or "attention" in n for n, _ in block.named_modules()) for block in module]
+    return len(hold) if all(hold) else 0
 
 
 def config_of(model: nn.Module) -> Mapping[str, Any]:

@@ -1,0 +1,97 @@
+"""Text embeddings that lie one after the other, with which frames see which: for one call, and for nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from freeloc_fx.errors import TimelineError
+from freeloc_fx.method.timeline import TextSchedule
+
+__all__ = ["TimedTexts", "refuse_timed_texts"]
+
+
+_MOVES = {
+    "bfloat16", "clone", "contiguous", "cpu", "cuda", "detach", "double", "float", "half", "pin_memory",
+    "to", "type",
+}  # fmt: skip
+"""Methods of a tensor after which it still is the same texts."""
+
+
+_LAYERS = {
+    "__matmul__", "__rmatmul__", "addmm", "baddbmm", "bmm", "conv1d", "conv2d", "conv3d", "einsum", "group_norm",
+    "layer_norm", "linear", "matmul", "mm", "rms_norm", "scaled_dot_product_attention",
+}  # fmt: skip
+"""What a model does with text first."""
+
+
+_OUTSIDE = (
+    "timeline: its texts reached {where} outside of a call of the pipeline that they were made for, where every frame "
+    "would see every text; expected them as arguments of that pipeline, while freeloc_fx.enable holds it"
+)
+
+
+class TimedTexts(torch.Tensor):
+    """Texts (batch, tokens, channels), one after the other.
+
+    Whatever is made of them but moves (`to`, `clone`) is of this class without a schedule, and no layer takes either.
+
+    Attributes:
+        texts: what each latent frame sees of them; None once they were changed.
+    """
+
+    texts: TextSchedule | None = None
+
+    @staticmethod
+    def of(embeds: torch.Tensor, texts: TextSchedule) -> TimedTexts:
+        """Give texts their schedule.
+
+        Args:
+            embeds: (batch, tokens, channels).
+            texts: what each latent frame sees of them.
+
+        Returns:
+            A tensor of its own, which shares memory.
+        """
+        made = embeds.as_subclass(TimedTexts)
+        made.texts = texts
+        return made
+
+    def plain(self) -> torch.Tensor:
+        """The same memory as an ordinary tensor."""
+        return self.as_subclass(torch.Tensor)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TimedTexts:
+        made = self.plain().clone().as_subclass(TimedTexts)
+        made.texts = self.texts
+        memo[id(self)] = made
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _LAYERS:
+            raise TimelineError(_OUTSIDE.format(where=f"a layer of a model ({name})"))
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if name in _MOVES and isinstance(result, TimedTexts) and isinstance(args[0], TimedTexts):
+            result.texts = args[0].texts
+        return result
+
+
+def refuse_timed_texts(model: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse a model's call whose texts have a schedule that the model was not told.
+
+    Args:
+        model: its class, for the message.
+        arguments: of its forward, by name.
+
+    Raises:
+        TimelineError: one of them is, or was made of, `TimedTexts`.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, TimedTexts):
+            raise TimelineError(_OUTSIDE.format(where=f"{model} ({name})"))
