@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
+from diffusers_models import arguments, build
 from models import Attention, DiT, latents, wan, wan_inputs
 from torch import nn
 
@@ -60,6 +61,7 @@ class Own(nn.Module):
         torch.manual_seed(0)
         self.dit = DiT(layers=1)
         del self.dit.blocks
+        self.config = self.dit.config
         self.net = nn.Module()
         self.net.stack = holder([Block(*names) for _ in range(4)])
         self.eval().requires_grad_(False)
@@ -105,6 +107,15 @@ def test_a_wrapped_transformer_has_the_layers_of_the_transformer(name: str) -> N
     assert not torch.allclose(expected, call(wan(num_layers=4), **given), atol=1e-3)
     with pytest.raises(FreelocError, match="layer"):
         call(transform(outer, Profile(3, {4: "vrpr"}), backend="eager"), **given)
+
+
+@pytest.mark.parametrize("name", ["CogVideoX 1.5", "AnyFlow"])
+def test_the_configuration_is_that_of_the_wrapped_transformer(name: str) -> None:
+    """It says of how many latent frames a token is, or in which order the axes are."""
+    given, profile = arguments(name, build(name), 10), Profile(3, "vrpr+tsa")
+    expected = call(transform(build(name), profile, backend="eager"), **given)
+    assert torch.equal(call(transform(Outer(build(name)), profile, backend="eager"), **given), expected)
+    assert not torch.equal(call(build(name), **given), expected)
 
 
 def test_a_wrapped_transformer_whose_blocks_are_hooked() -> None:

@@ -38,16 +38,27 @@ def layer_table(model: nn.Module) -> dict[str, int]:
     Args:
         model: a transformer, or what wraps it.
     """
+    paths = [f"{path}.{index}" for path, _, count in _block_lists(model) for index in range(count)]
+    return {path: layer for layer, path in enumerate(paths)}
+
+
+def _block_lists(model: nn.Module) -> list[tuple[str, nn.Module, int]]:
+    """The lists of blocks nearest to a model: path, module that holds it, and how many blocks it has."""
     level = [("", model)]
     seen = {id(model)}
     while level:
-        children = [(prefix + name, child) for prefix, module in level for name, child in module.named_children()]
-        paths = [f"{path}.{index}" for path, child in children for index in range(_blocks(child))]
-        if paths:
-            return {path: layer for layer, path in enumerate(paths)}
-        level = [(f"{path}.", child) for path, child in children if id(child) not in seen]
+        children = [(prefix + name, each, module) for prefix, module in level for name, each in module.named_children()]
+        lists = [(path, holder, count) for path, child, holder in children if (count := _blocks(child))]
+        if lists:
+            return lists
+        level = [(f"{path}.", child) for path, child, _ in children if id(child) not in seen]
         seen.update(id(child) for _, child in level)
-    return {}
+    return []
+
+
+def _with_holders(model: nn.Module) -> Iterator[nn.Module]:
+    yield model
+    yield from (holder for _, holder, _ in _block_lists(model))
 
 
 def _blocks(module: nn.Module) -> int:
@@ -59,9 +70,12 @@ def _blocks(module: nn.Module) -> int:
 
 
 def config_of(model: nn.Module) -> Mapping[str, Any]:
-    """The model's configuration, empty where it has none."""
-    config = getattr(model, "config", {})
-    return config if isinstance(config, Mapping) else {}
+    """The model's configuration, or that of the transformer which it wraps; empty where neither has one."""
+    for module in _with_holders(model):
+        config = getattr(module, "config", None)
+        if isinstance(config, Mapping):
+            return config
+    return {}
 
 
 def patches(model: nn.Module) -> tuple[int, int, int]:
@@ -135,7 +149,7 @@ def frame_axis(model: nn.Module) -> int:
     """
     config = config_of(model)
     first = "use_rotary_positional_embeddings" in config or "in_visual_dim" in config
-    return 1 if first or "r_timestep" in forward_signature(model).parameters else 2
+    return 1 if first or any("r_timestep" in forward_signature(m).parameters for m in _with_holders(model)) else 2
 
 
 def call_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
