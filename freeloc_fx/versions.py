@@ -11,7 +11,7 @@ from freeloc_fx.compat import release
 
 __all__ = ["NEWEST", "warn_of_newer"]
 
-NEWEST: Mapping[str, tuple[int, int]] = MappingProxyType({"torch": (2, 14), "diffusers": (0, 42)})
+NEWEST: Mapping[str, tuple[int, int]] = MappingProxyType({"torch": (2, 15), "diffusers": (0, 42)})
 """The newest release, by its first two numbers, with which the whole suite has passed; see CONTRIBUTING.md."""
 
 
