@@ -67,10 +67,11 @@ def _not_written(path: Path, error: OSError, kept: bool) -> WriteError:
         error: what was raised.
         kept: whether a file of that name was there and still is.
     """
+    folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
     try:
-        free = f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MB are free in {path.parent}"
+        free = f"{shutil.disk_usage(folder).free / 2**20:.0f} MB are free in {folder}"
     except OSError:
-        free = f"{path.parent} does not say how much is free"
+        free = f"{folder} does not say how much is free"
     why = error.strerror or str(error) or "no reason given"
     made = WriteError(
         f"{path}: expected to write the whole file, found: {why}; {free}: "
@@ -108,10 +109,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())  # some file systems say only now that there was no room
-        mask = os.umask(0)
-        os.umask(mask)
-        # mkstemp makes files that only their owner may read.
-        temporary.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~mask)
+        temporary.chmod(_mode(target))  # mkstemp makes files that only their owner may read
         os.replace(temporary, target)
     except OSError as error:
         if error.errno not in _FULL:
@@ -120,6 +118,16 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> int:
+    """Permissions of a file that is there, else those of a new one."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch.fx as fx
 
 from freeloc_fx.graph.calls import ARGUMENTS, arguments
@@ -34,11 +36,22 @@ def _advice(node: fx.Node, held: Held) -> str:
     return f"{name}{_ITS_OWN} ({call}); {_BUILT_IN if 'flex' in name else _CHOSEN}"
 
 
-def _block(path: str) -> str:
-    """What a module path has up to its first number, "dit.stack.3" of "dit.stack.3.sa"; all of it where it has none."""
+def _is_attention(node: fx.Node) -> bool:
+    return node.target in DIRECT or is_kernel(node)
+
+
+def _block(path: str, paths: Collection[str]) -> str:
+    """What a module path has up to the first number in which it differs from another one: "dit.stack.3" of
+    "dit.stack.3.sa", "block3" of "block3.sa". Where it differs in none, up to its first number, or all of it."""
     names = path.split(".")
-    ends = (end for end, name in enumerate(names, 1) if name.isdigit())
-    return ".".join(names[: next(ends, len(names))])
+    for end, name in enumerate(names, 1):
+        stem, before = name.rstrip("0123456789"), names[: end - 1]
+        beside = {
+            other[end - 1] for each in paths if (other := each.split("."))[: end - 1] == before and len(other) >= end
+        }
+        if stem != name and any(each != name and each.rstrip("0123456789") == stem for each in beside):
+            return ".".join(names[:end])
+    return ".".join(names[: next((end for end, name in enumerate(names, 1) if name.isdigit()), len(names))])
 
 
 def find_attention(graph: fx.Graph, capture: Capture) -> int:
@@ -56,12 +69,13 @@ def find_attention(graph: fx.Graph, capture: Capture) -> int:
     """
     found = 0
     held = Held(graph, capture.inputs)
+    paths = {module_path(node) for node in graph.nodes if node.op == "call_function" and _is_attention(node)}
     first: dict[str, int] = {}  # block -> its place among them: called again, or another attention of it, is one layer
 
     def place(node: fx.Node) -> tuple[str, int]:
         inside = module_path(node)
         path = ".".join(p for p in (capture.prefix, inside) if p) or f"call_{found}"
-        return path, capture.layer_of(path, first.setdefault(_block(path), len(first)))
+        return path, capture.layer_of(path, first.setdefault(_block(inside or path, paths), len(first)))
 
     for node in graph.nodes:
         if node.op != "call_function":

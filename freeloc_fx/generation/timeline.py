@@ -120,7 +120,8 @@ def timeline(
     """Make what a pipeline takes in place of a prompt where the prompt changes over time.
 
     The result goes into one or more calls of this pipeline as it is, `pipe(**inputs, num_frames=...)`: its tensors
-    carry which frames see which text, which a copy of them does not. One text for the whole clip is the plain call.
+    carry which frames see which text, on any device and in any dtype, and no other call takes them. One text for the
+    whole clip is the plain call.
     Reference images that VACE puts in front of the clip are of no time: they see each text by its share of the clip.
 
     Args:

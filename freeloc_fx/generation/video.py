@@ -54,11 +54,12 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str] | None = 
     path = Path(path)
     if suffixes is not None and path.suffix.lower() not in suffixes:
         raise VideoError(f"{path}: expected a file name ending in {' or '.join(suffixes)}, found {path.suffix!r}")
-    if not path.parent.is_dir():
-        raise VideoError(f"{path}: the folder {path.parent} does not exist")
+    folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
+    if not folder.is_dir():
+        raise VideoError(f"{path}: the folder {folder} does not exist")
     if path.is_dir():
         raise VideoError(f"{path} is a folder; expected the name of a file")
-    _check_writable(path.parent, f"{path}: the folder {path.parent}")
+    _check_writable(folder, f"{path}: the folder {folder}")
     return path
 
 

@@ -191,7 +191,7 @@ class _Windowed:
     def __init__(self, model: nn.Module, window: int, stride: int, fusion: Fusion, schedule: Schedule) -> None:
         self.model, self.window, self.stride = model, window, stride
         self.fusion, self.schedule = fusion, schedule
-        self.counter = StepCounter()
+        self.counter = StepCounter(together=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         states: Any = args[0] if args else kwargs.get("hidden_states")
@@ -204,17 +204,17 @@ class _Windowed:
         windows = window_frames(frames, self.window, self.stride, self.schedule, step)
         overlap = 0 if self.schedule == "batched" else self.window - self.stride
         total = counted = output = prediction = None
-        told = running()
+        named, told = self._named(args), running()
         if told.texts is not None:
             told.texts.over(frames)  # raises for a timeline of another clip, before any window runs
         for number, window in enumerate(windows):
             index = torch.tensor(clip.latent_frames(window), device=states.device)
             part, rest = clip.part(states, window), clip.cut(kwargs, window)
             texts = None if told.texts is None else told.texts.window(clip.latent_frames(window))
-            others = clip.cut(self._named(args), window)
+            others = clip.cut(named, window)
             with (
                 within(replace(told, texts=texts)),
-                _naming_what_is_whole({**self._named(args), **kwargs}, others | rest),
+                _naming_what_is_whole(clip, {**named, **kwargs}, others | rest),
             ):
                 if args:
                     output = self.model(part, *others.values(), **rest)
@@ -260,17 +260,18 @@ class _Windowed:
 
 
 @contextmanager
-def _naming_what_is_whole(given: Mapping[str, Any], cut: Mapping[str, Any]) -> Iterator[None]:
-    """Context: a model that fails on a window is told of the tensors that every window gets whole, if any may be the
-    clip's: none of text, and no timestep."""
+def _naming_what_is_whole(clip: WholeClip, given: Mapping[str, Any], cut: Mapping[str, Any]) -> Iterator[None]:
+    """Context: where a model fails on a window, the error names the tensors that every window gets whole although one
+    of their sizes is about the clip's."""
     try:
         yield
     except (ValueError, RuntimeError, IndexError) as error:
+        count = clip.positions * clip.tokens
+        sizes = {clip.frames - 1, clip.frames, clip.frames + 1, clip.positions, count}
         same = [name for name, value in given.items() if cut.get(name) is value and not name.startswith("encoder_")]
-        whole = [
-            f"{name} {tuple(x.shape)}" for name in same if isinstance(x := given[name], torch.Tensor) and x.ndim > 2
-        ]
-        if not whole or isinstance(error, (FreelocError, torch.OutOfMemoryError)):
+        tensors = {name: given[name] for name in same if isinstance(given[name], torch.Tensor)}
+        whole = [f"{name} {tuple(x.shape)}" for name, x in tensors.items() if x.ndim > 2 and sizes & set(x.shape[1:])]
+        if not whole or isinstance(error, (FreelocError, torch.OutOfMemoryError)) or "CUDA error" in str(error):
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise LengthError(

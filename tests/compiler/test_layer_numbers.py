@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -29,12 +30,46 @@ class Outer(nn.Module):
         return self.inner(*args, **kwargs)
 
 
-class BesideText(Outer):
-    """With a text encoder that has blocks of its own, further inside."""
+class Beside(Outer):
+    """With parts that have attentions of their own: a text encoder in front of it, and an adapter."""
 
     def __init__(self, inner: nn.Module) -> None:
-        super().__init__(inner)
-        self.text = nn.ModuleDict({"encoder": nn.ModuleDict({"layers": nn.ModuleList([Block(), Block()])})})
+        nn.Module.__init__(self)
+        self.text = nn.ModuleDict({"layers": nn.ModuleList([Block() for _ in range(6)])})
+        self.adapter = nn.Sequential(Block())
+        self.inner = inner
+
+
+class Shared(nn.Module):
+    """Two parts hold the same transformer; the second is called."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.trainer, self.sampler = Outer(inner), Outer(inner)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.sampler(*args, **kwargs)
+
+
+class InSequential(nn.Module):
+    """A Sequential of one whole transformer."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.Sequential(inner)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.net[0](*args, **kwargs)
+
+
+class Trunk(nn.ModuleList):
+    """Blocks behind something else, so that each path begins with the same number."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__([nn.Identity(), nn.ModuleDict({"stack": nn.ModuleList(blocks)})])
+
+    def __iter__(self) -> Any:
+        return iter(self[1]["stack"])  # type: ignore[index]
 
 
 class Block(nn.Module):
@@ -90,7 +125,9 @@ def strategies(model: Any) -> list[str]:
 WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
     "wrapped": Outer,
     "wrapped twice": lambda model: Outer(Outer(model)),
-    "beside a text encoder": BesideText,
+    "beside other attentions": Beside,
+    "held twice": Shared,
+    "in a Sequential": InSequential,
     "peft": lambda model: peft.get_peft_model(model, peft.LoraConfig(target_modules=["to_q"], r=2)),
 }
 
@@ -118,19 +155,29 @@ def test_the_configuration_is_that_of_the_wrapped_transformer(name: str) -> None
     assert not torch.equal(call(build(name), **given), expected)
 
 
-def test_a_wrapped_transformer_whose_blocks_are_hooked() -> None:
+@pytest.mark.parametrize("wrap", [Outer, Shared])
+def test_a_wrapped_transformer_whose_blocks_are_hooked(wrap: Callable[[nn.Module], nn.Module]) -> None:
     """Captured block by block, so that no block sees the others."""
     given = wan_inputs(7)
     expected = call(transform(wan(num_layers=4), Profile(3, LAYERS), backend="eager"), **given)
     inner = wan(num_layers=4)
     for block in inner.blocks:
         add_hook_to_module(block, ModelHook())
-    found = call(transform(Outer(inner), Profile(3, LAYERS), backend="eager"), **given)
+    found = call(transform(wrap(inner), Profile(3, LAYERS), backend="eager"), **given)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("names", [(), ("sa", "ca")], ids=["usual", "unusual"])
-@pytest.mark.parametrize("holder", [nn.ModuleList, lambda blocks: nn.Sequential(*blocks)], ids=["list", "sequential"])
+@pytest.mark.parametrize(
+    "holder",
+    [
+        nn.ModuleList,
+        lambda blocks: nn.Sequential(*blocks),
+        lambda blocks: nn.Sequential(OrderedDict((f"b{i}", block) for i, block in enumerate(blocks))),
+        Trunk,
+    ],
+    ids=["list", "sequential", "sequential with names", "trunk"],
+)
 def test_blocks_inside_a_net_with_names_of_their_own(
     holder: Callable[[list[nn.Module]], nn.Module], names: tuple[str, ...]
 ) -> None:

@@ -245,18 +245,17 @@ def staircase(steps: int, blocks: int, lag: int) -> list[torch.Tensor]:
     return [torch.tensor([[levels[min(max(n - lag * b, 0), steps - 1)] for b in range(blocks)]]) for n in calls]
 
 
-@pytest.mark.parametrize("told", [True, False])
-@pytest.mark.parametrize(("blocks", "lag"), [(3, 1), (3, 2), (10, 2), (5, 3)])
-def test_frames_that_are_denoised_one_after_another_have_no_step(blocks: int, lag: int, told: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+@pytest.mark.parametrize(("blocks", "lag"), [(2, 1), (2, 3), (3, 2), (10, 2), (5, 7)])
+def test_frames_that_are_denoised_one_after_another_have_no_step(blocks: int, lag: int, dtype: torch.dtype) -> None:
     """SkyReels-V2 with ar_step above 0."""
-    counter = StepCounter()
-    timesteps = torch.linspace(1000, 100, 8) if told else None
-    with pytest.raises(
-        CaptureError, match=r"frames of a call at one step, .* found timesteps of 3 values .* ar_step=0"
-    ):
+    counter, timesteps = StepCounter(), torch.linspace(1000, 100, 8).to(dtype)
+    with pytest.raises(CaptureError, match=r"frames of a call at one step, .* 2 of the scheduler's .* ar_step=0"):
         for call in staircase(8, blocks, lag):
             for _ in range(2):  # guidance
-                counter.see({"timestep": call}, timesteps)
+                counter.see({"timestep": call.to(dtype)}, timesteps)
+    free = StepCounter(together=False)
+    assert [free.see({"timestep": call.to(dtype)}, timesteps) for call in staircase(8, blocks, lag)]
 
 
 @pytest.mark.parametrize("beside", [[0.0], [20.0], [0.0, 250.0], [500.0, 20.0], [900.0, 300.0, 0.0]])
@@ -269,6 +268,15 @@ def test_conditioning_frames_have_noise_levels_of_their_own(beside: list[float])
             call = torch.tensor([[*(min(level, now) for level in beside), now, now]])
             steps += [counter.see({"timestep": call}, timesteps) for _ in range(2)]
         assert steps == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_windows_have_conditioning_frames_of_their_own() -> None:
+    """A model that follows steps inside context windows: the same step, other frames in each call."""
+    counter, timesteps = StepCounter(), torch.linspace(1000, 0, 5)
+    for now in timesteps.tolist():
+        for beside in ([now, now], [300.0, 200.0], [20.0, 0.0], [100.0, now], [0.0, 0.0]):
+            call = torch.tensor([[now, *(min(level, now) for level in beside)]])
+            assert counter.see({"timestep": call}, timesteps) == timesteps.tolist().index(now)
 
 
 def test_timesteps_that_half_precision_does_not_tell_apart() -> None:

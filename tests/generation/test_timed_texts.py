@@ -59,6 +59,28 @@ def test_changed_texts_are_refused(pipe: Any, given: dict[str, Any], change: Cal
         video(pipe, {**given, "prompt_embeds": change(given["prompt_embeds"])})
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.zeros_like,
+        lambda embeds: embeds.new_zeros(embeds.shape),
+        lambda embeds: torch.zeros(embeds.shape).to(embeds),
+        lambda embeds: torch.zeros(embeds.shape).type_as(embeds),
+    ],
+)
+def test_other_texts_may_take_after_them(pipe: Any, given: dict[str, Any], make: Callable[[Any], torch.Tensor]) -> None:
+    zeros = torch.zeros(given["prompt_embeds"].shape)
+    expected = video(pipe, {**given, "negative_prompt_embeds": zeros})
+    made = make(given["prompt_embeds"])
+    assert type(made) is torch.Tensor
+    assert torch.equal(video(pipe, {**given, "negative_prompt_embeds": made}), expected)
+
+
+def test_arguments_by_name(given: dict[str, Any]) -> None:
+    embeds = given["prompt_embeds"]
+    assert schedule_of(torch.clone(input=embeds)) is schedule_of(embeds)
+
+
 def test_texts_can_be_looked_at(given: dict[str, Any]) -> None:
     embeds = given["prompt_embeds"]
     assert embeds.shape[::2] == (1, 16) and embeds.dtype == torch.float32 and "TimedTexts" in repr(embeds)

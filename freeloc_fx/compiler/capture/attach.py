@@ -190,17 +190,17 @@ def check_forward(model: nn.Module) -> None:
         )
 
 
-def check_mode(compiler: Callable[..., Any] | None, profile: Profile) -> None:
+def check_mode(inner: Callable[..., Any] | None, profile: Profile) -> None:
     """Refuse a compiler that would repeat the first denoising step where the profile follows steps.
 
     Args:
-        compiler: from `freeloc_fx.compiler.inner.compiler`.
+        inner: from `freeloc_fx.compiler.inner.compiler`.
         profile: that the model gets.
 
     Raises:
         ValueError: the compiler records CUDA graphs and the profile follows denoising steps.
     """
-    if uses_cuda_graphs(compiler) and follows_steps(profile):
+    if uses_cuda_graphs(inner) and follows_steps(profile):
         raise ValueError(
             "backend: this compiler records CUDA graphs, which would repeat the first step's attention; profile "
             f"{profile.name!r} follows denoising steps: expected another mode, e.g. 'max-autotune-no-cudagraphs'"

@@ -32,50 +32,59 @@ __all__ = [
 def layer_table(model: nn.Module) -> dict[str, int]:
     """Module path of each transformer block -> layer index, over the model's lists of blocks in order.
 
-    A list of blocks is a ModuleList or a Sequential each of whose elements contains an attention module. Those count
-    that lie nearest to the model: directly on it, or inside what wraps the transformer ("inner.blocks.0").
+    A list of blocks is a ModuleList directly on the model whose elements contain an attention module. A model without
+    one may wrap a transformer: the lists are those of the module inside that is most like one, see `_wrapped`.
 
     Args:
         model: a transformer, or what wraps it.
     """
-    paths = [f"{path}.{index}" for path, _, count in _block_lists(model) for index in range(count)]
+    paths = _block_paths(model) or next(iter(_wrapped(model)), (model, []))[1]
     return {path: layer for layer, path in enumerate(paths)}
 
 
-def _block_lists(model: nn.Module) -> list[tuple[str, nn.Module, int]]:
-    """The lists of blocks nearest to a model: path, module that holds it, and how many blocks it has."""
-    level = [("", model)]
-    seen = {id(model)}
+def _wrapped(model: nn.Module) -> list[tuple[nn.Module, list[str]]]:
+    """The transformer inside a model that has no list of blocks itself, and the paths of its blocks; or nothing.
+
+    Of several modules with lists of blocks it is the one that has a configuration as diffusers' models do, then the one
+    of most blocks, then the one that lies nearest. Lists may be Sequentials there.
+    """
+    level, seen, found = [("", model)], {id(model)}, []
     while level:
-        children = [(prefix + name, each, module) for prefix, module in level for name, each in module.named_children()]
-        lists = [(path, holder, count) for path, child, holder in children if (count := _blocks(child))]
-        if lists:
-            return lists
-        level = [(f"{path}.", child) for path, child, _ in children if id(child) not in seen]
-        seen.update(id(child) for _, child in level)
-    return []
+        below = []
+        for prefix, module in level:
+            lists = _block_paths(module)
+            paths = lists or _block_paths(module, nn.Sequential)
+            if paths:
+                found.append((module, [prefix + path for path in paths]))
+            for name, child in () if lists else module.named_children():
+                if id(child) not in seen and not any(path.startswith(f"{name}.") for path in paths):
+                    seen.add(id(child))
+                    below.append((f"{prefix}{name}.", child))
+        level = below
+    found.sort(key=lambda each: (not isinstance(getattr(each[0], "config", None), Mapping), -len(each[1])))
+    return found[:1]
 
 
-def _with_holders(model: nn.Module) -> Iterator[nn.Module]:
-    yield model
-    yield from (holder for _, holder, _ in _block_lists(model))
-
-
-def _blocks(module: nn.Module) -> int:
-    """How many blocks a list of them has; 0 for any other module."""
-    if not isinstance(module, (nn.ModuleList, nn.Sequential)):
-        return 0
-    hold = [any("attn" in n or "attention" in n for n, _ in block.named_modules()) for block in module]
-    return len(hold) if all(hold) else 0
+def _block_paths(module: nn.Module, kind: type[nn.Module] = nn.ModuleList) -> list[str]:
+    """Paths of the blocks in the lists directly on a module; a Sequential of whole nets is no list of blocks."""
+    paths = []
+    for name, child in module.named_children():
+        blocks = dict(child.named_children()) if isinstance(child, kind) else {}
+        hold = [any("attn" in n or "attention" in n for n, _ in block.named_modules()) for block in blocks.values()]
+        nets = kind is nn.Sequential and any(_wrapped(block) for block in blocks.values())
+        if hold and all(hold) and not nets:
+            paths += [f"{name}.{index}" for index in blocks]
+    return paths
 
 
 def config_of(model: nn.Module) -> Mapping[str, Any]:
-    """The model's configuration, or that of the transformer which it wraps; empty where neither has one."""
-    for module in _with_holders(model):
-        config = getattr(module, "config", None)
-        if isinstance(config, Mapping):
-            return config
-    return {}
+    """The configuration of a model, or of the transformer which it wraps; empty where neither has one."""
+    return next((c for m in _with_wrapped(model) if isinstance(c := getattr(m, "config", None), Mapping)), {})
+
+
+def _with_wrapped(model: nn.Module) -> list[nn.Module]:
+    """The transformer that a model wraps, and the model."""
+    return [model] if _block_paths(model) else [*(each for each, _ in _wrapped(model)), model]
 
 
 def patches(model: nn.Module) -> tuple[int, int, int]:
@@ -149,7 +158,7 @@ def frame_axis(model: nn.Module) -> int:
     """
     config = config_of(model)
     first = "use_rotary_positional_embeddings" in config or "in_visual_dim" in config
-    return 1 if first or any("r_timestep" in forward_signature(m).parameters for m in _with_holders(model)) else 2
+    return 1 if first or any("r_timestep" in forward_signature(m).parameters for m in _with_wrapped(model)) else 2
 
 
 def call_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,6 +110,26 @@ class _Generation:
         self.step = 0
 
 
+def _check_together(value: Any, timesteps: torch.Tensor) -> None:
+    """Refuse frames that are denoised one after another, as diffusion forcing may: no step is all of theirs.
+
+    They stand at several of the scheduler's timesteps. Conditioning frames have noise levels of their own, which are no
+    timesteps, or lie in the last tenth of them.
+    """
+    if not isinstance(value, torch.Tensor) or value.numel() == 1:
+        return
+    entries = timesteps.detach().to(value.device, value.dtype)
+    levels = value.unique()
+    levels = levels[torch.isin(levels, entries) & (levels > entries.max() / 10)]
+    if len(levels) > 1:
+        raise CaptureError(
+            "the profile follows denoising steps: expected the frames of a call at one step, beside conditioning "
+            f"frames, found {len(levels)} of the scheduler's timesteps, from {float(levels[0]):g} to "
+            f"{float(levels[-1]):g}: they are denoised one after another; denoise all frames together (SkyReels-V2: "
+            "ar_step=0), or take a profile that does not follow steps"
+        )
+
+
 class StepCounter:
     """Counts the steps of one model's generations.
 
@@ -123,9 +143,13 @@ class StepCounter:
     generation. That is said once, since a generation that begins below the last one's end looks like its next step;
     `denoising_step` tells the step instead. Timesteps that rise twice in a row are refused, and so is a thread whose
     first call is below where generations begin: it may go on with another thread's generation.
+
+    Args:
+        together: whether frames that stand at different steps of a scheduler are refused, since they have no step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, together: bool = True) -> None:
+        self._together = together
         self._lock = threading.Lock()
         self._generations: list[_Generation] = []
         self._here = threading.local()
@@ -153,26 +177,9 @@ class StepCounter:
             )
         # Per-token timesteps hold 0 for conditioning frames; the others share the step's value.
         now = float(value.max()) if isinstance(value, torch.Tensor) else float(value)
-        self._check_together(value, now)
+        if self._together and timesteps is not None:
+            _check_together(value, timesteps)
         return self._falling(now) if timesteps is None else self._of(timesteps, value, now)
-
-    def _check_together(self, value: Any, now: float) -> None:
-        """Refuse frames that are denoised one after another, as diffusion forcing may: no step is all of theirs.
-
-        Conditioning frames, which may stand at noise levels of their own, do not fall while the others stay.
-        """
-        alone = not isinstance(value, torch.Tensor) or value.numel() == 1
-        before, self._here.value = getattr(self._here, "value", None), None if alone else value.detach().clone()
-        if alone or before is None or before.shape != value.shape or float(before.max()) != now:
-            return
-        levels = value[value > 0].unique()
-        if len(levels) > 2 and bool(((value < before) & (value > 0)).any()):
-            raise CaptureError(
-                "the profile follows denoising steps: expected the frames of a call at one step, beside conditioning "
-                f"frames, found timesteps of {len(levels)} values from {float(levels[0]):g} to {now:g} that fall one "
-                "after another; denoise all frames together (SkyReels-V2: ar_step=0), or take a profile that does not "
-                "follow steps"
-            )
 
     def _of(self, timesteps: torch.Tensor, value: Any, now: float) -> int:
         with self._lock:

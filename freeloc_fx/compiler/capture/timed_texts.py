@@ -15,14 +15,15 @@ __all__ = ["TimedTexts", "refuse_timed_texts"]
 
 _MOVES = {
     "bfloat16", "clone", "contiguous", "cpu", "cuda", "detach", "double", "float", "half", "pin_memory",
-    "to", "type",
+    "to", "type", "xpu",
 }  # fmt: skip
 """Methods of a tensor after which it still is the same texts."""
 
 
 _LAYERS = {
     "__matmul__", "__rmatmul__", "addmm", "baddbmm", "bmm", "conv1d", "conv2d", "conv3d", "einsum", "group_norm",
-    "layer_norm", "linear", "matmul", "mm", "rms_norm", "scaled_dot_product_attention",
+    "inner", "layer_norm", "linear", "matmul", "mm", "multi_head_attention_forward", "mv", "rms_norm",
+    "scaled_dot_product_attention", "tensordot",
 }  # fmt: skip
 """What a model does with text first."""
 
@@ -36,10 +37,11 @@ _OUTSIDE = (
 class TimedTexts(torch.Tensor):
     """Texts (batch, tokens, channels), one after the other.
 
-    Whatever is made of them but moves (`to`, `clone`) is of this class without a schedule, and no layer takes either.
+    Whatever is made of them but moves (`to`, `clone`) is of this class without a schedule, and the layers with which
+    models begin take neither.
 
     Attributes:
-        texts: what each latent frame sees of them; None once they were changed.
+        texts: what each latent frame sees of them; None for what was made of such texts.
     """
 
     texts: TextSchedule | None = None
@@ -77,8 +79,13 @@ class TimedTexts(torch.Tensor):
         if name in _LAYERS:
             raise TimelineError(_OUTSIDE.format(where=f"a layer of a model ({name})"))
         result = super().__torch_function__(func, types, args, kwargs or {})
-        if name in _MOVES and isinstance(result, TimedTexts) and isinstance(args[0], TimedTexts):
-            result.texts = args[0].texts
+        if not isinstance(result, TimedTexts):
+            return result
+        first = args[0] if args else (kwargs or {}).get("input")
+        if name in _MOVES and isinstance(first, TimedTexts):
+            result.texts = first.texts
+        elif name.startswith("new_") or name.endswith("_like") or type(first) is torch.Tensor:
+            return result.plain()  # other values, which take after these texts' size, dtype or device
         return result
 
 
