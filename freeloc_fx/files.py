@@ -30,6 +30,7 @@ __all__ = [
     "Journal",
     "WriteError",
     "claimed",
+    "folder_of",
     "installed_version",
     "plain_label",
     "read_json",
@@ -60,14 +61,8 @@ _FULL = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.EN
 
 
 def _not_written(path: Path, error: OSError, kept: bool) -> WriteError:
-    """The error of a file that could not be written whole, with what the user can do.
-
-    Args:
-        path: the file.
-        error: what was raised.
-        kept: whether a file of that name was there and still is.
-    """
-    folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
+    """The error of a file that could not be written whole, what to do, and whether the old file is there."""
+    folder = folder_of(path)
     try:
         free = f"{shutil.disk_usage(folder).free / 2**20:.0f} MB are free in {folder}"
     except OSError:
@@ -82,14 +77,22 @@ def _not_written(path: Path, error: OSError, kept: bool) -> WriteError:
     return made
 
 
+def folder_of(path: Path) -> Path:
+    """The folder that a file lies in; of a symbolic link, the one of the file that it points to.
+
+    Args:
+        path: of the file, which need not be there.
+    """
+    return Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Let the caller write a file under a temporary name, which takes the place of `path` once all went well.
 
     The temporary file lies in the file's folder, so that the renaming is atomic, and is on the disk before that. It is
-    removed whatever happens, Ctrl-C included. A caller whose encoder may fail without saying so checks the temporary
-    file before the context ends. A symbolic link stays one, and what it points to is replaced; a file that was there
-    keeps its permissions.
+    removed whatever happens. A caller whose encoder may fail without saying so checks it before the context ends. A
+    symbolic link stays one, and what it points to is replaced; a file that was there keeps its permissions.
 
     Args:
         path: the file to make or to replace.
@@ -122,12 +125,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _mode(path: Path) -> int:
     """Permissions of a file that is there, else those of a new one."""
-    try:
+    with suppress(FileNotFoundError):
         return stat.S_IMODE(path.stat().st_mode)
-    except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask
+    os.umask(mask := os.umask(0))
+    return 0o666 & ~mask
 
 
 def write_text(path: Path, text: str) -> None:
@@ -210,11 +211,7 @@ def read_json(path: Path) -> Any:
 
 
 def installed_version() -> str:
-    """The version of freeloc_fx that journals, keys and reports record.
-
-    Returns:
-        That of the installed package; "0+unknown" for a checkout that was never installed.
-    """
+    """The version of freeloc_fx that journals, keys and reports record; "0+unknown" where it was never installed."""
     try:
         return importlib.metadata.version("freeloc_fx")
     except importlib.metadata.PackageNotFoundError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from freeloc_fx.files import replacing
+from freeloc_fx.files import folder_of, replacing
 from freeloc_fx.method.checks import is_whole
 
 from .encoding import VideoError, need, write_gif, write_mp4
@@ -54,7 +54,7 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str] | None = 
     path = Path(path)
     if suffixes is not None and path.suffix.lower() not in suffixes:
         raise VideoError(f"{path}: expected a file name ending in {' or '.join(suffixes)}, found {path.suffix!r}")
-    folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
+    folder = folder_of(path)
     if not folder.is_dir():
         raise VideoError(f"{path}: the folder {folder} does not exist")
     if path.is_dir():

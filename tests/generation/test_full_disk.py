@@ -163,3 +163,11 @@ def test_what_a_link_points_to_is_written(tmp_path: Path, name: str) -> None:
     WRITERS[name](link)
     assert link.is_symlink() and target.stat().st_size > LIMIT and target.stat().st_mode & 0o777 == 0o640
     assert [p.name for p in (tmp_path / "disk").iterdir()] == ["take"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links are Unix's")
+def test_a_link_into_a_missing_folder_is_found_before_the_work(tmp_path: Path) -> None:
+    link = tmp_path / "take.mp4"
+    link.symlink_to("nowhere/take.mp4")
+    with pytest.raises(video.VideoError, match=r"take\.mp4: the folder .*nowhere does not exist"):
+        video.check_output(link)
