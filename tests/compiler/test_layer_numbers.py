@@ -12,6 +12,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers_models import arguments, build
 from models import Attention, DiT, latents, wan, wan_inputs
+from slow import slow
 from torch import nn
 
 from freeloc_fx import Profile, plan, plans, transform
@@ -122,6 +123,7 @@ def strategies(model: Any) -> list[str]:
     return [site.strategy.name for site in sorted(made.sites, key=lambda s: s.layer)]
 
 
+QUICK = ("wrapped", "peft", "beside other attentions")
 WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
     "wrapped": Outer,
     "wrapped twice": lambda model: Outer(Outer(model)),
@@ -132,7 +134,7 @@ WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("name", [name if name in QUICK else slow(name) for name in WRAPPED])
 def test_a_wrapped_transformer_has_the_layers_of_the_transformer(name: str) -> None:
     given = wan_inputs(7)
     expected = call(transform(wan(num_layers=4), Profile(3, LAYERS), backend="eager"), **given)
@@ -167,7 +169,7 @@ def test_a_wrapped_transformer_whose_blocks_are_hooked(wrap: Callable[[nn.Module
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("names", [(), ("sa", "ca")], ids=["usual", "unusual"])
+@pytest.mark.parametrize("names", [slow((), id="usual"), pytest.param(("sa", "ca"), id="unusual")])
 @pytest.mark.parametrize(
     "holder",
     [
