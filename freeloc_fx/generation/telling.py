@@ -19,7 +19,7 @@ from freeloc_fx.method.timeline import TextSchedule
 
 from .request import Facts
 
-__all__ = ["by_name", "plain", "references", "schedule_of", "telling"]
+__all__ = ["by_name", "references", "schedule_of", "telling", "without_schedule"]
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def schedule_of(value: Any) -> TextSchedule | None:
     return value.texts
 
 
-def plain(value: Any) -> Any:
+def without_schedule(value: Any) -> Any:
     """An argument of a pipeline's call as the pipeline knows it: texts over time as an ordinary tensor.
 
     Args:

@@ -6,8 +6,7 @@ import functools
 from typing import Any
 
 from .hints import check_references, checking_calls
-from .telling import plain as as_plain
-from .telling import telling
+from .telling import telling, without_schedule
 
 __all__ = ["is_watched", "unwatch", "watch"]
 
@@ -30,7 +29,8 @@ def watch(pipe: Any) -> None:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         check_references(self, args, kwargs)
         with checking_calls(self), telling(self, args, kwargs):
-            return plain.__call__(self, *map(as_plain, args), **{name: as_plain(v) for name, v in kwargs.items()})
+            named = {name: without_schedule(value) for name, value in kwargs.items()}
+            return plain.__call__(self, *map(without_schedule, args), **named)
 
     names = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
     try:

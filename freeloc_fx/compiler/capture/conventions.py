@@ -38,12 +38,14 @@ def layer_table(model: nn.Module) -> dict[str, int]:
     Args:
         model: a transformer, or what wraps it.
     """
-    paths = _block_paths(model) or next(iter(_wrapped(model)), (model, []))[1]
+    paths = _block_paths(model)
+    if not paths and (wrapped := _wrapped(model)) is not None:
+        paths = wrapped[1]
     return {path: layer for layer, path in enumerate(paths)}
 
 
-def _wrapped(model: nn.Module) -> list[tuple[nn.Module, list[str]]]:
-    """The transformer inside a model that has no list of blocks itself, and the paths of its blocks; or nothing.
+def _wrapped(model: nn.Module) -> tuple[nn.Module, list[str]] | None:
+    """The transformer inside a model that has no list of blocks itself, and the paths of its blocks; None for none.
 
     Of several modules with lists of blocks it is the one that has a configuration as diffusers' models do, then the one
     of most blocks, then the one that lies nearest. Lists may be Sequentials there.
@@ -61,8 +63,11 @@ def _wrapped(model: nn.Module) -> list[tuple[nn.Module, list[str]]]:
                     seen.add(id(child))
                     below.append((f"{prefix}{name}.", child))
         level = below
-    found.sort(key=lambda each: (not isinstance(getattr(each[0], "config", None), Mapping), -len(each[1])))
-    return found[:1]
+    return min(
+        found,
+        key=lambda each: (not isinstance(getattr(each[0], "config", None), Mapping), -len(each[1])),
+        default=None,
+    )
 
 
 def _block_paths(module: nn.Module, kind: type[nn.Module] = nn.ModuleList) -> list[str]:
@@ -71,7 +76,7 @@ def _block_paths(module: nn.Module, kind: type[nn.Module] = nn.ModuleList) -> li
     for name, child in module.named_children():
         blocks = dict(child.named_children()) if isinstance(child, kind) else {}
         hold = [any("attn" in n or "attention" in n for n, _ in block.named_modules()) for block in blocks.values()]
-        nets = kind is nn.Sequential and any(_wrapped(block) for block in blocks.values())
+        nets = kind is nn.Sequential and any(_wrapped(block) is not None for block in blocks.values())
         if hold and all(hold) and not nets:
             paths += [f"{name}.{index}" for index in blocks]
     return paths
@@ -83,8 +88,9 @@ def config_of(model: nn.Module) -> Mapping[str, Any]:
 
 
 def _with_wrapped(model: nn.Module) -> list[nn.Module]:
-    """The transformer that a model wraps, and the model."""
-    return [model] if _block_paths(model) else [*(each for each, _ in _wrapped(model)), model]
+    """The transformer that a model wraps, if it does, and the model."""
+    wrapped = None if _block_paths(model) else _wrapped(model)
+    return [model] if wrapped is None else [wrapped[0], model]
 
 
 def patches(model: nn.Module) -> tuple[int, int, int]:

@@ -74,9 +74,8 @@ def blocks_of(model: nn.Module, layers: Iterable[str]) -> list[tuple[str, nn.Mod
             raise TransformError(f"{said}, found none at {path}{again}") from None
     for parent, count in Counter(path.rpartition(".")[0] for path in paths).items():
         blocks = model.get_submodule(parent)
-        there = (
-            len(blocks) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) else count
-        )  # by now each of ours was found
+        # Of another container it is enough that each of ours was found.
+        there = len(blocks) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) else count
         if there != count:
             raise TransformError(f"{said}, {count} of them in {parent}, found {there} there{again}")
     return found
