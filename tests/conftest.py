@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import settings
+from long_tests import long_tests
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -38,6 +39,14 @@ def _settle() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    long = long_tests()
+    for item in items:
+        if item.nodeid in long:
+            item.add_marker(pytest.mark.long)
 
 
 def pytest_collection_finish() -> None:

@@ -16,7 +16,7 @@ from slow import slow
 from torch import nn
 
 from freeloc_fx import Profile, plan, plans, transform
-from freeloc_fx.compiler.capture.conventions import layer_table
+from freeloc_fx.compiler.capture.conventions import forward_signature, layer_table
 from freeloc_fx.errors import FreelocError
 
 LAYERS = {0: "vrpr+tsa", 2: "vrpr+tsa"}
@@ -146,6 +146,24 @@ def test_a_wrapped_transformer_has_the_layers_of_the_transformer(name: str) -> N
     assert not torch.allclose(expected, call(wan(num_layers=4), **given), atol=1e-3)
     with pytest.raises(FreelocError, match="layer"):
         call(transform(outer, Profile(3, {4: "vrpr"}), backend="eager"), **given)
+
+
+@pytest.mark.parametrize("name", ["wrapped", "peft"])
+def test_a_plan_of_a_wrapped_transformer_needs_no_more_than_sizes(name: str) -> None:
+    """A forward of `*args` is called with what the transformer's own takes."""
+    made = plan(WRAPPED[name](wan(num_layers=4)), Profile(3, LAYERS), frames=7, height=4, width=4)
+    expected = plan(wan(num_layers=4), Profile(3, LAYERS), frames=7, height=4, width=4)
+    assert [site.strategy for site in made.sites] == [site.strategy for site in expected.sites]
+    assert [site.grid for site in made.sites] == [site.grid for site in expected.sites]
+
+
+def test_a_wrapper_with_arguments_of_its_own_keeps_them() -> None:
+    class Scaled(Outer):
+        def forward(self, scale: float, *args: Any, **kwargs: Any) -> Any:
+            return scale * self.inner(*args, **kwargs)[0]
+
+    assert list(forward_signature(Scaled(wan())).parameters) == ["scale", "args", "kwargs"]
+    assert "hidden_states" in forward_signature(Outer(wan())).parameters
 
 
 @pytest.mark.parametrize("name", ["CogVideoX 1.5", "AnyFlow"])

@@ -53,7 +53,22 @@ def test_moved_texts_are_the_same_texts(pipe: Any, given: dict[str, Any], name: 
     assert torch.equal(video(pipe, {**given, "prompt_embeds": moved}), expected)
 
 
-@pytest.mark.parametrize("change", [lambda x: x[:, :8], lambda x: x * 1.1, lambda x: torch.cat([x, x], 1)])
+def scaled_in_place(x: Any) -> Any:
+    x *= 1.1
+    return x
+
+
+def filled(x: Any) -> Any:
+    x[:, :1] = 0
+    return x
+
+
+CHANGES = [
+    lambda x: x[:, :8], lambda x: x * 1.1, lambda x: torch.cat([x, x], 1), lambda x: x.mul_(1.1), scaled_in_place, filled,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_changed_texts_are_refused(pipe: Any, given: dict[str, Any], change: Callable[[Any], Any]) -> None:
     with pytest.raises(TimelineError, match="its texts were changed before the call"):
         video(pipe, {**given, "prompt_embeds": change(given["prompt_embeds"])})

@@ -187,7 +187,8 @@ def call_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
 
 
 def forward_signature(model: nn.Module) -> inspect.Signature:
-    """What a model's forward takes; that of its class where somebody has put `*args` in front of it.
+    """What a model's forward takes; that of its class where somebody has put `*args` in front of it, and that of the
+    transformer which it wraps where the class hands on whatever comes.
 
     Args:
         model: whose forward it is.
@@ -196,7 +197,14 @@ def forward_signature(model: nn.Module) -> inspect.Signature:
     if not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own.parameters.values()):
         return own
     of_class = inspect.signature(type(model).forward)
-    return of_class.replace(parameters=list(of_class.parameters.values())[1:])
+    of_class = of_class.replace(parameters=list(of_class.parameters.values())[1:])
+    if all(
+        parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        for parameter in of_class.parameters.values()
+    ):
+        inside = _with_wrapped(model)[0]
+        return of_class if inside is model else forward_signature(inside)
+    return of_class
 
 
 def integer_size(arguments: Mapping[str, Any]) -> tuple[int, int, int] | None:

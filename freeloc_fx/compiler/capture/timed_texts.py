@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,10 @@ _MOVES = {
     "to", "type", "xpu",
 }  # fmt: skip
 """Methods of a tensor after which it still is the same texts."""
+
+
+_IN_PLACE = re.compile(r"[a-z].*[^_]_|__setitem__|__i(?!nvert|ndex)[a-z]+__")
+"""Methods that change a tensor's values."""
 
 
 _LAYERS = {
@@ -37,8 +42,8 @@ _OUTSIDE = (
 class TimedTexts(torch.Tensor):
     """Texts (batch, tokens, channels), one after the other.
 
-    Whatever is made of them but moves (`to`, `clone`) is of this class without a schedule, and the layers with which
-    models begin take neither.
+    Whatever is made of them but moves (`to`, `clone`) is of this class without a schedule, as they are themselves once
+    they are changed in place, and the layers with which models begin take neither.
 
     Attributes:
         texts: what each latent frame sees of them; None for what was made of such texts.
@@ -79,9 +84,11 @@ class TimedTexts(torch.Tensor):
         if name in _LAYERS:
             raise TimelineError(_OUTSIDE.format(where=f"a layer of a model ({name})"))
         result = super().__torch_function__(func, types, args, kwargs or {})
+        first = args[0] if args else (kwargs or {}).get("input")
+        if isinstance(first, TimedTexts) and _IN_PLACE.fullmatch(name) and name != "requires_grad_":
+            first.texts = None
         if not isinstance(result, TimedTexts):
             return result
-        first = args[0] if args else (kwargs or {}).get("input")
         if name in _MOVES and isinstance(first, TimedTexts):
             result.texts = first.texts
         elif name.startswith("new_") or name.endswith("_like") or type(first) is torch.Tensor:
