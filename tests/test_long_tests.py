@@ -1,4 +1,4 @@
-"""The list of tests that only `.ci/run` and `pytest -m long` take names tests that are there, and is read off pytest's own lines."""
+"""Tests that only `.ci/run` and `pytest -m long` take: the list names tests that are there."""
 
 from __future__ import annotations
 

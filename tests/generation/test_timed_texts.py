@@ -64,7 +64,8 @@ def filled(x: Any) -> Any:
 
 
 CHANGES = [
-    lambda x: x[:, :8], lambda x: x * 1.1, lambda x: torch.cat([x, x], 1), lambda x: x.mul_(1.1), scaled_in_place, filled,
+    lambda x: x[:, :8], lambda x: x * 1.1, lambda x: torch.cat([x, x], 1),
+    lambda x: x.mul_(1.1), scaled_in_place, filled,
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Which tests are marked long: those that were measured to take more than about two seconds, by id in tests/long_tests.txt.
+"""Which tests are marked long: those that took more than about two seconds when measured, see tests/long_tests.txt.
 
-They are many, and each shows something of its own, so `.ci/run` takes them all; `pytest` without further words leaves them out and is
-done in minutes. To write the list anew, with nothing else computing:
+They are many, and each shows something of its own, so `.ci/run` takes them all; `pytest` without further words leaves
+them out and is done in minutes. To write the list anew, with nothing else computing:
 
     python -m pytest -m "not slow and not gpu" --durations=0 --durations-min=2 > durations.txt
     python tests/helpers/long_tests.py < durations.txt
