@@ -26,7 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "direct", "freelong++", "longdiff", "ultravico", "anchors", "pi", "ntk", "yarn", "clip", "group",
         "context-windows", "profile",
     ),
-    "ablation": ("direct", "tsa", "vrpr", "vrpr+tsa", "random", "split", "profile"),
+    "ablation": ("direct", "tsa", "vrpr", "vrpr+tsa", "random", "split", "split-code", "profile"),
     "temperature": (
         "direct", "direct+temp", "vrpr", "vrpr+temp", "tsa", "tsa+temp", "vrpr+tsa", "vrpr+tsa+temp", "profile",
         "profile+temp",
@@ -48,7 +48,8 @@ ABOUT = {
     "window-no-sink": "the same window; the first frame is seen by those near it only",
     "context-windows": "predictions of half-overlapping windows fused with pyramid weights, independent noise",
     "random": "the layer-wise strategies dealt to the layers at random, fixed seeds, several draws",
-    "split": "TSA in the 17 of 30 layers (in proportion) most sensitive to context, VRPR in the rest, as the paper has",
+    "split": "the paper's: VRPR+TSA in 17 of 30 layers (in proportion), the most sensitive to context, VRPR elsewhere",
+    "split-code": "TSA without VRPR in those layers, VRPR in the rest: nearly what the official code runs",
     "vrpr-separable": "VRPR quantised as floor(i/G) - floor(j/G), as the official code does",
     "real": "the true clip itself",
     "reconstruction": "the model's VAE on the true clip: the best any sampler could score",
@@ -56,7 +57,7 @@ ABOUT = {
 
 TEXT_PARTS = {"squeeze", "hold"}
 
-PAPER_SHARE = 17 / 30  # of Wan2.1-T2V-1.3B's layers that the paper gives TSA
+PAPER_SHARE = 17 / 30  # of Wan2.1-T2V-1.3B's layers that the paper gives VRPR+TSA
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,13 @@ class Contestant:
         return hashlib.sha256(repr((kept, self.noise, self.stride)).encode()).hexdigest()[:12]
 
     def put_on(self, pipe: Any, originals: Mapping[str, Any], window: int, backend: str = "eager") -> None:
-        """Give the pipeline's transformers this contestant. originals: as they were loaded. window: the trained length.
+        """Give the pipeline's transformers this contestant.
+
+        Args:
+            pipe: whose transformers these are.
+            originals: the transformers as they were loaded, by their name in the pipeline.
+            window: the trained length in latent frames.
+            backend: of torch.compile.
 
         Raises:
             FreelocError: it cannot run on this model.
@@ -108,14 +115,22 @@ def originals_of(pipe: Any) -> dict[str, Any]:
     return {n: getattr(pipe, n) for n in TRANSFORMERS if getattr(pipe, n, None) is not None}
 
 
-def split(profile: Profile, layers: int) -> Profile | None:
-    """The paper's kind of assignment from the profile's sensitivities; None where it has none."""
+def split(profile: Profile, layers: int, sparse: str = "vrpr+tsa") -> Profile | None:
+    """The paper's kind of assignment from the profile's sensitivities; None where it has none.
+
+    Args:
+        profile: the model's.
+        layers: that the model has.
+        sparse: strategy of the layers most sensitive to context; the others get VRPR. The paper's ablation has VRPR+TSA
+            there; the official code keeps the original positions in these layers but for the far sink, which is
+            nearest to "tsa".
+    """
     found = profile.sensitivities
     if not found:
         return None
     order = sorted(range(layers), key=lambda layer: -found[layer].context)
-    sparse = set(order[: round(PAPER_SHARE * layers)])
-    return profile.with_layers({layer: "tsa" if layer in sparse else "vrpr" for layer in range(layers)}, "split")
+    most = set(order[: round(PAPER_SHARE * layers)])
+    return profile.with_layers({layer: sparse if layer in most else "vrpr" for layer in range(layers)}, "split")
 
 
 def layerwise(profile: Profile, layers: int) -> tuple[str, Profile] | None:
@@ -162,8 +177,10 @@ def contestants(
     """Every contestant of `GROUPS` by name (random ones several), and why the others do not take part.
 
     Args:
-        profile: the model's. layers: that the model has. draws: of the random assignment. text: whether its attentions
-            are joint, so that `TEXT_PARTS` do something.
+        profile: the model's.
+        layers: that the model has.
+        draws: of the random assignment.
+        text: whether its attentions are joint, so that `TEXT_PARTS` do something.
     """
     window = profile.trained_frames
     made: dict[str, list[Contestant]] = {}
@@ -181,13 +198,13 @@ def contestants(
                 absent[name] = "the profile gives every layer one strategy and has no sensitivities to split by"
             else:
                 made[name] = [Contestant(name, dealt(chosen[1], layers, d), draw=d) for d in range(draws)]
-        elif name == "split":
+        elif name in ("split", "split-code"):
             if chosen is None or chosen[0] != "split":
                 absent[name] = (
                     "the profile has no sensitivities" if chosen is None else "the profile is layer-wise itself"
                 )
             else:
-                made[name] = [Contestant(name, chosen[1])]
+                made[name] = [Contestant(name, split(profile, layers, "vrpr+tsa" if name == "split" else "tsa"))]
         elif name == "freenoise":
             made[name] = [Contestant(name, None, True, default_stride(window))]
         elif name == "context-windows":

@@ -6,9 +6,9 @@
     python bench/generation.py --backend inductor                     # as users get it who do not say otherwise
     python bench/generation.py --report                               # no generation: all that the journal holds
 
-Prompt to frames, VAE included (in chunks with both, `freeloc_fx/decoding.py`); the strategies alternate, medians. The
-exponent is the slope of log time over log frames from 4x on. tiny-wan has 16 tokens a frame at its own 64 pixels, 64 at
-128: the wider, the more of the time is attention, as in real models (1560 tokens). Threads are torch's
+Prompt to frames, VAE included (in chunks with both, `freeloc_fx/generation/decoding.py`); the strategies alternate,
+medians. The exponent is the slope of log time over log frames from 4x on. tiny-wan has 16 tokens a frame at its own 64
+pixels, 64 at 128: the wider, the more of the time is attention, as in real models (1560 tokens). Threads are torch's
 (OMP_NUM_THREADS). Each finished run is one line of a journal (--work), so a run that was killed goes on where it
 stopped. Held to: at 10x at most 0.4 of direct, exponent at most 1.1. Writes results/generation.json, generation.md and
 generation.png.

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -26,7 +25,7 @@ from common import RESULTS, save, save_table
 from freeloc_fx.files import Journal
 from freeloc_fx.generation.pipelines import generate, load_pipeline
 from freeloc_fx.probing.observe import Recorder
-from freeloc_fx.probing.run import observing
+from freeloc_fx.probing.run import watched_copy
 
 KINDS = ("plain", "observed with capture", "observed")
 
@@ -49,12 +48,12 @@ class Library:
 
     Args:
         load: name of a model -> its pipeline.
-        observing: (model, recorder) -> the watched model, in a context.
+        watched_copy: (model, recorder) -> the watched model.
         timed: (pipeline, model, arguments, seed) -> seconds of one generation.
     """
 
     load: Callable[[str], Any] = load_pipeline
-    observing: Callable[[Any, Recorder], AbstractContextManager[Any]] = observing
+    watched_copy: Callable[[Any, Recorder], Any] = watched_copy
     timed: Callable[[Any, Any, argparse.Namespace, int], float] = timed
 
 
@@ -66,11 +65,11 @@ def measure(pipe: Any, args: argparse.Namespace, seed: int, library: Library = L
     found = {}
     recorder = Recorder(f"cost {seed}", None, seed, args.every, trained=args.trained)
     try:
-        with library.observing(pipe.transformer, recorder) as watched:
-            observed = [("observed with capture", watched), ("observed", watched)]
-            plain = [("plain", pipe.transformer)]
-            for kind, model in (plain + observed, observed + plain)[seed % 2]:
-                found[kind] = library.timed(pipe, model, args, seed)
+        watched = library.watched_copy(pipe.transformer, recorder)
+        observed = [("observed with capture", watched), ("observed", watched)]
+        plain = [("plain", pipe.transformer)]
+        for kind, model in (plain + observed, observed + plain)[seed % 2]:
+            found[kind] = library.timed(pipe, model, args, seed)
         if not recorder.rows:
             raise SystemExit("nothing was observed")
     finally:

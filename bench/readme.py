@@ -32,11 +32,11 @@ USUAL = 5
 SHOWN = {
     "tiny-wan": (
         "direct", "direct+temp", "vrpr", "tsa", "vrpr+tsa", "profile", "vrpr+temp", "tsa+temp", "vrpr+tsa+temp",
-        "split", "random", "window", "window-no-sink", "context-windows", "freenoise", "freelong", "freelong++",
-        "group", "clip", "anchors", "ultravico", "ntk", "yarn", "riflex", "pi", "longdiff",
+        "split", "split-code", "random", "window", "window-no-sink", "context-windows", "freenoise", "freelong",
+        "freelong++", "group", "clip", "anchors", "ultravico", "ntk", "yarn", "riflex", "pi", "longdiff",
     ),
     "tiny-joint": (
-        "direct", "vrpr", "tsa", "vrpr+tsa", "split", "squeeze", "vrpr+squeeze", "profile", "tsa+squeeze",
+        "direct", "vrpr", "tsa", "vrpr+tsa", "split", "split-code", "squeeze", "vrpr+squeeze", "profile", "tsa+squeeze",
         "window+squeeze", "vrpr+tsa+hold", "window", "freenoise", "context-windows", "freelong", "freelong++",
         "anchors", "group", "clip", "ultravico", "ntk", "yarn", "riflex", "pi", "longdiff",
     ),

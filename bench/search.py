@@ -32,7 +32,7 @@ from freeloc_fx.evaluation.metrics import COMPOSITE, score
 from freeloc_fx.files import Journal, write_text
 from freeloc_fx.generation.pipelines import apply, generate, load_pipeline
 from freeloc_fx.method import solve
-from freeloc_fx.probing.run import fingerprint
+from freeloc_fx.probing.run import weights_digest
 
 NAMES = ("direct", "vrpr", "tsa", "vrpr+tsa", "vrpr+temp")
 HELD_OUT = 1000  # first seed of the clips that no choice was made on
@@ -44,7 +44,7 @@ class Library:
 
     Args:
         load: name of a model -> its pipeline.
-        fingerprint: transformer -> a name for its weights.
+        weights_digest: transformer -> a name for its weights.
         apply: gives a pipeline a profile, or with strategy="direct" takes it away.
         generate: as `freeloc_fx.generation.pipelines.generate`.
         score: (video, prompt) -> its `GroundTruthScore`.
@@ -52,7 +52,7 @@ class Library:
     """
 
     load: Callable[[str], Any] = load_pipeline
-    fingerprint: Callable[[Any], str] = fingerprint
+    weights_digest: Callable[[Any], str] = weights_digest
     apply: Callable[..., Any] = apply
     generate: Callable[..., Any] = generate
     score: Callable[[Any, str], Any] = score
@@ -71,7 +71,7 @@ class Scorer:
         """leaves_open: whether the clips' prompts leave things open."""
         self.args, self.library, self.lines, self.leaves_open = args, library, Journal(journal), leaves_open
         self.pipe = None if args.report else library.load(args.model)
-        self.weights = library.fingerprint(self.pipe.transformer) if self.pipe is not None else self._last("weights")
+        self.weights = library.weights_digest(self.pipe.transformer) if self.pipe is not None else self._last("weights")
         self.known = {self._key(row): row for row in self.lines.rows}
 
     def _last(self, field: str) -> Any:

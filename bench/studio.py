@@ -73,7 +73,7 @@ class Pipeline:
     def __init__(self, model: str, profile: str | None = None, device: str = "cpu", backend: str = "eager") -> None:
         from freeloc_fx.generation.pipelines import load_pipeline
         from freeloc_fx.generation.request import Facts, choose_profile
-        from freeloc_fx.probing.run import fingerprint
+        from freeloc_fx.probing.run import weights_digest
 
         self.pipe = load_pipeline(model, device=device)
         self.device, self.backend = device, backend
@@ -81,7 +81,7 @@ class Pipeline:
         first = next(iter(self.originals.values()))
         self.profile = choose_profile(first, profile)
         self.layers = self.profile.layer_count or int(first.config.num_layers)
-        self.weights = fingerprint(first)
+        self.weights = weights_digest(first)
         self.trained = self.profile.trained_frames
         self.temporal = Facts.of(self.pipe).temporal
         self.short = (self.trained - 1) * self.temporal + 1

@@ -40,7 +40,7 @@ from freeloc_fx.generation.tiny_wan.scenes import BACKGROUNDS, COLOURS, SHAPES, 
 from freeloc_fx.generation.video import contact_sheet, side_by_side, write_video
 from freeloc_fx.generation.windows import context_windows
 from freeloc_fx.method.timeline import TextSchedule
-from freeloc_fx.probing.run import fingerprint
+from freeloc_fx.probing.run import weights_digest
 
 STRETCH, STEP = 24, 8
 CHANGES = ("speed", "background", "colour", "kind")
@@ -323,7 +323,7 @@ def main() -> None:
     journal = Journal(RESULTS / "timeline.jsonl")
     if not given.report:
         transformer = library.load_pipeline(given.model).transformer
-        setting["weights"] = fingerprint(transformer)
+        setting["weights"] = weights_digest(transformer)
         profile = library.choose_profile(transformer)
         pipes = {name: prepare(given.model, name, profile) for name in CONTESTANTS}
         if given.show is not None:

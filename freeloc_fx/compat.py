@@ -1,17 +1,20 @@
 """What keeps other versions working: private names of torch.
 
-Every name of torch that is not part of its documented interface is used here and nowhere else, and those of diffusers,
-accelerate and peft in `compat_diffusers`. Each says in which version it was seen, and what happens where it is missing.
-`tests/test_compat.py` looks at each of them, so that a new version that moves one says which.
+Names of torch that are not part of its documented interface are used here, those of diffusers and accelerate in
+`compat_diffusers`. Elsewhere stand only a module's own tables (`_parameters`, `_buffers`, `_forward_hooks`) and
+`torch.utils._pytree`, which other libraries use alike. Each says in which version it was seen, and what happens where
+it is missing. `tests/test_compat.py` looks at each of them, so that a new version that moves one says which.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -97,16 +100,37 @@ def flex_as_it_is() -> Iterator[None]:
     more that it holds all scores. Where a version of torch lacks the switch it goes by way of Dynamo."""
     from torch.nn.attention import flex_attention as module
 
-    name = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
-    before = getattr(module, name, None)
-    if before is None:
+    if not hasattr(module, _flex_switch.name):
         yield
         return
-    setattr(module, name, True)
+    _flex_switch.turn_on(module)
     try:
         yield
     finally:
-        setattr(module, name, before)
+        _flex_switch.turn_off(module)
+
+
+class _Switch:
+    """A switch of torch's that holds for the whole process: on while any thread needs it, then as it was."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.users, self.before, self.lock = name, 0, None, threading.Lock()
+
+    def turn_on(self, module: ModuleType) -> None:
+        with self.lock:
+            if not self.users:
+                self.before = getattr(module, self.name)
+                setattr(module, self.name, True)
+            self.users += 1
+
+    def turn_off(self, module: ModuleType) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                setattr(module, self.name, self.before)
+
+
+_flex_switch = _Switch("_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG")
 
 
 # torch: compilers. Seen in 2.13.0.

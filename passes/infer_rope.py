@@ -13,8 +13,8 @@ import torch.fx as fx
 from freeloc_fx.errors import MatchFailure
 from freeloc_fx.graph.calls import arguments
 from freeloc_fx.graph.capture import Capture
-from freeloc_fx.graph.execute import run_nodes
-from freeloc_fx.graph.flow import flow
+from freeloc_fx.graph.execute import run_nodes, set_aside
+from freeloc_fx.graph.flow import flow, reads_elsewhere
 from freeloc_fx.graph.head_cut import AT_A_TIME, HeadCut, head_cuts
 from freeloc_fx.graph.held import of_module
 from freeloc_fx.graph.records import AttentionSite, note_values, sites, write
@@ -69,7 +69,7 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
         if isinstance(q, MatchFailure) or isinstance(k, MatchFailure):
             failure = q if isinstance(q, MatchFailure) else k
             # As many text tokens as the clip has tokens look like a self-attention until here.
-            cross = _reads_elsewhere(graph, capture, given["query"], given["key"])
+            cross = reads_elsewhere(graph, capture.inputs, given["query"], given["key"])
             write(node, kind="cross" if cross else "other", reason=str(failure))
         elif not alike(q[0], k[0]) or q[1:] != k[1:]:
             write(node, kind="other", reason="q and k are rotated differently")
@@ -79,19 +79,6 @@ def infer_rope(graph: fx.Graph, capture: Capture) -> int:
             if q[2]:  # until `arrange_frames` has put its tokens in order
                 write(node, kind="other", reason=_AMONG)
     return found
-
-
-def _reads_elsewhere(graph: fx.Graph, capture: Capture, query: Any, key: Any) -> bool:
-    """Whether a key knows nothing of some input of the model that its query knows, as text does of the latents."""
-    bits: dict[fx.Node, int] = {}
-    for number, node in enumerate(graph.nodes):
-        bits[node] = 0
-        for read in node.all_input_nodes:
-            bits[node] |= bits[read]
-        value = capture.inputs.get(node)
-        if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
-            bits[node] = 1 << number
-    return bool(bits[query] & ~bits[key])
 
 
 _AMONG = (
@@ -247,8 +234,9 @@ def _true_rates(
 
         try:
             counted = rates.count_turns(measured, grid, rotations, moved)
-        except Exception:  # positions that are indices take no fraction; another axis, or none, may
-            counted = None
+        except Exception as error:  # positions that are indices take no fraction; another axis, or none, may
+            set_aside(error, f"{node.name} does not move by a part of a frame")
+            continue
         if counted is not None:
             return counted
     by_words = rates.count_by_words(measured, words, rotations, measured.residual)
@@ -265,7 +253,8 @@ def _measured_by_heads(
         )
     except _PerSampleError:
         raise
-    except Exception:  # a size in the stretch that is not what it seems; all heads at once will tell
+    except Exception as error:  # a size in the stretch that is not what it seems; all heads at once will tell
+        set_aside(error, "not measured a few heads at a time")
         return None
     return None if isinstance(found, MatchFailure) else found
 

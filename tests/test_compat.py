@@ -300,10 +300,18 @@ def test_assert_on_device() -> None:
 def test_flex_as_it_is() -> None:
     from torch.nn.attention import flex_attention as module
 
-    name = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    name = compat._flex_switch.name
     there(getattr(module, name, None) is False, f"torch.nn.attention.flex_attention.{name}")
     with compat.flex_as_it_is():
         assert getattr(module, name) is True
+    assert getattr(module, name) is False
+
+    first, second = compat.flex_as_it_is(), compat.flex_as_it_is()  # as two threads, the first of which is done first
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert getattr(module, name) is True
+    second.__exit__(None, None, None)
     assert getattr(module, name) is False
 
 

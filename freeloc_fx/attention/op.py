@@ -131,7 +131,7 @@ def choose(attention: str, device: torch.device) -> str:
 
     Returns:
         A name of `LOWERINGS`, flex for "auto" on CUDA and tiles on devices that have neither kernel; or "auto" on a
-        CPU, where `run` takes the quickest of tiles and calls.
+        CPU, where `run` takes tiles, or calls where they are clearly quicker.
 
     Raises:
         ValueError: an unknown name.

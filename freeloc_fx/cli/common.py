@@ -96,7 +96,7 @@ BackendOption = Annotated[Engine, typer.Option(help="auto: inductor on CUDA, eag
 AttentionOption = Annotated[
     Attention,
     typer.Option(
-        help="How long attention runs; auto: flex on CUDA with inductor, the quicker of tiles and calls on CPU."
+        help="How long attention runs; auto: flex on CUDA with inductor; on CPU tiles, or calls where clearly quicker."
     ),
 ]
 

@@ -36,7 +36,7 @@ def inspect(
     strategy: Annotated[
         str | None, typer.Option(help="One for every layer.", show_default="the profile's, layer by layer")
     ] = None,
-    frames: Annotated[int, typer.Option(help="Length of the video; 4n+1 for Wan.")] = 321,
+    frames: Annotated[int | None, typer.Option(help="Length of the video; 4n+1 for Wan.", show_default="321")] = None,
     height: common.Height = None,
     width: common.Width = None,
     json_file: Annotated[
@@ -78,6 +78,12 @@ def inspect(
         if pictures is not None:
             check_folder(pictures)
         if model.endswith(".json") or re.fullmatch(r"[A-Z]\w*Model", model):
+            given = {"--frames": frames, "--height": height, "--width": width}
+            if pixels := [option for option, value in given.items() if value is not None]:
+                raise common.UsageError(
+                    f"{', '.join(pixels)}: of a model without its VAE only latent sizes are known; expected --latent "
+                    f"FRAMESxHEIGHTxWIDTH beside --model {model}"
+                )
             transformer, chosen, size = _from_configuration(model, profile, strategy, latent, trained_frames)
             plan, runs = _planned(transformer, chosen, size, passes, graph, listings)
             name = type(transformer).__name__
@@ -86,7 +92,7 @@ def inspect(
         elif latent is not None or trained_frames is not None:
             raise common.UsageError("--latent and --trained-frames go with --model config.json; else give --frames")
         else:
-            job = prepare(model, profile, [None, strategy], frames, height, width)
+            job = prepare(model, profile, [None, strategy], 321 if frames is None else frames, height, width)
             assert job.profile is not None
             chosen = job.profile if strategy in (None, "profile") else job.profile.with_layers(str(strategy))
             transformer = _transformer(job, counted=ranks is not None and not (passes or graph))

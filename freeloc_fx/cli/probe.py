@@ -129,7 +129,7 @@ def probe(
         targets = [_times(n, trained) for n in _multiples(lengths, frames)]
         if frames is not None:
             check_frames(facts, frames)
-            targets = [facts.positions(frames)]
+            targets = [facts.profile_frames(frames)]
         asked = [facts.video_frames(target, f"{target} latent frames, frames") for target in (trained, *targets)]
         wanted = frames if frames is not None else max(asked)
         job = prepare(

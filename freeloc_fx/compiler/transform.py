@@ -80,9 +80,10 @@ def transform(
         profile: a Profile, a shipped profile's name, a path; default `Profile.for_model(model)`.
         backend: any torch.compile backend by name or as a callable, a mapping of torch.compile's "backend", "mode" and
             "options", or "eager" to run the rewritten graph as it is.
-        attention: how long attention runs: "auto" (on CUDA flex if Inductor compiles, else calls; on CPU the quicker of
-            tiles and calls), "flex" (rotary and FlexAttention nodes in the graph, for CUDA), "tiles" (one C++ kernel
-            on CPU, else as "calls"), "calls" (SDPA calls on views), "reference" (literal and slow, for checking).
+        attention: how long attention runs: "auto" (on CUDA flex if Inductor compiles, else calls; on CPU
+            tiles, or calls where they are measured to be clearly quicker), "flex" (rotary and FlexAttention nodes in
+            the graph, for CUDA), "tiles" (one C++ kernel on CPU, else as "calls"), "calls" (SDPA calls on views),
+            "reference" (literal and slow, for checking).
             Choices about FlexAttention as a mapping: {"flex": {"kernel_options": ..., "block": ..., "heads": ...}}, see
             `freeloc_fx.attention.flex.options.FlexOptions`.
         verify: after each pass also propagate shapes and dtypes again; check each long attention against the reference

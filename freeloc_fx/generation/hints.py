@@ -159,8 +159,8 @@ def check_transformers(pipe: Any) -> None:
         changed, untouched = (next(name for name, value in done.items() if value is wanted) for wanted in (True, False))
         _warn(
             pipe,
-            f"{type(pipe).__name__}: {changed} is transformed and {untouched} is not, so some denoising steps run "
-            "without the profile; freeloc_fx.enable(pipe, ...) transforms both",
+            f"{type(pipe).__name__}: {changed} is transformed and {untouched} is not, so what the pipeline runs "
+            f"through {untouched} is without the profile; freeloc_fx.enable(pipe, ...) transforms both",
         )
 
 

@@ -128,22 +128,22 @@ class Facts:
         fills = "use_rotary_positional_embeddings" in config_of(self.transformer)  # CogVideoX 1.5's pipelines do
         return (-count % patches(self.transformer)[0] if fills else 0), count
 
-    def video_frames(self, positions: int, argument: str = "frames") -> int:
+    def video_frames(self, profile_frames: int, argument: str = "frames") -> int:
         """Frames of a video that a profile counts as so many latent frames, which the model takes in patches over time.
 
         Args:
-            positions: in time, as `Profile.trained_frames` counts them.
+            profile_frames: latent frames as `Profile.trained_frames` counts them.
             argument: what a message calls the number of frames.
 
         Raises:
             LengthError: the model makes no such video, see `check_frames`.
         """
         front, _ = self.latent_frames(1)  # what comes before a clip that ends with the first latent frame of a patch
-        frames = (patches(self.transformer)[0] * positions - front - 1) * self.temporal + 1
+        frames = (patches(self.transformer)[0] * profile_frames - front - 1) * self.temporal + 1
         check_frames(self, frames, argument=argument)
         return frames
 
-    def positions(self, frames: int) -> int:
+    def profile_frames(self, frames: int) -> int:
         """How many latent frames a profile counts in a video, see `video_frames`.
 
         Args:

@@ -25,9 +25,9 @@ from .decoding import chunk_of, in_chunks
 from .hints import call_counts, check_transformers, check_unit, checking_calls
 from .latents import Latents, LatentsError
 from .request import check_request, defaults
-from .sharing import taking_turns
 from .stretches import stretch_of, why_at_once
 from .timeline import marks_of, timeline
+from .turns import taking_turns
 
 __all__ = ["Video", "decode_latents", "generate"]
 
@@ -341,7 +341,7 @@ def _carrying(kept: list[Latents], said: bool) -> Iterator[None]:
             if not said:
                 log.warning(
                     "denoising was done when %s was raised: its attribute `latents` holds the result, of which "
-                    "freeloc_fx.generate.decode_latents(pipe, error.latents) makes the video, and "
+                    "freeloc_fx.generation.pipelines.decode_latents(pipe, error.latents) makes the video, and "
                     "error.latents.save(path) keeps it",
                     type(error).__name__,
                 )

@@ -43,15 +43,19 @@ def telling(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Iterato
     frames = given.get("num_frames")
     if isinstance(frames, int):
         facts = Facts.of(pipe)
-        temporal = facts.temporal
         if sum(facts.latent_frames(frames)) != found[0].frames:
-            raise TimelineError(
-                f"timeline: it was made for num_frames={(found[0].frames - 1) * temporal + 1}, and the call is for "
-                f"num_frames={frames}"
-            )
+            made = " to ".join(str(n) for n in _lengths(facts, found[0].frames))
+            raise TimelineError(f"timeline: it was made for num_frames={made}, and the call is for num_frames={frames}")
     leading = references(pipe, given.get("reference_images"))
     with within(replace(running(), texts=found[0].with_references(leading))):
         yield
+
+
+def _lengths(facts: Facts, latent: int) -> list[int]:
+    """The one length of a video, in frames, that has so many latent frames, or the least and the largest of several."""
+    every = range(1, latent * facts.temporal + 1, facts.every)
+    fit = [frames for frames in every if sum(facts.latent_frames(frames)) == latent]
+    return [fit[0], *fit[1:][-1:]] if fit else []
 
 
 def by_name(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Mapping[str, Any]:

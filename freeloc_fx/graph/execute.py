@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -10,7 +11,10 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
-__all__ = ["run_nodes"]
+__all__ = ["run_nodes", "set_aside"]
+
+
+_log = logging.getLogger("freeloc_fx")
 
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -83,3 +87,15 @@ def _run(
 
 def _casts(arguments: tuple[Any, ...]) -> bool:
     return any(isinstance(a, torch.dtype) and a in _HALF for a in arguments)
+
+
+def set_aside(error: Exception, consequence: str) -> None:
+    """Note, at level DEBUG, that operations of the user's model could not be run where they were tried.
+
+    Args:
+        error: what they raised; raised again if memory ran out, which says nothing about the operations.
+        consequence: what is not known now.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    _log.debug("%s: %s: %s", consequence, type(error).__name__, error)

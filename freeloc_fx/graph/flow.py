@@ -28,12 +28,32 @@ from .operations import (
 )
 from .shapes import UNKNOWN, shape_of, value_of
 
-__all__ = ["element_count", "flow", "is_write", "spelled", "starts_rope"]
+__all__ = ["element_count", "flow", "is_write", "reads_elsewhere", "spelled", "starts_rope"]
 
 
 def element_count(node: fx.Node) -> int | None:
     shape = shape_of(node)
     return None if shape is None or UNKNOWN in shape else math.prod(shape)
+
+
+def reads_elsewhere(graph: fx.Graph, inputs: Mapping[fx.Node, Any], query: fx.Node, key: fx.Node) -> bool:
+    """Whether a key knows nothing of some input of the model that its query knows, as text does of the latents.
+
+    Args:
+        graph: that both stand in.
+        inputs: values of its placeholders; parameters are no inputs of the model.
+        query: what is attended from.
+        key: what is attended to.
+    """
+    bits: dict[fx.Node, int] = {}
+    for number, node in enumerate(graph.nodes):
+        bits[node] = 0
+        for read in node.all_input_nodes:
+            bits[node] |= bits[read]
+        value = inputs.get(node)
+        if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+            bits[node] = 1 << number
+    return bool(bits[query] & ~bits[key])
 
 
 def flow(graph: fx.Graph) -> nx.DiGraph:

@@ -14,7 +14,7 @@ import torch.fx as fx
 
 from freeloc_fx.compat import source_name
 
-from .execute import run_nodes
+from .execute import run_nodes, set_aside
 from .flow import flow
 from .records import note_values
 from .slices import ancestors
@@ -48,7 +48,8 @@ class Held:
         try:
             with torch.no_grad():
                 return run_nodes(nodes, known)[node]
-        except Exception:  # any operation of the user's model may stand here; the value is then not known
+        except Exception as error:  # any operation of the user's model may stand here; the value is then not known
+            set_aside(error, f"{node.name} is not known from what the model holds")
             return None
 
     def learned(self, node: fx.Node) -> bool:

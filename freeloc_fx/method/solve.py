@@ -18,7 +18,7 @@ from .checks import is_whole
 from .positions import VRPR
 from .visibility import TSA
 
-__all__ = ["PAPER_TSA", "PAPER_VRPR", "agreement", "loss", "tsa", "vrpr"]
+__all__ = ["PAPER_TSA", "agreement", "loss", "tsa", "vrpr"]
 
 
 Quantise = Literal["pair", "separable"]
@@ -34,10 +34,6 @@ PAPER_TOKENS = 1560
 
 PAPER_TSA = TSA(8, 24, 195)
 """FreeLOC's settings for Wan2.1-T2V-1.3B: 21 trained latent frames of 1560 tokens."""
-
-
-PAPER_VRPR = {41: VRPR(12, 20, 2, 8), 81: VRPR(10, 14, 2, 8)}
-"""FreeLOC's settings for the same model at 41 and 81 latent frames. The second reaches |P| = 21; trained is 20."""
 
 
 def _integer(name: str, value: Any, least: int) -> int:

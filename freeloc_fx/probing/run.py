@@ -11,7 +11,6 @@ import functools
 import hashlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +38,7 @@ from .result import Unit, assignment, for_length, made_profile, measured_lengths
 from .statistics import ProbeSettings
 from .trials import Candidates, check
 
-__all__ = ["fingerprint", "observing", "probe"]
+__all__ = ["probe", "watched_copy", "weights_digest"]
 
 
 Generate = Callable[[nn.Module, int, int], Any]
@@ -151,7 +150,7 @@ def probe(
         "measures": 2, "mode": mode, "trained_frames": trained_frames, "seeds": list(seeds), "prompts": list(prompts),
         "every": every, "steps": steps, "height": height, "width": width, "rewarded": reward is not None,
         "settings": None if settings is None else asdict(settings), "class": type(model).__name__,
-        "weights": fingerprint(model), "torch": torch.__version__, "freeloc_fx": installed_version(),
+        "weights": weights_digest(model), "torch": torch.__version__, "freeloc_fx": installed_version(),
         **({} if guidance is None else {"guidance": guidance}),
         **({} if reward_name is None else {"reward": reward_name}),
     }  # fmt: skip
@@ -207,7 +206,7 @@ def probe(
     return settled(profile, rewards)
 
 
-def fingerprint(model: nn.Module) -> str:
+def weights_digest(model: nn.Module) -> str:
     """A hash of the parameters' names, shapes, dtypes and first values: retrained weights have another.
 
     Args:
@@ -240,7 +239,7 @@ class _Run:
         key = unit.frames, unit.seed
         if key not in self._watched or self._watched[key][0].several:
             recorder = Recorder(uuid.uuid4().hex, self.settings, unit.seed, self.every)
-            self._watched[key] = recorder, _watched(self.model, recorder)
+            self._watched[key] = recorder, watched_copy(self.model, recorder)
         return self._watched[key]
 
     def unit(self, unit: Unit, trained: int | None) -> dict[str, Any]:
@@ -294,21 +293,16 @@ class _Run:
         return lambda seed: float(reward(self.generate(model(), frames, seed), seed))
 
 
-@contextmanager
-def observing(model: nn.Module, recorder: Recorder) -> Any:
-    """Give a copy of the model whose video self-attentions are watched; it computes what the model computes.
+def watched_copy(model: nn.Module, recorder: Recorder) -> nn.Module:
+    """Give a copy of a model whose video self-attentions are watched; it computes what the model computes.
 
     Args:
         model: the model, not transformed.
         recorder: collects what is seen.
 
-    Yields:
-        The watched model.
+    Returns:
+        A model of the same class that shares the weights.
     """
-    yield _watched(model, recorder)
-
-
-def _watched(model: nn.Module, recorder: Recorder) -> nn.Module:
     everything = Profile(trained_frames=2, layers="direct", name="observed")
     watched = shallow_copy(model)
     backend = Backend(everything, layer_table(model), None, recorder=recorder, model=watched)

@@ -47,7 +47,7 @@ class Trial:
 def check(
     candidates: Candidates, targets: Sequence[int], seeds: Sequence[int], rewarded: bool
 ) -> dict[int, tuple[str, ...]]:
-    """target length -> the candidates to try there, without repeats; a target without any is left out.
+    """Refuse candidates that cannot be tried, and sort the others by the length at which they are tried.
 
     Args:
         candidates: what keeps every pair may be worth its time at 4x and not at 10x, hence the lengths.

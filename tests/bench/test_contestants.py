@@ -72,9 +72,20 @@ def test_a_uniform_profile_is_split_by_its_sensitivities_as_the_paper_does() -> 
     found = {i: Sensitivity(1.0, float(i)) for i in range(30)}
     made = people.split(Profile(trained_frames=21, layers="vrpr", sensitivities=found), 30)
     assert made is not None
-    assert [i for i in range(30) if made.strategy_name(i) == "tsa"] == list(range(13, 30))
+    assert [i for i in range(30) if made.strategy_name(i) == "vrpr+tsa"] == list(range(13, 30))
+    known, _ = people.contestants(Profile(trained_frames=21, layers="vrpr", sensitivities=found), 30, 1)
+    names = {name: [one.profile.strategy_name(i) for i in range(30) if one.profile] for name, (one,) in known.items()}
+    assert names["split"] == ["vrpr"] * 13 + ["vrpr+tsa"] * 17 == sorted(names["random"])
+    assert names["split-code"] == ["vrpr"] * 13 + ["tsa"] * 17
     made_by, absent = people.contestants(Profile(trained_frames=21, layers="vrpr"), 30)
-    assert {"random", "split"} == set(absent) and "random" not in made_by
+    assert {"random", "split", "split-code"} == set(absent) and "random" not in made_by
+
+
+def test_the_split_is_made_of_the_strategies_of_the_papers_profile() -> None:
+    wan = Profile.load("wan2.1-t2v-1.3b")
+    given = Counter(wan.strategy_name(i) for i in range(30))
+    made = people.split(Profile(21, "vrpr", sensitivities={i: Sensitivity(1.0, float(i)) for i in range(30)}), 30)
+    assert made is not None and Counter(made.strategy_name(i) for i in range(30)) == given
 
 
 def test_separable_settings_and_temperature() -> None:

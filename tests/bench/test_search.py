@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -161,7 +159,7 @@ def apply(pipe: Any, profile: Profile | None = None, strategy: str | None = None
 
 def library(**stand_ins: Any) -> Library:
     """Generations that cost nothing; each test adds what makes and judges its clips."""
-    return Library(load=lambda model: Pipe(), fingerprint=lambda model: "weights", apply=apply, **stand_ins)
+    return Library(load=lambda model: Pipe(), weights_digest=lambda model: "weights", apply=apply, **stand_ins)
 
 
 def test_the_script_searches_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,12 +292,11 @@ def test_the_cost_script_compares_within_a_clip(tmp_path: Path, capsys: pytest.C
     watched = argparse.Namespace()
     calls: list[Any] = []
 
-    @contextmanager
-    def observing(model: Any, recorder: Any) -> Iterator[Any]:
+    def watched_copy(model: Any, recorder: Any) -> Any:
         recorder.rows[0] = []
         recorder.fresh = True
         watched.recorder = recorder
-        yield watched
+        return watched
 
     def timed(pipe: Any, model: Any, args: Any, seed: int) -> float:
         calls.append(model)
@@ -308,7 +305,7 @@ def test_the_cost_script_compares_within_a_clip(tmp_path: Path, capsys: pytest.C
         extra, watched.recorder.fresh = float(watched.recorder.fresh), False
         return 1.2 * (seed + 1) + extra
 
-    used = probe_cost.Library(load=lambda model: Pipe(), observing=observing, timed=timed)
+    used = probe_cost.Library(load=lambda model: Pipe(), watched_copy=watched_copy, timed=timed)
     for more in ([], ["--report"]):
         probe_cost.main([f"--work={tmp_path}", "--clips=3", *more], used, tmp_path / "results")
         assert "| observed | 2.4 | 1.200 | 1.200 | 1.200 |" in capsys.readouterr().out

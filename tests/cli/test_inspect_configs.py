@@ -55,6 +55,13 @@ def test_a_latent_size_that_is_none(latent: str, tmp_path: Path) -> None:
     assert result.exit_code == 2 and "--latent: expected FRAMESxHEIGHTxWIDTH" in result.stderr, result.output
 
 
+@pytest.mark.parametrize("option", ["--frames=321", "--height=4", "--width=4"])
+def test_sizes_in_pixels_are_not_left_aside(option: str, tmp_path: Path) -> None:
+    result = run(tmp_path, "WanTransformer3DModel", {}, "10x4x4", option)
+    words = f"{option.partition('=')[0]}: of a model without its VAE"
+    assert result.exit_code == 2 and words in result.stderr, result.output
+
+
 def test_trained_frames_of_two_sources(tmp_path: Path) -> None:
     result = run(tmp_path, "WanTransformer3DModel", {}, "10x4x4", "--profile=tiny-wan")
     assert result.exit_code == 2 and "--trained-frames: expected without --profile" in result.stderr, result.output

@@ -16,7 +16,7 @@ from test_foreign_kernels import CALLS, NATIVE
 from freeloc_fx import Profile, plans, transform
 from freeloc_fx.errors import CaptureError
 from freeloc_fx.probing.observe import Recorder
-from freeloc_fx.probing.run import observing
+from freeloc_fx.probing.run import watched_copy
 from freeloc_fx.probing.statistics import ProbeSettings
 
 
@@ -160,8 +160,7 @@ def test_a_probe_sees_attention_that_counts_them() -> None:
         for block in model.blocks:
             block.attn.sinks += more
         recorder = Recorder(f"logits {more}", ProbeSettings.for_length(TRAINED), 0, trained=TRAINED)
-        with observing(model, recorder) as watched:
-            found = watched(**given(TRAINED))
+        found = watched_copy(model, recorder)(**given(TRAINED))
         recorder.close()
         expected = model(**given(TRAINED))
         assert (found - expected).norm() <= 1e-5 * expected.norm()

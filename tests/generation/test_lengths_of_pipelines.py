@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers_models import build
@@ -14,11 +15,14 @@ import freeloc_fx
 from freeloc_fx import Profile, plans
 from freeloc_fx.cli.common import Job
 from freeloc_fx.cli.finished import FinishedVideos
-from freeloc_fx.errors import LengthError
+from freeloc_fx.compiler.capture.timed_texts import TimedTexts
+from freeloc_fx.errors import LengthError, TimelineError
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.encoding import VideoError
 from freeloc_fx.generation.noise import for_pipeline
 from freeloc_fx.generation.request import Facts, check_frames, check_request
+from freeloc_fx.generation.telling import telling
+from freeloc_fx.method.timeline import TextSchedule
 
 SIZE: dict[str, Any] = {"height": 32, "width": 32}
 
@@ -99,10 +103,19 @@ def test_other_frames_than_were_asked_for_are_told(
         FinishedVideos(tmp_path / "parts", job, "a red circle").put("direct", 0, video, {})
 
 
+@pytest.mark.parametrize("made", [9, 17, 81])
+def test_a_timeline_of_another_length_names_the_length_that_it_was_made_for(padding: Any, made: int) -> None:
+    latent = sum(Facts.of(padding).latent_frames(made))
+    texts = TimedTexts.of(torch.zeros(1, 8, 4), TextSchedule(np.ones((latent, 1)), (0, 8), 8))
+    refused = pytest.raises(TimelineError, match=f"made for num_frames={made}, and the call is for num_frames=97")
+    with refused, telling(padding, (), {"prompt_embeds": texts, "num_frames": 97}):
+        pass
+
+
 @pytest.mark.parametrize("frames", [1, 9, 17, 49, 81])
 def test_video_frames_of_positions_in_time(padding: Any, frames: int) -> None:
     for facts in (Facts.of(padding), Facts.of(cogvideox()), Facts.read("tiny-wan")):
-        assert facts.video_frames(facts.positions(frames)) == frames
+        assert facts.video_frames(facts.profile_frames(frames)) == frames
     with pytest.raises(LengthError, match=r"6 latent frames, frames=21: this model makes 8n.1 frames"):
         Facts.of(cogvideox()).video_frames(6, "6 latent frames, frames")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 
 import networkx as nx
+import pytest
 import torch
 import torch.fx as fx
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from models import captured, wan, wan_inputs
 
 from freeloc_fx.errors import MatchFailure
 from freeloc_fx.graph.calls import arguments
-from freeloc_fx.graph.execute import run_nodes
+from freeloc_fx.graph.execute import run_nodes, set_aside
 from freeloc_fx.graph.flow import flow
 from freeloc_fx.graph.records import sites
 from freeloc_fx.graph.shapes import shape_of
@@ -224,3 +226,11 @@ def test_casts_to_half_precision_can_be_widened() -> None:
     assert run_nodes(nodes, {names["silu"]: X})[names["mul"]].dtype == torch.bfloat16
     wide = run_nodes(nodes, {names["silu"]: X}, widen=True)[names["mul"]]
     assert torch.equal(wide, X * 3)
+
+
+def test_an_error_that_is_set_aside_is_noted_and_lack_of_memory_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "freeloc_fx"):
+        set_aside(ValueError("no such axis"), "scale is not known")
+    assert caplog.messages == ["scale is not known: ValueError: no such axis"]
+    with pytest.raises(torch.OutOfMemoryError):
+        set_aside(torch.OutOfMemoryError("all of it is taken"), "scale is not known")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import freeloc_fx
 from freeloc_fx.errors import SolveError
 from freeloc_fx.method import solve
 from freeloc_fx.method.positions import VRPR
@@ -129,7 +131,9 @@ def test_answers_for_wan(frames: int, expected: tuple[int, int, int, int]) -> No
 
 
 def test_beside_the_paper() -> None:
-    twice, four = (solve.agreement(solve.PAPER_VRPR[frames], 21, frames) for frames in (41, 81))
+    given = freeloc_fx.Profile.load("wan2.1-t2v-1.3b").vrpr
+    assert isinstance(given, Mapping)
+    twice, four = (solve.agreement(given[frames], 21, frames) for frames in (41, 81))
     assert twice["given"]["setting"] == [12, 20, 2, 8] and four["given"]["setting"] == [10, 14, 2, 8]
     assert twice["bound"] == four["bound"] == 20
     assert twice["given"]["reach"] == 19 and twice["within"]

@@ -29,7 +29,7 @@ from freeloc_fx.probing.observe import Intervention, Recorder
 from freeloc_fx.probing.plot import draw
 from freeloc_fx.probing.result import Unit
 from freeloc_fx.probing.rule import assign, split
-from freeloc_fx.probing.run import _Run, observing
+from freeloc_fx.probing.run import _Run, watched_copy
 from freeloc_fx.probing.statistics import TEMPERATURES, matching_temperature, observe_rows, sample_rows
 
 LAYOUT = RopeLayout(8, (0, 2), (1, 3), ((0.7, 0.05),))
@@ -103,8 +103,8 @@ def test_outputs_are_projected_in_all_layers_or_in_none(name: str, found: bool) 
     weights: list[Any] = []
     recorder.see = lambda path, q, k, v, scale, projection: weights.append(projection)  # type: ignore[method-assign]
     try:
-        with torch.no_grad(), observing(model, recorder) as watched:
-            watched(**diffusers_models.arguments(name, model, 5))
+        with torch.no_grad():
+            watched_copy(model, recorder)(**diffusers_models.arguments(name, model, 5))
     finally:
         recorder.close()
     assert len(weights) >= 2
@@ -227,10 +227,10 @@ def model() -> Any:
     return small()
 
 
-def test_observing_does_not_change_the_generation(model: Any) -> None:
+def test_being_watched_does_not_change_the_generation(model: Any) -> None:
     recorder = Recorder("test", ProbeSettings.for_length(3), 0)
-    with observing(model, recorder) as watched:
-        torch.testing.assert_close(generate(watched, 7, 0), generate(model, 7, 0), atol=1e-6, rtol=1e-5)
+    watched = watched_copy(model, recorder)
+    torch.testing.assert_close(generate(watched, 7, 0), generate(model, 7, 0), atol=1e-6, rtol=1e-5)
     recorder.close()
     assert sorted(recorder.rows) == [0, 1, 2]
     assert all(len(calls) == 3 for calls in recorder.rows.values())
@@ -285,8 +285,7 @@ def test_a_joint_model_is_observed_and_left_as_it_is(name: str) -> None:
         for what in (None, Intervention(0, window=4), Intervention(0, window=1), Intervention(0, shift=4)):
             recorder = Recorder(f"joint {what}", settings, 0, intervention=what, trained=3)
             try:
-                with observing(joint, recorder) as watched:
-                    outputs[what] = watched(**given)[0]
+                outputs[what] = watched_copy(joint, recorder)(**given)[0]
             finally:
                 recorder.close()
             grid = recorder.sites[case.sites[0]].grid

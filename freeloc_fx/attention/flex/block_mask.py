@@ -1,8 +1,9 @@
 """FlexAttention's BlockMasks from frame intervals, built without looking at pairs of tokens.
 
-FlexAttention cuts the scores (query tokens x key tokens) into blocks of 128 x 128 and wants to know of each whether it
-is visible as a whole, in part, or not at all. "Block" in this folder is such a block of scores, or one side of it:
-nothing of a transformer, and not the tiles of the CPU kernel, which are 16 query rows of one latent frame.
+FlexAttention cuts the scores (query tokens x key tokens) into blocks, of 128 x 128 unless told otherwise, and wants to
+know of each whether it is visible as a whole, in part, or not at all. "Block" in this folder is such a block of scores,
+or one side of it: nothing of a transformer, and not the tiles of the CPU kernel, which are 16 query rows of one latent
+frame.
 """
 
 from __future__ import annotations
@@ -15,11 +16,7 @@ import torch
 
 from freeloc_fx.method.visibility import FULL, STRIPE
 
-__all__ = ["BLOCK", "Block", "Segments", "block_states", "ordered"]
-
-
-BLOCK = 128
-"""Tokens of a side of a block, as FlexAttention has it by default."""
+__all__ = ["Block", "Segments", "block_states", "ordered"]
 
 
 Block = int | tuple[int, int]

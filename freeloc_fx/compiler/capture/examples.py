@@ -179,8 +179,6 @@ def example_inputs(
     Raises:
         CaptureError: a required argument has no conventional meaning; pass it in `given`.
     """
-    from .examples import makers
-
     given = dict(given or {})
     known = makers(model, frames, height, width)
     result: dict[str, Any] = {}
