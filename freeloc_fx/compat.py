@@ -91,6 +91,16 @@ def dynamo_switched_off(*, entirely: bool = False) -> str:
     return ""
 
 
+# torch: modes that change functions. Seen in 2.13.0.
+
+
+def function_modes() -> list[str]:
+    """Class names of the `TorchFunctionMode`s that are on, but for torch's own default device; empty where a version of
+    torch does not tell."""
+    stack = getattr(torch.overrides, "_get_current_function_mode_stack", list)
+    return [type(mode).__name__ for mode in stack() if type(mode).__module__ != "torch.utils._device"]
+
+
 # torch: FlexAttention. Seen in 2.13.0.
 
 

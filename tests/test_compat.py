@@ -12,6 +12,7 @@ import pytest
 import torch
 from models import wan, wan_inputs
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from freeloc_fx import compat, compat_diffusers
@@ -295,6 +296,19 @@ def test_assert_on_device() -> None:
     compat.assert_on_device(torch.tensor(True), "fine")
     with pytest.raises(RuntimeError, match="said so"):
         compat.assert_on_device(torch.tensor(False), "said so")
+
+
+def test_function_modes() -> None:
+    class Counting(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    there(
+        hasattr(torch.overrides, "_get_current_function_mode_stack"), "torch.overrides._get_current_function_mode_stack"
+    )
+    assert compat.function_modes() == []
+    with Counting(), torch.device("cpu"):
+        assert compat.function_modes() == ["Counting"]
 
 
 def test_flex_as_it_is() -> None:

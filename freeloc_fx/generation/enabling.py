@@ -27,6 +27,7 @@ from .components import check_pipeline, first_transformer, transformers_of
 from .hints import check_transformers, check_unit
 from .request import check_request, choose_profile
 from .watching import unwatch, watch
+from .windows import windowed_model, windows_around
 
 __all__ = ["apply", "disable", "enable", "is_transformed", "plan_for"]
 
@@ -98,7 +99,8 @@ def enable(
 
 
 def disable(pipe: Any) -> None:
-    """Give a pipeline its untouched transformers back; nothing happens where none is transformed.
+    """Give a pipeline its untouched transformers back; nothing happens where none is transformed. Context windows
+    around a transformed one stay, around the untouched one.
 
     Args:
         pipe: a diffusers pipeline.
@@ -109,7 +111,7 @@ def disable(pipe: Any) -> None:
     """
     if isinstance(pipe, nn.Module) and not transformers_of(pipe):
         check_pipeline(pipe)
-    _put(pipe, {name: _original(model) for name, model in transformers_of(pipe).items()})
+    _put(pipe, {name: _untouched(model) for name, model in transformers_of(pipe).items()})
     unwatch(pipe)
 
 
@@ -200,6 +202,13 @@ def plan_for(pipe: Any, num_frames: int, height: int, width: int, profile: Profi
 def _original(model: Any) -> Any:
     """The model that is underneath a transformed one, else the model itself."""
     return model if state_of(model) is None else restore(model)
+
+
+def _untouched(model: Any) -> Any:
+    """As `_original`, also within context windows."""
+    inside = windowed_model(model)
+    original = None if inside is None else _untouched(inside)
+    return _original(model) if original is inside else windows_around(model, original)
 
 
 def _runs(

@@ -154,7 +154,8 @@ def check_transformers(pipe: Any) -> None:
     Args:
         pipe: a diffusers pipeline.
     """
-    done = {name: state_of(model) is not None for name, model in transformers_of(pipe).items()}
+    states = {name: state_of(model) for name, model in transformers_of(pipe).items()}
+    done = {name: state is not None and state.backend.recorder is None for name, state in states.items()}
     if len(set(done.values())) == 2:
         changed, untouched = (next(name for name, value in done.items() if value is wanted) for wanted in (True, False))
         _warn(

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from freeloc_fx.compiler import transform
-from freeloc_fx.compiler.capture.conventions import check_limits, config_of, patches
+from freeloc_fx.compiler.capture.conventions import check_limits, config_of, layer_table, patches
 from freeloc_fx.errors import LengthError, ModelError
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.profile import Profile
@@ -336,6 +336,6 @@ def choose_profile(model: nn.Module, profile: Profile | str | Path | None = None
     chosen = transform.choose_profile(model, profile)
     config: Any = model.config
     count = config.get("num_layers")
-    if isinstance(count, int):  # a stand-in has no blocks to be counted
-        chosen.check_layers(count + int(config.get("num_single_layers") or 0))
+    if isinstance(count, int) and not layer_table(model):  # a stand-in, which has no blocks to be counted
+        chosen.check_layers(count + int(config.get("num_single_layers") or 0) + len(config.get("vace_layers") or ()))
     return chosen

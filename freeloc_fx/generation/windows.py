@@ -31,7 +31,7 @@ from freeloc_fx.planning.profile import Profile
 
 from .window_arguments import WholeClip
 
-__all__ = ["context_windows", "fusion_weights", "window_frames", "windowed_model"]
+__all__ = ["context_windows", "fusion_weights", "window_frames", "windowed_model", "windows_around"]
 
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -183,6 +183,20 @@ def windowed_model(model: nn.Module) -> nn.Module | None:
     """
     found = vars(model).get(WINDOWS)
     return found.model if isinstance(found, _Windowed) else None
+
+
+def windows_around(windowed: nn.Module, model: Model) -> Model:
+    """Put the context windows of one model around another.
+
+    Args:
+        windowed: has context windows, see `windowed_model`.
+        model: to run in each window.
+
+    Returns:
+        As `context_windows`.
+    """
+    like: _Windowed = vars(windowed)[WINDOWS]
+    return context_windows(model, like.window, like.stride, fusion=like.fusion, schedule=like.schedule)
 
 
 class _Windowed:

@@ -30,8 +30,12 @@ __all__ = [
 ]
 
 
+MOST = 1e12
+"""Of a factor on logits; a softmax of such logits is the largest of them long before, and float32 ends at 3.4e38."""
+
+
 def factor(path: str, value: Any) -> float:
-    """Refuse anything but a finite number above 0.
+    """Refuse anything but a number above 0 by which float32 logits can be multiplied.
 
     Args:
         path: where the value stands in the profile.
@@ -43,8 +47,8 @@ def factor(path: str, value: Any) -> float:
     Raises:
         ProfileError: it is something else; the message begins with the path.
     """
-    if number(path, value) <= 0:
-        raise ProfileError(f"{path}: expected a number above 0, found {value!r}")
+    if not 0 < number(path, value) <= MOST:
+        raise ProfileError(f"{path}: expected a number above 0 and at most {MOST:g}, found {value!r}")
     return value
 
 

@@ -119,7 +119,10 @@ class Recorder:
         grid = self.sites[path].grid
         last = tokens - grid.text_first - grid.video
         if not 0 <= last <= grid.text_last:
-            raise CaptureError(f"observing {path}: expected {grid.sequence} tokens, found {tokens}")
+            raise CaptureError(
+                f"observing {path}: expected queries of all {grid.sequence} tokens that its keys have, found {tokens}; "
+                "attention whose keys hold text beside the video's queries cannot be probed: give a profile by hand"
+            )
         return grid if last == grid.text_last else replace(grid, text_last=last)
 
     @property

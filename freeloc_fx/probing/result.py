@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from freeloc_fx.compiler.capture.conventions import layer_table
 from freeloc_fx.errors import ProfileError
 from freeloc_fx.method.build import parse
 from freeloc_fx.method.checks import is_whole
@@ -133,7 +134,7 @@ def made_profile(
         layers="direct",
         name=f"probed ({mode})",
         model={"class": type(model).__name__, "config": {k: config[k] for k in _CONFIG if k in config}},
-        layer_count=len(lengths[first]["layers"]),
+        layer_count=len(layer_table(model)) or len(lengths[first]["layers"]),  # layers without such attentions count
         provenance=provenance,
     )
     return _with_lengths(profile, lengths, int(first))

@@ -25,10 +25,11 @@ from freeloc_fx.compiler.capture.conventions import layer_table
 from freeloc_fx.compiler.capture.shallow import shallow_copy
 from freeloc_fx.compiler.capture.state import state_of
 from freeloc_fx.compiler.transform import restore, transform
-from freeloc_fx.errors import CaptureError, ProfileError
+from freeloc_fx.errors import CaptureError, ProfileError, TransformError
 from freeloc_fx.files import installed_version
-from freeloc_fx.generation.components import first_transformer
+from freeloc_fx.generation.components import first_transformer, transformers_of
 from freeloc_fx.generation.request import Facts, defaults
+from freeloc_fx.generation.windows import windowed_model
 from freeloc_fx.method.checks import is_whole
 from freeloc_fx.planning.profile import Profile
 
@@ -116,8 +117,13 @@ def probe(
         DamagedFileError: a file of the journal does not hold what was written to it.
     """
     model = pipeline if isinstance(pipeline, nn.Module) else first_transformer(pipeline)
-    if state_of(model) is not None:
-        model = restore(model)
+    if windowed_model(model) is not None:
+        raise TransformError(
+            f"probe: {type(model).__name__} runs in context windows, where it never sees a long clip; expected the "
+            "model that context_windows was given"
+        )
+    model = _original(model)
+    others = {} if isinstance(pipeline, nn.Module) else _others(pipeline)
     if trained_frames is None:
         trained_frames = Profile.for_model(model).trained_frames
     if not is_whole(trained_frames, 2):
@@ -142,7 +148,7 @@ def probe(
             guidance = defaults(pipeline).guidance
         facts = Facts.of(pipeline)
         counts = {n: facts.video_frames(n, f"{n} latent frames, frames") for n in (trained_frames, *targets)}
-        generate = _of_pipeline(pipeline, counts, list(prompts), list(seeds), steps, height, width, guidance)
+        generate = _of_pipeline(pipeline, others, counts, list(prompts), list(seeds), steps, height, width, guidance)
     elif guidance is not None:
         raise ProfileError("guidance: expected None beside generate=f(model, frames, seed), which decides it")
     job = {
@@ -150,7 +156,8 @@ def probe(
         "measures": 2, "mode": mode, "trained_frames": trained_frames, "seeds": list(seeds), "prompts": list(prompts),
         "every": every, "steps": steps, "height": height, "width": width, "rewarded": reward is not None,
         "settings": None if settings is None else asdict(settings), "class": type(model).__name__,
-        "weights": weights_digest(model), "torch": torch.__version__, "freeloc_fx": installed_version(),
+        "weights": "+".join(map(weights_digest, (model, *others.values()))), "torch": torch.__version__,
+        "freeloc_fx": installed_version(),
         **({} if guidance is None else {"guidance": guidance}),
         **({} if reward_name is None else {"reward": reward_name}),
     }  # fmt: skip
@@ -309,8 +316,18 @@ def watched_copy(model: nn.Module, recorder: Recorder) -> nn.Module:
     return attach(watched, model, backend)
 
 
+def _original(model: nn.Module) -> nn.Module:
+    return model if state_of(model) is None else restore(model)
+
+
+def _others(pipeline: Any) -> dict[str, nn.Module]:
+    """The transformers of a pipeline that are not watched, untouched, by their names."""
+    return {n: _original(model) for n, model in transformers_of(pipeline).items() if n != "transformer"}
+
+
 def _of_pipeline(
     pipeline: Any,
+    others: Mapping[str, nn.Module],
     counts: Mapping[int, int],
     prompts: list[str],
     seeds: list[int],
@@ -321,14 +338,30 @@ def _of_pipeline(
 ) -> Generate:
     from freeloc_fx.generation.pipelines import generate as run
 
+    tried: dict[nn.Module, Mapping[str, nn.Module]] = {}  # the last one only: candidates come one after the other
+
+    def beside(model: nn.Module) -> Mapping[str, nn.Module]:
+        """The other transformers: with the profile that is tried, but untouched where the first is watched."""
+        state = state_of(model)
+        if state is None or state.backend.recorder is not None:
+            return others
+        if model not in tried:
+            profile = state.backend.profile
+            tried.clear()
+            tried[model] = {name: transform(each, profile, backend="eager") for name, each in others.items()}
+        return tried[model]
+
     def generate(model: nn.Module, frames: int, seed: int) -> Any:
-        before = pipeline.transformer
-        pipeline.transformer = model
+        put = {"transformer": model, **beside(model)}
+        before = {name: getattr(pipeline, name) for name in put}
+        for name, each in put.items():
+            setattr(pipeline, name, each)
         try:
             prompt = prompts[seeds.index(seed) % len(prompts)]
             options: dict[str, Any] = {"height": height, "width": width, "steps": steps, "guidance": guidance}
             return run(pipeline, prompt, frames=counts[frames], seed=seed, **options).frames
         finally:
-            pipeline.transformer = before
+            for name, each in before.items():
+                setattr(pipeline, name, each)
 
     return generate

@@ -123,6 +123,23 @@ def strategies(model: Any) -> list[str]:
     return [site.strategy.name for site in sorted(made.sites, key=lambda s: s.layer)]
 
 
+def test_a_block_that_runs_twice_has_one_number() -> None:
+    def twice() -> nn.Module:
+        model = wan(num_layers=3)
+        model.blocks[2] = model.blocks[0]
+        return model
+
+    alike = wan(num_layers=3)
+    alike.blocks[2].load_state_dict(alike.blocks[0].state_dict())
+    for frames in (3, 7):
+        given = wan_inputs(frames)
+        found = call(transform(twice(), Profile(3, {0: "vrpr", 1: "tsa"}), backend="eager"), **given)
+        expected = call(transform(alike, Profile(3, {0: "vrpr", 1: "tsa", 2: "vrpr"}), backend="eager"), **given)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    with pytest.raises(FreelocError, match="expected a layer of 0 to 1"):
+        transform(twice(), Profile(3, {2: "vrpr"}), backend="eager")
+
+
 QUICK = ("wrapped", "peft", "beside other attentions")
 WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
     "wrapped": Outer,

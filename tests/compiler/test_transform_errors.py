@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from models import DiT, latents, wan
+from diffusers_models import build
+from models import DiT, latents, wan, wan_inputs
+from torch.overrides import TorchFunctionMode
 from transformed import ALL, LONG, run
 
-from freeloc_fx import Profile, plans, restore, transform
+from freeloc_fx import Profile, plan, plans, restore, transform
 from freeloc_fx.errors import CaptureError, LengthError, PlanError, ProfileError, TransformError
 
 
@@ -86,3 +88,19 @@ def test_a_model_without_temporal_rope_is_never_run_silently() -> None:
     for _ in range(2):
         with torch.no_grad(), pytest.raises(CaptureError, match="no video self-attention with temporal RoPE"):
             changed(latents(8, 2, 3))
+
+
+def test_a_size_beyond_the_tables_that_a_plan_makes() -> None:
+    """CogVideoX 1.5's pipeline cuts its positions from a table of the sample size."""
+    with pytest.raises(LengthError, match=r"at most \d+ x \d+ latents \(sample_height, sample_width\), found 8 x 18"):
+        plan(build("CogVideoX 1.5"), Profile(3, "vrpr+tsa"), frames=8, height=8, width=18)
+
+
+def test_a_mode_that_changes_functions_is_named() -> None:
+    class Refuses(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            torch._dynamo.graph_break()
+            return func(*args, **(kwargs or {}))
+
+    with Refuses(), pytest.raises(CaptureError, match=r"cannot be captured .*; within Refuses, a TorchFunctionMode"):
+        transform(wan(), ALL, backend="eager")(**wan_inputs(12))

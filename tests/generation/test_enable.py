@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from two_transformers import pipeline
 
 import freeloc_fx
 from freeloc_fx import Profile
+from freeloc_fx.compiler.capture.conventions import layer_table
 from freeloc_fx.errors import LengthError, PlanError, ProfileError, StrategyError, TransformError
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.hints import unit_hint
@@ -309,6 +312,22 @@ def test_what_tells_a_wrong_unit(trained: int, temporal: int, usual: int | None,
 def test_shipped_profiles_count_latent_frames() -> None:
     for name in Profile.names():
         assert unit_hint(Profile.load(name), 4, 5, 161) is None
+
+
+def test_blocks_of_a_second_list_count(tmp_path: Path) -> None:
+    """VACE's own blocks are layers too, and stand behind the others."""
+    vace = pipeline("WanVACE")
+    count = len(layer_table(vace.transformer))
+    assert count == 3
+    for profile in (Profile(3, {2: "vrpr"}), Profile(3, "vrpr", layer_count=3)):
+        assert freeloc_fx.enable(vace, profile, backend="eager") == profile
+        planned = freeloc_fx.plan_for(vace, 17, 32, 48)
+        assert {site.strategy.name for site in planned.sites if site.layer == 2} == {"vrpr"}
+        vace.save_pretrained(tmp_path)
+        facts = library.Facts.read(tmp_path)  # from the configuration alone
+        assert library.choose_profile(facts.transformer, profile) == profile
+    with pytest.raises(ProfileError, match=r"layers\.3: expected a layer of 0 to 2"):
+        freeloc_fx.enable(vace, Profile(3, {3: "vrpr"}), backend="eager")
 
 
 def test_one_of_two_transformers_left_out_is_told(two: Any, said: Any) -> None:

@@ -6,6 +6,7 @@ import inspect
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,12 +16,37 @@ from torch import nn
 
 from freeloc_fx import plan, transform
 from freeloc_fx.errors import LengthError, ProfileError, TransformError
+from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.windows import Fusion, Schedule, context_windows, fusion_weights, window_frames
 from freeloc_fx.planning.profile import Profile
 
 checked = settings(max_examples=50, deadline=None)
 schedules = st.sampled_from(["uniform", "staggered", "looped", "batched"])
 fusions = st.sampled_from(["pyramid", "flat", "linear"])
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_disabling_takes_off_what_is_in_the_windows(pipe: Any, direct: bool) -> None:
+    import freeloc_fx
+
+    def run() -> torch.Tensor:
+        return library.generate(pipe, "a red circle", frames=17, height=32, width=32, steps=1, guidance=1.0).frames
+
+    original = pipe.transformer
+    pipe.transformer = context_windows(original, 4, 1, fusion="flat")
+    expected = run()
+    pipe.transformer = original
+    freeloc_fx.enable(pipe, Profile(2, "vrpr+tsa"), backend="eager")
+    pipe.transformer = context_windows(pipe.transformer, 4, 1, fusion="flat")
+    assert not np.array_equal(run(), expected)
+    if direct:
+        freeloc_fx.enable(pipe, Profile(2), strategy="direct")
+    else:
+        freeloc_fx.disable(pipe)
+    assert np.array_equal(run(), expected)
+    windowed = pipe.transformer
+    freeloc_fx.disable(pipe)
+    assert pipe.transformer is windowed
 
 
 class Output(dict[str, Any]):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, plain_call
+from freeloc_fx.compat import COMPILED_CALL, dynamo_errors, function_modes, plain_call
 from freeloc_fx.compat_diffusers import call_inside_hooks
 from freeloc_fx.compiler.backend import Backend
 from freeloc_fx.errors import CaptureError, FreelocError
@@ -207,7 +207,8 @@ class BlockByBlock:
             except dynamo_errors("NO_SINGLE_GRAPH") as error:
                 carried = ", ".join(f"{p} ({', '.join(hooks)})" for p, _, hooks in inside(block))
                 hooked = f"; hooks inside it: {carried}" if carried else ""
-                raise CaptureError(f"{path} cannot be captured as one graph: {reason(error)}{hooked}") from error
+                modes = "".join(f"; within {mode}, a TorchFunctionMode" for mode in function_modes())
+                raise CaptureError(f"{path} cannot be captured as one graph: {reason(error)}{hooked}{modes}") from error
             except dynamo_errors("BACKEND_FAILED") as failure:
                 inner = getattr(failure, "inner_exception", None)
                 if isinstance(inner, FreelocError):

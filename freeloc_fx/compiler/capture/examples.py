@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from freeloc_fx.errors import CaptureError
+from freeloc_fx.errors import CaptureError, LengthError
 
 from .conventions import config_of, forward_signature, patches
 from .packed import packed_makers
@@ -130,6 +130,11 @@ def _cropped_tables(
     patch = int(config["patch_size"])
     trained = (int(config["sample_height"]) // patch, int(config["sample_width"]) // patch)
     if config.get("patch_size_t") is not None:
+        if height > trained[0] or width > trained[1]:
+            raise LengthError(
+                f"its position tables are made for at most {config['sample_height']} x {config['sample_width']} "
+                f"latents (sample_height, sample_width), found {height * patch} x {width * patch}"
+            )
         options: dict[str, Any] = {"crops_coords": None, "grid_type": "slice", "max_size": trained}
     else:
         scale = min(trained[0] / height, trained[1] / width)

@@ -75,7 +75,8 @@ def blocks_of(model: nn.Module, layers: Iterable[str]) -> list[tuple[str, nn.Mod
     for parent, count in Counter(path.rpartition(".")[0] for path in paths).items():
         blocks = model.get_submodule(parent)
         # Of another container it is enough that each of ours was found.
-        there = len(blocks) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) else count
+        counted = isinstance(blocks, (nn.ModuleList, nn.Sequential))
+        there = len(dict(blocks.named_children())) if counted else count  # a block that runs twice has one path
         if there != count:
             raise TransformError(f"{said}, {count} of them in {parent}, found {there} there{again}")
     return found
