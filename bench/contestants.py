@@ -128,9 +128,10 @@ def split(profile: Profile, layers: int, sparse: str = "vrpr+tsa") -> Profile | 
     found = profile.sensitivities
     if not found:
         return None
-    order = sorted(range(layers), key=lambda layer: -found[layer].context)
+    known = [layer for layer in range(layers) if layer in found]  # some models have layers without attention of video
+    order = sorted(known, key=lambda layer: -found[layer].context)
     most = set(order[: round(PAPER_SHARE * layers)])
-    return profile.with_layers({layer: sparse if layer in most else "vrpr" for layer in range(layers)}, "split")
+    return profile.with_layers({layer: sparse if layer in most else "vrpr" for layer in known}, "split")
 
 
 def layerwise(profile: Profile, layers: int) -> tuple[str, Profile] | None:

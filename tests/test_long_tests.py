@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
 from long_tests import LIST, long_tests, measured
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFTEST = ROOT / "tests" / "conftest.py"
 
 
 @functools.cache
@@ -49,14 +49,20 @@ def test_ids_are_read_off_the_lines_of_pytest():
     assert measured(lines) == ["tests/a.py::test_four", "tests/a.py::test_one[x - y]"]
 
 
-def test_a_listed_test_is_taken_by_long_alone():
-    file = "tests/bench/test_search.py"
+class Item:
+    """What pytest collects, as far as marks go."""
 
-    def taken(*choice: str) -> set[str]:
-        command = [sys.executable, "-m", "pytest", "-n0", "--collect-only", "-q", *choice, file]
-        out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-        return {line for line in out.splitlines() if line.startswith(file)}
+    def __init__(self, nodeid: str) -> None:
+        self.nodeid, self.marks = nodeid, list[str]()
 
-    listed = {test for test in long_tests() if test.startswith(file)}
-    assert listed and taken("-m", "long") == listed
-    assert taken() == taken("-m", "not slow and not gpu") - listed != set()
+    def add_marker(self, mark: pytest.MarkDecorator) -> None:
+        self.marks.append(mark.name)
+
+
+def test_listed_tests_are_marked_and_no_others(request: pytest.FixtureRequest) -> None:
+    listed = [Item(test) for test in sorted(long_tests())]
+    others = [Item("tests/test_rooms.py::test_one"), Item(listed[0].nodeid + "[another parameter]")]
+    (conftest,) = [p for p in request.config.pluginmanager.get_plugins() if getattr(p, "__file__", "") == str(CONFTEST)]
+    conftest.pytest_collection_modifyitems([*listed, *others])
+    assert all(item.marks == ["long"] for item in listed) and not any(item.marks for item in others)
+    assert "not long" in str(request.config.getini("addopts"))

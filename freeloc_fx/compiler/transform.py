@@ -295,8 +295,7 @@ def rehearse(
     chosen = choose_profile(model, profile)
     made = Backend(chosen, layer_table(model), None, attention, plan_only=True, model=copied)
     made.listings = listings
-    with _explained(model, (frames, height, width)):
-        arguments = example_inputs(model, frames, height, width, inputs)
+    arguments = example_inputs(model, frames, height, width, inputs)
     known = facts_of(model, arguments)
     with lock_of(model), _explained(model, (frames, height, width)):
         # While a call is running it has put compiled calls of its own on the blocks.

@@ -27,7 +27,7 @@ from .components import check_pipeline, first_transformer, transformers_of
 from .hints import check_transformers, check_unit
 from .request import check_request, choose_profile
 from .watching import unwatch, watch
-from .windows import windowed_model, windows_around
+from .windows import run_in_windows, windowed_model
 
 __all__ = ["apply", "disable", "enable", "is_transformed", "plan_for"]
 
@@ -100,7 +100,7 @@ def enable(
 
 def disable(pipe: Any) -> None:
     """Give a pipeline its untouched transformers back; nothing happens where none is transformed. Context windows
-    around a transformed one stay, around the untouched one.
+    around a transformed one stay, and run the untouched one.
 
     Args:
         pipe: a diffusers pipeline.
@@ -111,7 +111,12 @@ def disable(pipe: Any) -> None:
     """
     if isinstance(pipe, nn.Module) and not transformers_of(pipe):
         check_pipeline(pipe)
-    _put(pipe, {name: _untouched(model) for name, model in transformers_of(pipe).items()})
+    present = transformers_of(pipe)
+    within = [found for model in present.values() if (found := _transformed_in_windows(model)) is not None]
+    originals = [restore(inside) for _, inside in within]
+    _put(pipe, {name: _original(model) for name, model in present.items()})
+    for (windowed, _), original in zip(within, originals, strict=True):
+        run_in_windows(windowed, original)
     unwatch(pipe)
 
 
@@ -204,11 +209,12 @@ def _original(model: Any) -> Any:
     return model if state_of(model) is None else restore(model)
 
 
-def _untouched(model: Any) -> Any:
-    """As `_original`, also within context windows."""
+def _transformed_in_windows(model: Any) -> tuple[Any, Any] | None:
+    """Context windows and the transformed model that they run; None where there is none."""
     inside = windowed_model(model)
-    original = None if inside is None else _untouched(inside)
-    return _original(model) if original is inside else windows_around(model, original)
+    if inside is None:
+        return None
+    return (model, inside) if state_of(inside) is not None else _transformed_in_windows(inside)
 
 
 def _runs(

@@ -334,7 +334,7 @@ def choose_profile(model: nn.Module, profile: Profile | str | Path | None = None
         PlanError: the profile is for another model.
     """
     chosen = transform.choose_profile(model, profile)
-    config: Any = model.config
+    config = config_of(model)
     count = config.get("num_layers")
     if isinstance(count, int) and not layer_table(model):  # a stand-in, which has no blocks to be counted
         chosen.check_layers(count + int(config.get("num_single_layers") or 0) + len(config.get("vace_layers") or ()))

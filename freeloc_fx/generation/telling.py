@@ -44,18 +44,19 @@ def telling(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Iterato
     if isinstance(frames, int):
         facts = Facts.of(pipe)
         if sum(facts.latent_frames(frames)) != found[0].frames:
-            made = " to ".join(str(n) for n in _lengths(facts, found[0].frames))
-            raise TimelineError(f"timeline: it was made for num_frames={made}, and the call is for num_frames={frames}")
+            length = _length(facts, found[0].frames)
+            made = f"{found[0].frames} latent frames" if length is None else f"num_frames={length}"
+            raise TimelineError(f"timeline: it was made for {made}, and the call is for num_frames={frames}")
     leading = references(pipe, given.get("reference_images"))
     with within(replace(running(), texts=found[0].with_references(leading))):
         yield
 
 
-def _lengths(facts: Facts, latent: int) -> list[int]:
-    """The one length of a video, in frames, that has so many latent frames, or the least and the largest of several."""
+def _length(facts: Facts, latent: int) -> int | None:
+    """The length of a video in frames, of those that texts may be told for, that has so many latent frames."""
     every = range(1, latent * facts.temporal + 1, facts.every)
-    fit = [frames for frames in every if sum(facts.latent_frames(frames)) == latent]
-    return [fit[0], *fit[1:][-1:]] if fit else []
+    told = (frames for frames in every if (frames - 1) % facts.temporal == 0)
+    return next((frames for frames in told if sum(facts.latent_frames(frames)) == latent), None)
 
 
 def by_name(pipe: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -31,7 +31,7 @@ from freeloc_fx.planning.profile import Profile
 
 from .window_arguments import WholeClip
 
-__all__ = ["context_windows", "fusion_weights", "window_frames", "windowed_model", "windows_around"]
+__all__ = ["context_windows", "fusion_weights", "run_in_windows", "window_frames", "windowed_model"]
 
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -185,18 +185,14 @@ def windowed_model(model: nn.Module) -> nn.Module | None:
     return found.model if isinstance(found, _Windowed) else None
 
 
-def windows_around(windowed: nn.Module, model: Model) -> Model:
-    """Put the context windows of one model around another.
+def run_in_windows(windowed: nn.Module, model: nn.Module) -> None:
+    """Let context windows run another model; the windowed one stays the object that it is, with its hooks.
 
     Args:
         windowed: has context windows, see `windowed_model`.
         model: to run in each window.
-
-    Returns:
-        As `context_windows`.
     """
-    like: _Windowed = vars(windowed)[WINDOWS]
-    return context_windows(model, like.window, like.stride, fusion=like.fusion, schedule=like.schedule)
+    vars(windowed)[WINDOWS].model = model
 
 
 class _Windowed:

@@ -93,9 +93,7 @@ def set_aside(error: Exception, consequence: str) -> None:
     """Note, at level DEBUG, that operations of the user's model could not be run where they were tried.
 
     Args:
-        error: what they raised; raised again if memory ran out, which says nothing about the operations.
+        error: what they raised.
         consequence: what is not known now.
     """
-    if isinstance(error, torch.OutOfMemoryError):
-        raise error
     _log.debug("%s: %s: %s", consequence, type(error).__name__, error)

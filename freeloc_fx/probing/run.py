@@ -27,7 +27,7 @@ from freeloc_fx.compiler.capture.state import state_of
 from freeloc_fx.compiler.transform import restore, transform
 from freeloc_fx.errors import CaptureError, ProfileError, TransformError
 from freeloc_fx.files import installed_version
-from freeloc_fx.generation.components import first_transformer, transformers_of
+from freeloc_fx.generation.components import check_pipeline
 from freeloc_fx.generation.request import Facts, defaults
 from freeloc_fx.generation.windows import windowed_model
 from freeloc_fx.method.checks import is_whole
@@ -76,7 +76,8 @@ def probe(
     Args:
         pipeline: a diffusers video pipeline; or, with `generate`, any model.
         prompts: for a pipeline, one for each seed in turn.
-        generate: f(model, frames, seed) -> video; frames in latent frames for a pipeline's model.
+        generate: f(model, frames, seed) -> video; frames in latent frames for a pipeline's model. Other transformers of
+            the pipeline are as it finds them.
         trained_frames: latent frames of the training clips, by default those of the model's shipped profile.
         target_frames: latent frames, by default the first of `lengths`, or else four times the trained length (4 (L -
             1) + 1).
@@ -116,14 +117,15 @@ def probe(
         TransformError: the pipeline has no transformer, or a transformed one cannot be restored, see `restore`.
         DamagedFileError: a file of the journal does not hold what was written to it.
     """
-    model = pipeline if isinstance(pipeline, nn.Module) else first_transformer(pipeline)
-    if windowed_model(model) is not None:
-        raise TransformError(
-            f"probe: {type(model).__name__} runs in context windows, where it never sees a long clip; expected the "
-            "model that context_windows was given"
-        )
-    model = _original(model)
-    others = {} if isinstance(pipeline, nn.Module) else _others(pipeline)
+    given = {"model": pipeline} if isinstance(pipeline, nn.Module) else check_pipeline(pipeline)
+    for name, each in given.items():
+        if windowed_model(each) is not None:
+            raise TransformError(
+                f"probe: {name} ({type(each).__name__}) runs in context windows, where it never sees a long clip; "
+                "expected the model that context_windows was given"
+            )
+    (first, model), *more = [(name, _original(each)) for name, each in given.items()]
+    others = dict(more) if generate is None else {}
     if trained_frames is None:
         trained_frames = Profile.for_model(model).trained_frames
     if not is_whole(trained_frames, 2):
@@ -148,7 +150,9 @@ def probe(
             guidance = defaults(pipeline).guidance
         facts = Facts.of(pipeline)
         counts = {n: facts.video_frames(n, f"{n} latent frames, frames") for n in (trained_frames, *targets)}
-        generate = _of_pipeline(pipeline, others, counts, list(prompts), list(seeds), steps, height, width, guidance)
+        generate = _of_pipeline(
+            pipeline, first, others, counts, list(prompts), list(seeds), steps, height, width, guidance
+        )
     elif guidance is not None:
         raise ProfileError("guidance: expected None beside generate=f(model, frames, seed), which decides it")
     job = {
@@ -320,13 +324,9 @@ def _original(model: nn.Module) -> nn.Module:
     return model if state_of(model) is None else restore(model)
 
 
-def _others(pipeline: Any) -> dict[str, nn.Module]:
-    """The transformers of a pipeline that are not watched, untouched, by their names."""
-    return {n: _original(model) for n, model in transformers_of(pipeline).items() if n != "transformer"}
-
-
 def _of_pipeline(
     pipeline: Any,
+    first: str,
     others: Mapping[str, nn.Module],
     counts: Mapping[int, int],
     prompts: list[str],
@@ -352,11 +352,11 @@ def _of_pipeline(
         return tried[model]
 
     def generate(model: nn.Module, frames: int, seed: int) -> Any:
-        put = {"transformer": model, **beside(model)}
+        put = {first: model, **beside(model)}
         before = {name: getattr(pipeline, name) for name in put}
-        for name, each in put.items():
-            setattr(pipeline, name, each)
         try:
+            for name, each in put.items():
+                setattr(pipeline, name, each)
             prompt = prompts[seeds.index(seed) % len(prompts)]
             options: dict[str, Any] = {"height": height, "width": width, "steps": steps, "guidance": guidance}
             return run(pipeline, prompt, frames=counts[frames], seed=seed, **options).frames

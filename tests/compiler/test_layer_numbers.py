@@ -16,7 +16,7 @@ from slow import slow
 from torch import nn
 
 from freeloc_fx import Profile, plan, plans, transform
-from freeloc_fx.compiler.capture.conventions import forward_signature, layer_table
+from freeloc_fx.compiler.capture.conventions import call_arguments, forward_signature, layer_table
 from freeloc_fx.errors import FreelocError
 
 LAYERS = {0: "vrpr+tsa", 2: "vrpr+tsa"}
@@ -179,8 +179,16 @@ def test_a_wrapper_with_arguments_of_its_own_keeps_them() -> None:
         def forward(self, scale: float, *args: Any, **kwargs: Any) -> Any:
             return scale * self.inner(*args, **kwargs)[0]
 
+    class Named(Outer):
+        def forward(self, **kwargs: Any) -> Any:
+            return self.inner(**kwargs)
+
     assert list(forward_signature(Scaled(wan())).parameters) == ["scale", "args", "kwargs"]
-    assert "hidden_states" in forward_signature(Outer(wan())).parameters
+    for wrap in (Outer, Named):
+        assert "hidden_states" in forward_signature(wrap(wan())).parameters
+    given = wan_inputs(7)
+    found = call_arguments(Outer(wan()), (given["hidden_states"],), {"timestep": given["timestep"], "tag": 1})
+    assert found == {"hidden_states": given["hidden_states"], "timestep": given["timestep"], "tag": 1}
 
 
 @pytest.mark.parametrize("name", ["CogVideoX 1.5", "AnyFlow"])

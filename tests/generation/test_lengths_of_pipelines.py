@@ -21,7 +21,7 @@ from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.encoding import VideoError
 from freeloc_fx.generation.noise import for_pipeline
 from freeloc_fx.generation.request import Facts, check_frames, check_request
-from freeloc_fx.generation.telling import telling
+from freeloc_fx.generation.telling import _length, telling
 from freeloc_fx.method.timeline import TextSchedule
 
 SIZE: dict[str, Any] = {"height": 32, "width": 32}
@@ -110,6 +110,13 @@ def test_a_timeline_of_another_length_names_the_length_that_it_was_made_for(padd
     refused = pytest.raises(TimelineError, match=f"made for num_frames={made}, and the call is for num_frames=97")
     with refused, telling(padding, (), {"prompt_embeds": texts, "num_frames": 97}):
         pass
+
+
+@pytest.mark.parametrize("frames", [5, 25, 89])
+def test_the_length_of_a_timeline_of_allegro(frames: int) -> None:
+    """Several lengths have as many latent frames, and texts are told for one of them."""
+    facts = Facts.of(allegro())
+    assert _length(facts, sum(facts.latent_frames(frames))) == frames
 
 
 @pytest.mark.parametrize("frames", [1, 9, 17, 49, 81])

@@ -41,6 +41,7 @@ MOVES: dict[str, Callable[[Any], Any]] = {
     "device": lambda x: x.to("cpu").cpu(),
     "clone": lambda x: x.clone().detach().contiguous(),
     "deepcopy": copy.deepcopy,
+    "share_memory_": lambda x: x.clone().share_memory_(),
     "float": lambda x: x.double().float(),
 }
 
@@ -63,7 +64,13 @@ def filled(x: Any) -> Any:
     return x
 
 
+def written(x: Any) -> Any:
+    torch.add(x.plain(), 1, out=x)
+    return x
+
+
 CHANGES = [
+    written,
     lambda x: x[:, :8], lambda x: x * 1.1, lambda x: torch.cat([x, x], 1),
     lambda x: x.mul_(1.1), scaled_in_place, filled,
 ]  # fmt: skip

@@ -35,16 +35,19 @@ def test_disabling_takes_off_what_is_in_the_windows(pipe: Any, direct: bool) -> 
     original = pipe.transformer
     pipe.transformer = context_windows(original, 4, 1, fusion="flat")
     expected = run()
+    heard: list[Any] = []
     pipe.transformer = original
     freeloc_fx.enable(pipe, Profile(2, "vrpr+tsa"), backend="eager")
-    pipe.transformer = context_windows(pipe.transformer, 4, 1, fusion="flat")
+    pipe.transformer = windowed = context_windows(pipe.transformer, 4, 1, fusion="flat")
+    windowed.register_forward_pre_hook(lambda *given: heard.append(given))
     assert not np.array_equal(run(), expected)
     if direct:
         freeloc_fx.enable(pipe, Profile(2), strategy="direct")
     else:
         freeloc_fx.disable(pipe)
+    heard.clear()
     assert np.array_equal(run(), expected)
-    windowed = pipe.transformer
+    assert pipe.transformer is windowed and heard, "what was put on the windows stays"
     freeloc_fx.disable(pipe)
     assert pipe.transformer is windowed
 

@@ -108,7 +108,16 @@ def test_a_candidate_is_tried_on_both_transformers(two: Any) -> None:
     assert all(any(np.array_equal(video, each) for each in seen) for video in expected)
 
 
-def test_context_windows_are_not_probed(pipe: Any) -> None:
-    pipe.transformer = context_windows(pipe.transformer, 4, 2)
-    with pytest.raises(TransformError, match="runs in context windows, where it never sees a long clip"):
-        probe(pipe, prompts=["a red circle"], trained_frames=2)
+@pytest.mark.parametrize("name", ["transformer", "transformer_2"])
+def test_context_windows_are_not_probed(two: Any, name: str) -> None:
+    setattr(two, name, context_windows(getattr(two, name), 4, 2))
+    with pytest.raises(TransformError, match=rf"probe: {name} \(.*\) runs in context windows, where it never sees a"):
+        probe(two, prompts=["a red circle"], trained_frames=2)
+
+
+@pytest.mark.slow
+def test_a_pipeline_may_have_its_second_transformer_alone(two: Any) -> None:
+    parts = {name: part for name, part in two.components.items() if name != "transformer"}
+    alone = diffusers.WanPipeline(**parts, transformer=None, boundary_ratio=1.0)
+    alone.set_progress_bar_config(disable=True)
+    assert all(np.isfinite(video).all() for video in videos(alone))

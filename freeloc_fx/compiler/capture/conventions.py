@@ -176,9 +176,16 @@ def call_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
         kwargs: the named arguments of the call.
     """
     try:
-        bound = forward_signature(model).bind_partial(*args, **kwargs)
-    except (TypeError, ValueError):
+        signature = forward_signature(model)
+        bound = signature.bind_partial(*args, **kwargs)
+    except ValueError:
         return dict(kwargs)
+    except TypeError:  # a name that only what wraps the model takes
+        known = {name: value for name, value in kwargs.items() if name in signature.parameters}
+        try:
+            return dict(kwargs) | signature.bind_partial(*args, **known).arguments
+        except TypeError:
+            return dict(kwargs)
     found = dict(bound.arguments)
     for name, parameter in bound.signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -194,17 +201,20 @@ def forward_signature(model: nn.Module) -> inspect.Signature:
         model: whose forward it is.
     """
     own = inspect.signature(model.forward)
-    if not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own.parameters.values()):
+    if not any(p.kind is p.VAR_POSITIONAL for p in own.parameters.values()) and not _takes_anything(own):
         return own
     of_class = inspect.signature(type(model).forward)
     of_class = of_class.replace(parameters=list(of_class.parameters.values())[1:])
-    if all(
-        parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        for parameter in of_class.parameters.values()
-    ):
+    if _takes_anything(of_class):
         inside = _with_wrapped(model)[0]
         return of_class if inside is model else forward_signature(inside)
     return of_class
+
+
+def _takes_anything(signature: inspect.Signature) -> bool:
+    """Whether a signature has no name of its own: `*args`, `**kwargs` or both."""
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    return bool(kinds) and kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
 def integer_size(arguments: Mapping[str, Any]) -> tuple[int, int, int] | None:

@@ -183,6 +183,7 @@ def example_inputs(
 
     Raises:
         CaptureError: a required argument has no conventional meaning; pass it in `given`.
+        LengthError: the model's pipeline makes no position tables of that size.
     """
     given = dict(given or {})
     known = makers(model, frames, height, width)

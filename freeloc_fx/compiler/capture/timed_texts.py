@@ -21,8 +21,10 @@ _MOVES = {
 """Methods of a tensor after which it still is the same texts."""
 
 
-_IN_PLACE = re.compile(r"[a-z].*[^_]_|__setitem__|__i(?!nvert|ndex)[a-z]+__")
-"""Methods that change a tensor's values."""
+_IN_PLACE = re.compile(
+    r"(?!requires_grad_|share_memory_)[a-z]\w*[^_]_|__setitem__|__i(?!nvert|ndex|nt__|ter__|nit)[a-z]+__"
+)
+"""Methods and operators that change a tensor's values."""
 
 
 _LAYERS = {
@@ -43,7 +45,8 @@ class TimedTexts(torch.Tensor):
     """Texts (batch, tokens, channels), one after the other.
 
     Whatever is made of them but moves (`to`, `clone`) is of this class without a schedule, as they are themselves once
-    they are changed in place, and the layers with which models begin take neither.
+    a method or operator of theirs, or an `out=`, has changed them in place (what changes a view of them, or their
+    `data`, is not seen). The layers with which models begin take neither.
 
     Attributes:
         texts: what each latent frame sees of them; None for what was made of such texts.
@@ -85,8 +88,9 @@ class TimedTexts(torch.Tensor):
             raise TimelineError(_OUTSIDE.format(where=f"a layer of a model ({name})"))
         result = super().__torch_function__(func, types, args, kwargs or {})
         first = args[0] if args else (kwargs or {}).get("input")
-        if isinstance(first, TimedTexts) and _IN_PLACE.fullmatch(name) and name != "requires_grad_":
-            first.texts = None
+        changed = first if _IN_PLACE.fullmatch(name) else (kwargs or {}).get("out")
+        if isinstance(changed, TimedTexts):
+            changed.texts = None
         if not isinstance(result, TimedTexts):
             return result
         if name in _MOVES and isinstance(first, TimedTexts):
