@@ -3,6 +3,7 @@ those of the transform any more, are errors."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -141,7 +142,7 @@ def fewer(model: Any) -> None:
 
 
 def another(model: Any) -> None:
-    model.blocks.append(model.blocks[0])
+    model.blocks.append(copy.deepcopy(model.blocks[0]))
 
 
 def none(model: Any) -> None:
@@ -164,3 +165,12 @@ def test_blocks_that_come_or_go_after_the_transform(change: Callable[[Any], None
     if change is fewer:
         with torch.no_grad():
             assert changed_of(restore(changed))(**wan_inputs(6))[0].isfinite().all()
+
+
+def test_a_block_that_comes_twice_after_the_transform_keeps_its_number() -> None:
+    model = wan(num_layers=3)
+    changed = changed_of(model)
+    model.blocks.append(model.blocks[0])
+    with torch.no_grad():
+        found, fresh = changed(**wan_inputs(6))[0], changed_of(model)(**wan_inputs(6))[0]
+    assert torch.equal(found, fresh)
