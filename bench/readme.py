@@ -137,14 +137,11 @@ def cost() -> str:
         for r in results("generation.json")["medians"]
         if (r["size"], r["backend"], r["threads"], r["strategy"]) == (64, "inductor", 2, "vrpr+tsa")
     }
-    rows = [
-        [
-            f"one attention, {name}, of dense attention: {cpu}, {dtype}",
-            *(f"{one[cpu, dtype, strategy, n]:.2f}" for n in lengths.values()),
-        ]
-        for cpu, dtype in dict.fromkeys(key[:2] for key in sorted(one))
-        for strategy, name in (("vrpr", "VRPR"), ("vrpr+tsa", "VRPR+TSA"))
-    ]
+    rows = []
+    for cpu, dtype in dict.fromkeys(key[:2] for key in sorted(one)):
+        pairs = [[one.get((cpu, dtype, strategy, n)) for strategy in ("vrpr", "vrpr+tsa")] for n in lengths.values()]
+        cells = ["" if None in pair else ", ".join(f"{value:.2f}" for value in pair) for pair in pairs]
+        rows.append([f"one attention, VRPR and VRPR+TSA, of dense attention: {cpu}, {dtype}", *cells])
     cells = [f"{whole[LENGTHS[length]]:.2f}" for length in lengths]
     cpu = results("generation.json")["environment"]["cpu"]
     rows.append([f"a whole generation of tiny-wan, VRPR+TSA, of direct sampling: {cpu}, float32", *cells])

@@ -28,13 +28,14 @@ from clips import prompt_of
 from common import RESULTS, environment
 
 import freeloc_fx
+from freeloc_fx.compiler.capture.timed_texts import TimedTexts
 from freeloc_fx.evaluation.metrics import score
 from freeloc_fx.evaluation.metrics.identity import constancy, identities
 from freeloc_fx.evaluation.metrics.tracking import LAG, analyse
 from freeloc_fx.files import Journal, write_text
 from freeloc_fx.generation import pipelines as library
 from freeloc_fx.generation.lettering import lettered
-from freeloc_fx.generation.telling import schedule_of, with_schedule
+from freeloc_fx.generation.telling import schedule_of
 from freeloc_fx.generation.timeline import timeline
 from freeloc_fx.generation.tiny_wan.scenes import BACKGROUNDS, COLOURS, SHAPES, SPEEDS, Scene, parse_prompt
 from freeloc_fx.generation.video import contact_sheet, side_by_side, write_video
@@ -176,7 +177,7 @@ def make(pipe: Any, contestant: str, prompts: tuple[str, str], given: argparse.N
     known = schedule_of(inputs["prompt_embeds"])
     assert known is not None
     whole = _Whole(known.weights, known.starts, known.one, known.shown, known.negative)
-    inputs["prompt_embeds"] = with_schedule(inputs["prompt_embeds"], whole)
+    inputs["prompt_embeds"] = TimedTexts.of(inputs["prompt_embeds"], whole)
     usual = library.defaults(pipe)
     result = pipe(
         **inputs, num_frames=given.frames, height=usual.height, width=usual.width, num_inference_steps=given.steps,
