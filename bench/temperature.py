@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clips import prompt_of
-from common import RESULTS, results_name, save, save_table
+from common import RESULTS, mark_lengths, results_name, save, save_table
 from halving import OutOfBudget, bootstrap
 from search import HELD_OUT, Scorer
 
@@ -71,9 +71,10 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
         for index, name in enumerate(dict.fromkeys(r["what"] for r in records)):
             line = [r for r in records if r["what"] == name]
             style = ("-", "--", ":")[index % 3]
-            axis.plot([r["frames"] / 81 for r in line], [r[field][0] for r in line], f"{style}o", ms=3,
+            axis.plot([round(r["frames"] / 81) for r in line], [r[field][0] for r in line], f"{style}o", ms=3,
                       color=f"C{index // 3}", label=name)  # fmt: skip
-        axis.set(title=field, xlabel="length, multiples of the trained 81 frames", xscale="log")
+        axis.set(title=field, xlabel="length, multiples of the trained length", xscale="log")
+        mark_lengths(axis, [{"extension": round(r["frames"] / 81)} for r in records])
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right center")
     save_figure(figure, path, dpi=110)
 

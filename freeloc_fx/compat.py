@@ -1,14 +1,14 @@
 """What keeps other versions working: private names of torch.
 
 Names of torch that are not part of its documented interface are used here, those of diffusers and accelerate in
-`compat_diffusers`. Elsewhere stand only a module's own tables (`_parameters`, `_buffers`, `_forward_hooks`) and
-`torch.utils._pytree`, which other libraries use alike. Each says in which version it was seen, and what happens where
-it is missing. `tests/test_compat.py` looks at each of them, so that a new version that moves one says which.
+`compat_diffusers`; elsewhere only a module's own tables (`_parameters`, `_forward_hooks`) and `torch.utils._pytree`.
+Each says in which version it was seen, and what if it is missing. `tests/test_compat.py` looks at each of them.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,10 +57,24 @@ def dynamo_settings(**settings: Any) -> Iterator[None]:
     from torch._dynamo import config
     from torch._inductor import config as inductor
 
-    known = {name: value for name, value in settings.items() if hasattr(config, name)}
-    known |= {name: value | getattr(config, name) for name, value in known.items() if isinstance(value, set)}
-    with config.patch(**known), inductor.patch(freezing=False):
+    known = {n: v | getattr(config, n) if isinstance(v, set) else v for n, v in settings.items() if hasattr(config, n)}
+    with config.patch(**known), inductor.patch(freezing=False), _quiet_metrics():
         yield
+
+
+@contextmanager
+def _quiet_metrics() -> Iterator[None]:
+    """Context: torch 2.11 does not log at each capture that its metrics cannot hold settings that are functions."""
+    logger = logging.getLogger("torch._dynamo.metrics_context")
+
+    def tells(record: logging.LogRecord) -> bool:
+        return release("torch") >= (2, 13) or "logging compilation metrics" not in record.getMessage()
+
+    logger.addFilter(tells)
+    try:
+        yield
+    finally:
+        logger.removeFilter(tells)
 
 
 def dynamo_switched_off(*, entirely: bool = False) -> str:

@@ -67,6 +67,9 @@ SETTINGS = {
 }  # fmt: skip
 
 
+METRICS = "Unexpected exception logging compilation metrics"
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_of_dynamo(name: str) -> None:
     import torch._dynamo.config as config
@@ -81,6 +84,21 @@ def test_a_setting_of_dynamo(name: str) -> None:
 def test_a_setting_that_dynamo_does_not_have_is_left_out() -> None:
     with compat.dynamo_settings(no_such_setting=1):
         pass
+
+
+@pytest.mark.parametrize(("torch_is", "said"), [((2, 11), ["other"]), ((2, 13), ["other", METRICS])])
+def test_quiet_metrics(
+    torch_is: tuple[int, int], said: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from torch._dynamo import metrics_context
+
+    monkeypatch.setattr(compat, "release", lambda _: torch_is)
+    with compat._quiet_metrics():
+        metrics_context.log.error("other")
+        metrics_context.log.error(METRICS)
+    assert caplog.messages == said
+    metrics_context.log.error(METRICS)
+    assert caplog.messages[-1] == METRICS and len(caplog.messages) == len(said) + 1
 
 
 class Counts(TorchDispatchMode):

@@ -69,6 +69,12 @@ ProfileName = Annotated[
 ]
 
 
+VideoOutput = Annotated[
+    Path,
+    typer.Option("-o", "--output", help="A .mp4 or .gif file; an older one is replaced when all is done."),
+]
+
+
 Height = Annotated[int | None, typer.Option(min=1, help="Pixels.", show_default="the model's")]
 
 

@@ -57,7 +57,7 @@ def compare(
     backend: common.BackendOption = "auto",
     attention: common.AttentionOption = "auto",
     fps: common.Fps = 16.0,
-    output: Annotated[Path, typer.Option("-o", "--output", help="A .mp4 or .gif file.")] = Path("compare.mp4"),
+    output: common.VideoOutput = Path("compare.mp4"),
     keep_parts: Annotated[bool, typer.Option("--keep-parts", help="Keep the single videos' frames.")] = False,
     debug: common.Debug = False,
 ) -> None:

@@ -58,7 +58,7 @@ def generate(
     fps: common.Fps = 16.0,
     parallel: Parallel = None,
     shard: Shard = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="A .mp4 or .gif file.")] = Path("out.mp4"),
+    output: common.VideoOutput = Path("out.mp4"),
     debug: common.Debug = False,
 ) -> None:
     """Generate one video, with a contact sheet (PNG) of its frames and what made it (JSON) beside it.

@@ -99,7 +99,7 @@ def _save_new(latents: Latents, folder: Path, stem: str) -> Path:
 
 def decode(
     latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="The file that a failed run left.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="A .mp4 or .gif file.")] = Path("out.mp4"),
+    output: common.VideoOutput = Path("out.mp4"),
     model: Annotated[
         str | None, typer.Option("--model", help="As of generate.", show_default="the one that made them")
     ] = None,

@@ -33,7 +33,9 @@ __all__ = ["probe"]
 
 def probe(
     model: common.Model = library.TINY_WAN,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The profile, a .json file.")] = Path("profile.json"),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The profile, a .json file; an older one is replaced.")
+    ] = Path("profile.json"),
     mode: Annotated[
         Literal["observe", "full"],
         typer.Option(help="observe: two generations. full: the paper's, one for each layer and shift."),

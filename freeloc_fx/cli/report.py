@@ -26,7 +26,9 @@ def report(
     videos: Annotated[
         Path | None, typer.Option(help="Folder of more .mp4 files to show side by side.", show_default="none")
     ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="A .html file.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="A .html file; an older one is replaced.")] = Path(
+        "report.html"
+    ),
     megabytes: Annotated[int, typer.Option(min=1, help="Most that all videos together may take.")] = 64,
     debug: common.Debug = False,
 ) -> None:

@@ -52,7 +52,7 @@ def sampled(model: Any, frames: int, drift: float) -> list[torch.Tensor]:
 def test_steps_that_skip_every_block_within_the_trained_length(cache: Callable[[Any], None]) -> None:
     """As of the original with the same cache; and other than without one."""
     model, other = build("LTX"), build("LTX")
-    plain = sampled(model, 4, 0.5)
+    plain = sampled(build("LTX"), 4, 0.5)  # diffusers 0.38 has no context for a cache that comes after a call
     cache(model)
     cache(changed := changed_of(other))
     found, expected = sampled(changed, 4, 0.5), sampled(model, 4, 0.5)

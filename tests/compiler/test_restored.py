@@ -41,13 +41,13 @@ def test_a_cache_is_taken_off_the_original() -> None:
     given = arguments("LTX", model, 6)
     other = given | {"hidden_states": -2 * given["hidden_states"]}
 
-    def run() -> torch.Tensor:
+    def run(model: Any = model) -> torch.Tensor:
         with torch.no_grad(), model.cache_context("cond"):
             model(**given)
             result: torch.Tensor = model(**other)[0]
         return result
 
-    plain = run()
+    plain = run(build("LTX"))  # diffusers 0.38 has no context for a cache that comes after a call
     changed = changed_of(model)
     changed.enable_cache(FirstBlockCacheConfig(threshold=1e9))
     changed.compile(backend="eager")  # it knows what was put onto it before

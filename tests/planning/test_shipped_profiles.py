@@ -35,14 +35,21 @@ def stand_in(profile: Profile) -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+def in_diffusers(name: str) -> Any:
+    """The parameter of a test that wants the profile's class, which an older diffusers may lack."""
+    cls, _ = class_and_config(SHIPPED[name])
+    without = pytest.mark.skipif(not hasattr(diffusers, cls), reason=f"this diffusers has no {cls}")
+    return pytest.param(name, marks=without)
+
+
+@pytest.mark.parametrize("name", map(in_diffusers, SHIPPED))
 def test_the_fingerprint_is_of_settings_that_the_class_has(name: str) -> None:
     cls, config = class_and_config(SHIPPED[name])
     assert config, "a class name alone tells no checkpoints apart"
     assert config.keys() <= inspect.signature(getattr(diffusers, cls).__init__).parameters.keys()
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", map(in_diffusers, SHIPPED))
 def test_a_model_of_the_profile_finds_it(name: str) -> None:
     assert Profile.for_model(stand_in(SHIPPED[name])).name == name
 
