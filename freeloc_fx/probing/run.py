@@ -89,8 +89,9 @@ def probe(
         candidates: strategies to try in every layer beside the rule's assignment, at each target length, one generation
             for each seed: the best is taken where its reward is above the rule's by twice the standard error within
             seeds. Names, or name -> the target lengths at which it is tried. Needs a reward and at least three seeds.
-        mode: "observe" or "full". By context, which decides, both ranked the layers of the embedded models alike. By
-            position, which is only noted, they did so on one of the two (bench/README.md, "Probing").
+        mode: "observe", one generation at each length for each seed, or "full", one for each layer and shift. By
+            context, which decides, both ranked the layers of the embedded models alike; by position, which is only
+            noted, those of one of the two (bench/README.md, "Probing").
         seeds: one generation of each kind and length for each seed; the standard errors are over rows and seeds.
         settings: what to shift and to hide, by default the paper's for the trained length.
         every: observe each site on every n-th call.
