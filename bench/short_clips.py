@@ -63,8 +63,9 @@ def measure(video: np.ndarray, prompt: str) -> dict[str, float]:
 
 
 def mean(clips: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Each figure's mean over the clips in which it could be measured."""
-    return {key: statistics.fmean(c[key] for c in clips if not math.isnan(c[key])) for key in clips[0]}
+    """Each figure's mean over the clips in which it could be measured; NaN where it was in none."""
+    known = {key: [c[key] for c in clips if not math.isnan(c[key])] for key in clips[0]}
+    return {key: statistics.fmean(values) if values else math.nan for key, values in known.items()}
 
 
 def sources(folders: dict[str, Path], steps: int, guidance: float) -> Iterator[tuple[str, Make]]:
