@@ -339,6 +339,12 @@ TABLES = (
     Table("bench/README.md", "calls", partial(models, "calls")),
     Table("bench/README.md", "refused", partial(models, "refused")),
     Table("bench/README.md", "hosts", hosts),
+    Table("bench/README.md", "samplers", lambda: (RESULTS / "samplers.md").read_text().partition("\n\n")[0]),
+    Table(
+        "bench/README.md",
+        "samplers-joint",
+        lambda: (RESULTS / "samplers_tiny_joint.md").read_text().partition("\n\n")[0],
+    ),
     Table("bench/README.md", "short_clips", lambda: (RESULTS / "short_clips.md").read_text().partition("\n\n")[0]),
     Table("profiles/README.md", "shipped", shipped),
 )

@@ -7,8 +7,8 @@
 A sampler is SCHEDULER:STEPS:GUIDANCE. Schedulers: own (the pipeline's, UniPC, which adds no noise on the way), euler
 (the same without its second order), stochastic (each step's prediction of the clean video is given new noise of the
 next level: diffusers' `FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)`) and dpm-sde (`sde-dpmsolver++`, half
-way between, of second order). All have the pipeline's flow shift and start from the same noise; that on the way is
-seeded by the clip. Columns as in `short_clips.py`. Writes results/samplers.json and samplers.md.
+way between, of second order). All have the pipeline's flow shift and start from the same noise; that on the way is of
+the clip's seed too. Columns as in `short_clips.py`. Writes results/samplers.json and samplers.md.
 """
 
 from __future__ import annotations
@@ -107,7 +107,6 @@ def make(pipe: Any, own: Any, frames: int, kind: str, seed: int, strategy: str, 
     if strategy == "profile":
         apply(pipe)
     pipe.scheduler = sampler.of(own)
-    torch.manual_seed(seed)  # pipelines hand their schedulers no generator
     options: dict[str, Any] = {"frames": frames, "height": SIZE, "width": SIZE}
     prompt = prompt_of(seed, leaves_open)
     return generate(pipe, prompt, steps=sampler.steps, guidance=sampler.guidance, seed=seed, **options).frames

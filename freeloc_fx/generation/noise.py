@@ -6,6 +6,7 @@ depends on their initial noise, so the noise of the first window is used again a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -17,8 +18,11 @@ from freeloc_fx.method.checks import is_whole
 
 from .components import first_transformer
 from .request import Facts, check_request
+from .step_noise import adds_noise
 
 __all__ = ["default_stride", "for_pipeline", "freenoise"]
+
+log = logging.getLogger("freeloc_fx")
 
 
 def freenoise(
@@ -93,6 +97,7 @@ def for_pipeline(
     """Draw FreeNoise's initial noise in a diffusers pipeline's own layout, for its argument `latents`.
 
     The layout is asked of the pipeline's `prepare_latents`, so that latent frames may be the second or the third axis.
+    A scheduler that adds new noise in each step loses what the initial noise repeats; a warning says so.
 
     Args:
         pipe: a diffusers pipeline.
@@ -112,6 +117,11 @@ def for_pipeline(
             request.
     """
     latent, _, _ = check_request(pipe, frames, height, width)
+    if adds_noise(getattr(pipe, "scheduler", None)):
+        log.warning(
+            "FreeNoise: %s adds new noise in each step, so that what the initial noise repeats is lost on the way",
+            type(pipe.scheduler).__name__,
+        )
     facts, model = Facts.of(pipe), first_transformer(pipe)
     front, _ = facts.latent_frames(frames)
     made = pipe.prepare_latents(

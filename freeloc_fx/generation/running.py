@@ -25,6 +25,7 @@ from .decoding import chunk_of, in_chunks
 from .hints import call_counts, check_transformers, check_unit, checking_calls
 from .latents import Latents, LatentsError
 from .request import check_request, defaults
+from .step_noise import seeded_steps
 from .stretches import stretch_of, why_at_once
 from .timeline import marks_of, timeline
 from .turns import taking_turns
@@ -150,7 +151,7 @@ def generate(
     blend: int | str = 16,
     fps: float | None = None,
 ) -> Video:
-    """Run a pipeline. The same seed gives the same initial noise whatever the device and the strategy.
+    """Run a pipeline. The same seed gives the same noise whatever the device and the strategy.
 
     What fails after the last denoising step, Ctrl-C included, costs no denoising: the exception carries the denoised
     latents as its attribute `latents`, a `Latents`, of which `decode_latents` makes the video.
@@ -163,7 +164,7 @@ def generate(
         width: of the video in pixels; None: that of `defaults(pipe)`.
         steps: denoising steps, at least 1; None: those of `defaults(pipe)`.
         guidance: scale of classifier-free guidance; None: that of `defaults(pipe)`.
-        seed: of the initial noise.
+        seed: of the initial noise, and of that which a scheduler adds on the way (`step_noise`).
         negative_prompt: what the video is not to show; None: the pipeline's default.
         on_step: called as on_step(done, total) after each denoising step; what it raises ends the run.
         vae_tiling: whether to decode in spatial tiles (Wan's VAE decodes a few frames at a time anyway, see
@@ -234,7 +235,12 @@ def generate(
             on_step(step + 1, steps)
         return tensors
 
-    with taking_turns(pipe), _carrying(kept, said=on_latents is not None), checking_calls(pipe):
+    with (
+        taking_turns(pipe),
+        seeded_steps(pipe, seed),
+        _carrying(kept, said=on_latents is not None),
+        checking_calls(pipe),
+    ):
         before, started = call_counts(pipe), time.monotonic()
         video, chunk, tiling = _run(
             pipe,
