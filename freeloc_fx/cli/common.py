@@ -211,7 +211,7 @@ class Job:
         Args:
             pipe: the loaded pipeline.
             prompt: what to show, or from which frame on to show what.
-            seed: of the initial noise.
+            seed: of all noise.
             on_step: called as on_step(done, total) after each denoising step.
             latents: initial noise; None for the pipeline's own.
             on_latents: called with the denoised latents before they are decoded.

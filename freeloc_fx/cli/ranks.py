@@ -99,7 +99,7 @@ class Ranks:
             job: the checked request.
             pipe: shared out, with a strategy.
             prompt: what to show.
-            seed: of the initial noise.
+            seed: of all noise.
             latents: initial noise; None for the pipeline's own.
             timing: as of `Job.run`.
             decode: whether frames are decoded by all ranks; else this one is done after the last step.

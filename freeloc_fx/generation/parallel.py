@@ -3,6 +3,9 @@
 share_tokens(pipe, latent=(81, 60, 104))  # Ulysses: each rank holds some tokens, and some heads in an attention
 shard_weights(pipe)                       # FSDP2: each rank holds a part of every weight
 apply(pipe, strategy="vrpr+tsa")          # then as on one process; every rank makes the same calls
+
+A scheduler that adds noise in its steps must add the same on every rank: `running.generate` sees to that, and a call of
+the pipeline's own needs the same `torch.manual_seed` before it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from .decoding import chunk_of, in_chunks
 from .hints import call_counts, check_transformers, check_unit, checking_calls
 from .latents import Latents, LatentsError
 from .request import check_request, defaults
-from .step_noise import seeded_steps
+from .step_noise import another_seed, seeded_steps
 from .stretches import stretch_of, why_at_once
 from .timeline import marks_of, timeline
 from .turns import taking_turns
@@ -251,7 +251,9 @@ def generate(
             **texts,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=torch.Generator("cpu").manual_seed(seed),
+            # Latents of the caller's may be of this seed (`noise.for_pipeline`); a pipeline that hands its generator to
+            # the scheduler would add the same noise again.
+            generator=torch.Generator("cpu").manual_seed(seed if latents is None else another_seed(seed)),
             callback_on_step_end=after_step,
             **({} if latents is None else {"latents": latents}),
         )

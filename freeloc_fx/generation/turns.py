@@ -21,7 +21,9 @@ def taking_turns(pipe: Any) -> Iterator[None]:
     Args:
         pipe: a diffusers pipeline.
     """
-    parts = [part for name in ("scheduler", "vae") if (part := getattr(pipe, name, None)) is not None]
+    parts = [
+        part for name in ("scheduler", "audio_scheduler", "vae") if (part := getattr(pipe, name, None)) is not None
+    ]
     with ExitStack() as held:
         for part in sorted(parts or [pipe], key=id):  # in one order, so that nobody waits for somebody who waits
             held.enter_context(lock_of(part))

@@ -6,6 +6,7 @@ import copy
 import inspect
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from pipelines import save
+from test_latents import cogvideox
 
 import freeloc_fx
 from freeloc_fx import Profile
 from freeloc_fx.generation.noise import for_pipeline
 from freeloc_fx.generation.running import generate
-from freeloc_fx.generation.step_noise import adds_noise, seeded_steps
+from freeloc_fx.generation.step_noise import _ADDING, adds_noise, seeded_steps
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +65,36 @@ def test_strategies_are_compared_under_the_same_noise(noisy: Any, monkeypatch: p
 
 
 def test_noise_on_the_way_is_not_the_initial_noise_again(noisy: Any) -> None:
-    """With latents of the caller's the seed's generator has drawn nothing yet."""
+    """Latents of the caller's may be drawn from the same seed."""
     start = torch.randn(1, 16, 5, 4, 4, generator=torch.Generator().manual_seed(5))
-    drawn: list[torch.Tensor] = []
     with seeded_steps(noisy, 5):
         noisy.scheduler.set_timesteps(3)
         zero = torch.zeros_like(start)
-        drawn.append(noisy.scheduler.step(zero, noisy.scheduler.timesteps[0], zero, return_dict=False)[0])
-    assert drawn[0].std() > 0.5
-    assert abs(torch.corrcoef(torch.stack([drawn[0].flatten(), start.flatten()]))[0, 1]) < 0.1
+        drawn = noisy.scheduler.step(zero, noisy.scheduler.timesteps[0], zero, return_dict=False)[0]
+    assert drawn.std() > 0.5
+    assert abs(correlation(drawn, start)) < 0.1
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+
+
+def test_nor_in_a_pipeline_that_hands_its_generator_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CogVideoX does, and FreeNoise's latents of a seed leave that seed's generator as it was."""
+    pipe = cogvideox()
+    pipe.set_progress_bar_config(disable=True)
+    latents = for_pipeline(pipe, 33, 32, 32, window=3, seed=5)
+    step, drawn = type(pipe.scheduler).step, []
+
+    def watched(self: Any, *args: Any, generator: torch.Generator, **kwargs: Any) -> Any:
+        drawn.append(torch.randn(latents.shape, generator=generator.clone_state()))
+        return step(self, *args, generator=generator, **kwargs)
+
+    monkeypatch.setattr(type(pipe.scheduler), "step", watched)
+    generate(pipe, "a red circle", frames=33, height=32, width=32, steps=2, guidance=1.0, seed=5, latents=latents)
+    frames = latents.shape[1]
+    assert max(abs(correlation(drawn[0][:, f], latents[:, f])) for f in range(frames)) < 0.6  # 64 numbers a frame
+    assert abs(correlation(drawn[0], latents)) < 0.2
 
 
 def test_a_generator_that_is_handed_over_stays(noisy: Any) -> None:
@@ -86,7 +109,7 @@ def test_a_generator_that_is_handed_over_stays(noisy: Any) -> None:
 
 
 def test_a_copy_of_the_scheduler_makes_its_own_steps(noisy: Any) -> None:
-    """LTX-2 copies it for the audio, SkyReels-V2 for each frame."""
+    """LTX-2 copies it for the audio."""
     sample = torch.ones(1, 4, 3, 2, 2)
     with seeded_steps(noisy, 1):
         noisy.scheduler.set_timesteps(3)
@@ -100,10 +123,45 @@ def test_a_copy_of_the_scheduler_makes_its_own_steps(noisy: Any) -> None:
         assert (noisy.scheduler.step_index, other.step_index) == (1, 2)
 
 
-def test_a_step_that_somebody_replaced_is_left_alone(noisy: Any) -> None:
-    mine = noisy.scheduler.step = lambda *args, **kwargs: None
+def test_a_copy_that_outlives_its_generation_follows_the_next_seed(noisy: Any) -> None:
+    sample = torch.ones(1, 4, 3, 2, 2)
     with seeded_steps(noisy, 1):
+        noisy.scheduler = copy.deepcopy(noisy.scheduler)
+    found = []
+    for seed in (7, 7, 8):
+        with seeded_steps(noisy, seed):
+            noisy.scheduler.set_timesteps(3)
+            found.append(noisy.scheduler.step(sample, noisy.scheduler.timesteps[0], sample)[0])
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_a_second_scheduler_follows_the_seed_too(noisy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LTX-2 takes one for the audio."""
+    sample, found = torch.ones(1, 4, 3, 2, 2), []
+    monkeypatch.setattr(noisy, "audio_scheduler", copy.deepcopy(noisy.scheduler), raising=False)
+    for before in (1, 2):
+        torch.manual_seed(before)
+        with seeded_steps(noisy, 3):
+            noisy.audio_scheduler.set_timesteps(3)
+            found.append(noisy.audio_scheduler.step(sample, noisy.audio_scheduler.timesteps[0], sample)[0])
+    assert torch.equal(*found)
+
+
+def test_a_step_that_somebody_replaced_is_left_alone_and_said(noisy: Any, caplog: pytest.LogCaptureFixture) -> None:
+    mine = noisy.scheduler.step = lambda *args, **kwargs: None
+    with caplog.at_level(logging.WARNING, "freeloc_fx"), seeded_steps(noisy, 1):
         assert noisy.scheduler.step is mine
+    assert "FlowMatchEulerDiscreteScheduler has had its step replaced" in caplog.text
+
+
+def test_schedulers_that_are_named_exist_and_a_class_of_ones_own_counts() -> None:
+    missing = {name for name in _ADDING if not hasattr(diffusers, name)}
+    assert missing <= {"FlowMatchLCMScheduler", "DPMSolverSDEScheduler"}  # of later versions; of an extra of diffusers
+
+    class Mine(diffusers.LCMScheduler):
+        config = None
+
+    assert adds_noise(object.__new__(Mine)) and not adds_noise(None) and not adds_noise(SimpleNamespace(config=None))
 
 
 @pytest.mark.parametrize(
@@ -117,6 +175,9 @@ def test_a_step_that_somebody_replaced_is_left_alone(noisy: Any) -> None:
         ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
         ("EulerDiscreteScheduler", {}),
         ("EulerAncestralDiscreteScheduler", {}),
+        ("KDPM2AncestralDiscreteScheduler", {}),
+        ("CMStochasticIterativeScheduler", {}),
+        ("DDPMParallelScheduler", {}),
         ("DDIMScheduler", {}),
         ("DDPMScheduler", {}),
         ("LCMScheduler", {}),
@@ -130,7 +191,7 @@ def test_which_schedulers_add_noise(name: str, settings: dict[str, Any]) -> None
         scheduler.set_timesteps(4)
         sample = torch.full((1, 4, 8, 8), 0.5)
         torch.manual_seed(seed)
-        for at in scheduler.timesteps[:2]:
+        for at in scheduler.timesteps[:3]:
             sample = scheduler.step(torch.ones_like(sample) * 0.1, at, sample)[0]
         found.append(sample)
     assert adds_noise(scheduler) == (not torch.equal(*found))
